@@ -1,3 +1,92 @@
-"""gradwire: model updates in the fewest bytes that train as well."""
+"""gradwire: model updates in the fewest bytes that train as well.
+
+    import gradwire as gw
+
+    compressor = gw.ef(gw.topk(0.01))
+    client = gw.Client(compressor, layout)          # client.compress(update) -> bytes
+    server = gw.Server(compressor, layout)          # server.receive(blob); server.close_round()
+
+Importing this package loads neither torch nor plotting nor numba.
+"""
+
+from gradwire.aggregate import Aggregator
+from gradwire.client import Client
+from gradwire.compressor import Compressor, Round, State, accumulate, decompress
+from gradwire.errors import (
+    BackendUnavailable,
+    BadChecksum,
+    ConfigError,
+    DecodeError,
+    Duplicate,
+    GradwireError,
+    LimitExceeded,
+    Malformed,
+    ProtocolError,
+    StaleReference,
+    StateError,
+    Truncated,
+    UnknownCodec,
+    UnsupportedVersion,
+    UpdateError,
+)
+from gradwire.feedback import ef
+from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.layout import Layout
+from gradwire.payload import Part, Payload
+from gradwire.quantize import bf16, fp16, uniform
+from gradwire.rng import Key
+from gradwire.server import Result, Server
+from gradwire.sparsify import dense, randk, topk
+from gradwire.spec import parse
+from gradwire.wire import Limits, decode, encode, inspect
 
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "Absolute",
+    "Aggregator",
+    "BackendUnavailable",
+    "BadChecksum",
+    "Client",
+    "Compressor",
+    "ConfigError",
+    "Contractive",
+    "DecodeError",
+    "Duplicate",
+    "GradwireError",
+    "Guarantee",
+    "Key",
+    "Layout",
+    "LimitExceeded",
+    "Limits",
+    "Malformed",
+    "Part",
+    "Payload",
+    "ProtocolError",
+    "Result",
+    "Round",
+    "Server",
+    "StaleReference",
+    "State",
+    "StateError",
+    "Truncated",
+    "Unbiased",
+    "Unknown",
+    "UnknownCodec",
+    "UnsupportedVersion",
+    "UpdateError",
+    "__version__",
+    "accumulate",
+    "bf16",
+    "decode",
+    "decompress",
+    "dense",
+    "ef",
+    "encode",
+    "fp16",
+    "inspect",
+    "parse",
+    "randk",
+    "topk",
+    "uniform",
+]

@@ -1,0 +1,131 @@
+"""Aggregator: payloads in, their weighted mean out, one dense vector whatever the number of clients."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gradwire.compressor import Vector, accumulate
+from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.layout import Layout
+from gradwire.payload import Payload
+
+__all__ = ["Aggregator", "check_weight"]
+
+_LARGEST_SUM = float(np.finfo(np.float32).max) / 2
+
+
+class Aggregator:
+    """A running weighted sum of payloads, which regional servers merge.
+
+    Args:
+        layout: the model's layout.
+
+    Attributes:
+        sum_weights: total weight added so far.
+        num_received: payloads added so far.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> layout = gw.Layout.flat(2)
+        >>> aggregator = gw.Aggregator(layout)
+        >>> for weight, update in ((1.0, [0, 4]), (3.0, [4, 0])):
+        ...     client = gw.Client(gw.dense(), layout)
+        ...     aggregator.add(gw.decode(client.compress(np.array(update, np.float32))), weight)
+        >>> aggregator.mean().tolist()
+        [3.0, 1.0]
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._sum = np.zeros(layout.d, np.float32)
+        self.sum_weights = 0.0
+        self.num_received = 0
+        self._bound = 0.0
+
+    def add(self, payload: Payload, weight: float = 1.0, reference: Payload | None = None) -> None:
+        """Add one payload; sparse ones touch only their own coordinates.
+
+        Args:
+            payload: from ``compress`` or ``decode``.
+            weight: its weight in the mean, finite and > 0.
+            reference: the payload it leans on, where it leans on one.
+
+        Raises:
+            ConfigError: on a weight that is not positive.
+            ProtocolError: on a payload of another length, or so large that the sum could leave float32's range;
+                nothing is changed.
+        """
+        weight = check_weight(weight)
+        if payload.d != self.layout.d:
+            raise ProtocolError(f"payload must have d = {self.layout.d}, got {payload.d}")
+        largest = max((float(np.abs(p.numbers()).max()) for p in payload.parts if p.support.num_kept), default=0.0)
+        if self._bound + weight * largest > _LARGEST_SUM:
+            raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
+        accumulate(self._sum, payload, weight, reference)
+        self._bound += weight * largest
+        self.sum_weights += weight
+        self.num_received += 1
+
+    def merge(self, other: Aggregator) -> None:
+        """Add what another aggregator holds, which is left as it was.
+
+        Args:
+            other: of the same layout.
+
+        Raises:
+            ConfigError: on another layout.
+            ProtocolError: when the sum could leave float32's range.
+        """
+        if other.layout.digest != self.layout.digest:
+            raise ConfigError("aggregators can only be merged over the same layout")
+        if self._bound + other._bound > _LARGEST_SUM:
+            raise ProtocolError("the merged sum could leave float32's range")
+        self._sum += other._sum
+        self._bound += other._bound
+        self.sum_weights += other.sum_weights
+        self.num_received += other.num_received
+
+    def mean(self) -> Vector:
+        """Return the weighted mean so far.
+
+        Returns:
+            (d,) float32, newly made: sum of weight * update over sum of weights; zeros when nothing was added.
+        """
+        return self._sum / np.float32(self.sum_weights) if self.num_received else self._sum.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
+        return {
+            "sum": self._sum.copy(),
+            "sum_weights": self.sum_weights,
+            "num_received": self.num_received,
+            "bound": self._bound,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
+
+        Raises:
+            StateError: on a sum of another length; nothing is changed then.
+        """
+        total = np.array(state["sum"], np.float32)
+        if total.shape != (self.layout.d,):
+            raise StateError(f"sum must have shape ({self.layout.d},), got {total.shape}")
+        sum_weights, num_received, bound = (
+            float(state["sum_weights"]),
+            int(state["num_received"]),
+            float(state["bound"]),
+        )
+        self._sum, self.sum_weights, self.num_received, self._bound = total, sum_weights, num_received, bound
+
+
+def check_weight(weight: float) -> float:
+    """Return a weight that is finite and positive in float32 as a float, or raise ConfigError."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
+        raise ConfigError(f"weight must be a number, got {weight!r}")
+    if not (math.isfinite(weight) and 2.0**-126 <= weight < 2.0**127):
+        raise ConfigError(f"weight must be finite and positive, got {weight!r}")
+    return float(weight)

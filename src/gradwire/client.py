@@ -1,0 +1,241 @@
+"""Client: the sending end of a conversation, without any input or output of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwire.aggregate import check_weight
+from gradwire.checks import check_bytes, check_integer
+from gradwire.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.layout import Layout, as_update
+from gradwire.rng import Key
+from gradwire.wire import Limits, decode, encode
+
+__all__ = ["Client", "reference_digest"]
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A payload that was sent and not answered yet."""
+
+    sequence: int
+    blob: bytes
+
+
+class Client:
+    """Turns updates into blobs, remembers what was not delivered, and follows the server's rounds.
+
+    Nothing is sent or received here: the host carries the bytes, and says in ``end_round`` what arrived.
+
+    Args:
+        compressor: what compresses updates.
+        layout: the model's layout.
+        client_id: this client's number, 0 or more; part of the key randomness is drawn from.
+        seed: seed of the run, the same at all ends.
+        num_rounds: rounds of the whole run, for compressors with a schedule, or None.
+
+    Attributes:
+        round: the round the next update belongs to.
+        sequence: how many payloads were made so far.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> layout = gw.Layout.flat(4)
+        >>> client, server = gw.Client(gw.topk(0.5), layout), gw.Server(gw.topk(0.5), layout)
+        >>> blob = client.compress(np.array([1, -4, 2, 0], np.float32))
+        >>> server.receive(blob, client_id=0)
+        >>> result = server.close_round()
+        >>> client.end_round(result.blob, delivered=True).tolist()
+        [0.0, -4.0, 2.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        client_id: int = 0,
+        seed: int = 0,
+        num_rounds: int | None = None,
+    ) -> None:
+        if not isinstance(compressor, Compressor):
+            raise ConfigError(f"compressor must be a Compressor, got {compressor!r}; gw.parse reads spec text")
+        if not isinstance(layout, Layout):
+            raise ConfigError(f"layout must be a Layout, got {type(layout).__name__}")
+        self.compressor = compressor
+        self.layout = layout
+        self.client_id = check_integer("client_id", client_id, 0, 2**63)
+        self.seed = Key(seed).seed
+        self.num_rounds = num_rounds
+        self.round = 0
+        self.sequence = 0
+        self._state = compressor.init(layout)
+        self._pending: list[_Pending] = []
+        self._reference: bytes | None = None
+        self._synced = 0
+
+    @property
+    def pending(self) -> tuple[bytes, ...]:
+        """Blobs that were made and not answered yet, oldest first: what to send again after a crash."""
+        return tuple(p.blob for p in self._pending)
+
+    def compress(
+        self, update: Any, weight: float = 1.0, round: int | None = None, num_bytes: int | None = None
+    ) -> bytes:
+        """Turn an update into the bytes to send.
+
+        Args:
+            update: (d,) float16, bfloat16, float32 or float64, NumPy or torch; not modified.
+            weight: this client's weight in the mean, > 0; the same number goes to ``Server.receive``.
+            round: the round this client joins, where it sat some out; the round after the last one ended when None.
+            num_bytes: the blob must take at most this many bytes.
+
+        Returns:
+            The blob: exactly what travels.
+
+        Raises:
+            UpdateError: on NaN, Inf, a wrong length or dtype.
+            ConfigError: on a weight, round or budget that cannot be.
+        """
+        weight = check_weight(weight)
+        check_bytes(num_bytes)
+        index = self.round if round is None else check_integer("round", round, 0)
+        vector = as_update(update, self.layout.d)
+        reference = decode(self._reference) if self._reference is not None and index == self._synced else None
+        agreed = Round(
+            index=index,
+            key=Key(self.seed, index, self.client_id),
+            reference=reference,
+            weight=weight,
+            num_bytes=num_bytes,
+            num_rounds=self.num_rounds,
+            sequence=self.sequence,
+        )
+        payload, self._state = self.compressor.compress(vector, self._state, agreed)
+        blob = encode(payload)
+        self._pending.append(_Pending(self.sequence, blob))
+        self.sequence += 1
+        self.round = max(self.round, index)
+        return blob
+
+    def end_round(self, blob: bytes, delivered: bool = True) -> Vector:
+        """Follow the server into the next round.
+
+        Args:
+            blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed.
+            delivered: what became of all payloads pending: True when each was accepted or answered ``Duplicate``,
+                False when none was: error feedback then takes them back.
+
+        Returns:
+            (d,) float32: what to add to the model, equal to ``result.applied`` at the server.
+
+        Raises:
+            DecodeError: on a damaged blob.
+            ProtocolError: on a blob of another layout, an uplink blob, or one of a round ended before; nothing
+                is changed then.
+        """
+        if not isinstance(delivered, bool):
+            raise ConfigError(f"delivered must be True or False, got {delivered!r}")
+        payload = decode(blob, Limits(max_parameters=max(1, self.layout.d)))
+        if payload.sum_weights is None:
+            raise ProtocolError("end_round takes a server's blob, got a client's")
+        if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
+            raise ProtocolError(
+                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
+                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
+            )
+        if payload.round < self._synced:
+            raise ProtocolError(
+                f"blob is of round {payload.round}, which ended before; expected {self._synced} or later"
+            )
+        applied = decompress(payload)
+        self._answer(delivered)
+        self._reference = bytes(blob)
+        self.round = self._synced = payload.round + 1
+        return applied
+
+    def _answer(self, delivered: bool) -> None:
+        if not delivered:
+            for pending in self._pending:
+                self._state = self.compressor.restore(decode(pending.blob), self._state)
+        self._pending.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that must survive a restart: arrays and plain values only.
+
+        Returns:
+            ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``round``, ``sequence``, ``residual`` ((d,) float32 as of
+            now, or None without error feedback), ``pending`` (blobs as uint8 arrays with their sequence), ``reference`` (the last
+            downlink blob, or None) and ``scheme`` (the compressor's other memory).
+        """
+        memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._state.memory.items()}
+        return {
+            "format": STATE_FORMAT,
+            "spec": str(self.compressor),
+            "layout": self.layout.digest.hex(),
+            "client_id": self.client_id,
+            "seed": self.seed,
+            "round": self.round,
+            "sequence": self.sequence,
+            "residual": memory.pop("residual", None),
+            "pending": [
+                {"sequence": p.sequence, "blob": np.frombuffer(p.blob, np.uint8).copy()} for p in self._pending
+            ],
+            "reference": None if self._reference is None else np.frombuffer(self._reference, np.uint8).copy(),
+            "scheme": memory,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken: the next bytes are the same.
+
+        Args:
+            state: from ``state_dict`` of a client with the same spec, layout and id; not modified.
+
+        Raises:
+            StateError: on a state of something else; nothing is changed then.
+        """
+        check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
+        try:
+            if state["client_id"] != self.client_id:
+                raise StateError(f"state is of client {state['client_id']}, expected {self.client_id}")
+            memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state["scheme"].items()}
+            residual = state["residual"]
+            if residual is not None:
+                memory["residual"] = np.array(residual, np.float32)
+            fresh = self.compressor.init(self.layout)
+            if set(fresh.memory) != set(memory) or (
+                residual is not None and memory["residual"].shape != (self.layout.d,)
+            ):
+                raise StateError(
+                    f"state holds {sorted(memory)}, expected {sorted(fresh.memory)} for {self.layout.d} parameters"
+                )
+            pending = [_Pending(int(p["sequence"]), bytes(np.asarray(p["blob"], np.uint8))) for p in state["pending"]]
+            reference = None if state["reference"] is None else bytes(np.asarray(state["reference"], np.uint8))
+            seed, round_index, sequence = Key(state["seed"]).seed, int(state["round"]), int(state["sequence"])
+            synced = 0 if reference is None else decode(reference).round + 1
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
+        self._state = State(self.layout, memory)
+        self._pending, self._reference, self._synced = pending, reference, synced
+        self.seed, self.round, self.sequence = seed, round_index, sequence
+
+
+def check_state(state: Any, state_format: int, spec: str, layout: Layout) -> None:
+    """Raise StateError unless a saved state names this format, spec and layout."""
+    if not isinstance(state, dict):
+        raise StateError(f"a state is a dict, got {type(state).__name__}")
+    expected = {"format": state_format, "spec": spec, "layout": layout.digest.hex()}
+    for name, value in expected.items():
+        if state.get(name) != value:
+            raise StateError(f"state has {name} {state.get(name)!r}, expected {value!r}")
+
+
+def reference_digest(blob: bytes) -> bytes:
+    """Eight bytes that name a reference: SHA-256 of the downlink blob it was decoded from."""
+    return hashlib.sha256(blob).digest()[:8]

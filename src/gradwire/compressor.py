@@ -1,0 +1,199 @@
+"""The lossy half: update <-> Payload.
+
+A compressor is a frozen value; what it remembers between rounds is a ``State`` passed in and returned.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.errors import ConfigError, StaleReference
+from gradwire.guarantee import Guarantee
+from gradwire.kernels import ops
+from gradwire.layout import Layout
+from gradwire.payload import Every, Payload
+from gradwire.rng import Key
+
+__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress"]
+
+Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What both ends agree on for one compression.
+
+    Attributes:
+        index: the round, 0 or more.
+        key: randomness for (seed, round, client).
+        reference: what decoding the last downlink blob gave, or None without one.
+        weight: the client's weight in the mean, > 0.
+        num_bytes: the payload must fit in this many bytes, or None.
+        num_rounds: rounds of the whole run, where known.
+        sequence: the sender's running number.
+        sum_weights: None on the uplink; the round's total weight on the downlink.
+    """
+
+    index: int = 0
+    key: Key = field(default_factory=lambda: Key(0))
+    reference: Payload | None = None
+    weight: float = 1.0
+    num_bytes: int | None = None
+    num_rounds: int | None = None
+    sequence: int = 0
+    sum_weights: float | None = None
+
+
+@dataclass
+class State:
+    """What a compressor remembers: its layout and named arrays and numbers.
+
+    Attributes:
+        layout: the layout it was made for.
+        memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32.
+    """
+
+    layout: Layout
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+class Compressor(ABC):
+    """update <-> Payload, as a pure value.
+
+    Subclasses are frozen dataclasses whose fields are their parameters; ``str()`` is the spec text that builds
+    an equal one, and every subclass with a public name can be used in a spec.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> compressor = gw.topk(0.5)
+        >>> state = compressor.init(gw.Layout.flat(4))
+        >>> payload, state = compressor.compress(np.array([1, -4, 2, 0], np.float32), state)
+        >>> gw.decompress(payload).tolist()
+        [0.0, -4.0, 2.0, 0.0]
+    """
+
+    registry: ClassVar[dict[str, type[Compressor]]] = {}
+    summary: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls) and cls.__name__.islower() and not cls.__name__.startswith("_"):
+            Compressor.registry[cls.__name__] = cls
+
+    @abstractmethod
+    def init(self, layout: Layout) -> State:
+        """Make the state before the first round.
+
+        Args:
+            layout: the model's layout.
+
+        Returns:
+            A fresh state.
+        """
+
+    @abstractmethod
+    def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
+        """Turn an update into a payload.
+
+        Args:
+            update: (d,) float32, finite, not modified.
+            state: from ``init`` or the last call; consumed: its buffers may be reused.
+            round: what both ends agree on; round 0 of seed 0 when None.
+
+        Returns:
+            The payload and the next state.
+        """
+
+    @abstractmethod
+    def guarantee(self, d: int) -> Guarantee:
+        """Tell what is promised for updates of length d."""
+
+    def restore(self, payload: Payload, state: State) -> State:
+        """Take back a payload that was not delivered.
+
+        Args:
+            payload: from ``compress``.
+            state: the current state; consumed.
+
+        Returns:
+            The state that remembers it; a compressor without memory loses it.
+        """
+        return state
+
+    def __or__(self, other: object) -> Compressor:
+        """Put a stage after this one."""
+        if not isinstance(other, Compressor):
+            raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
+        raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.default is not MISSING and value == f.default:
+                continue
+            positional = f.default is MISSING or f.metadata.get("positional", False)
+            parts.append(_text(value) if positional else f"{f.name}={_text(value)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    __repr__ = __str__
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, Compressor) else repr(value)
+
+
+def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Payload | None = None) -> None:
+    """Add ``weight`` times a payload to a vector, without making a dense vector of the payload.
+
+    Args:
+        out: (d,) float32, modified in place.
+        payload: from ``compress`` or ``decode``.
+        weight: the factor, rounded to float32.
+        reference: the payload this one leans on, where it leans on one.
+
+    Raises:
+        ConfigError: when ``out`` has another length.
+        StaleReference: when a reference is needed and not given.
+    """
+    if out.shape != (payload.d,):
+        raise ConfigError(f"out must have shape ({payload.d},), got {out.shape}")
+    if payload.reference_digest is not None and reference is None:
+        raise StaleReference(f"the payload leans on reference {payload.reference_digest.hex()}, none given")
+    start = 0
+    for part in payload.parts:
+        piece = out[start : start + part.length]
+        start += part.length
+        if isinstance(part.support, Every):
+            numbers = part.numbers()
+            piece += numbers if weight == 1.0 else numbers * np.float32(weight)
+        elif part.support.num_kept:
+            ops.accumulate_at(piece, part.support.indices, part.numbers(), weight)
+
+
+def decompress(payload: Payload, reference: Payload | None = None) -> Vector:
+    """Make the vector a payload stands for.
+
+    Args:
+        payload: from ``compress`` or ``decode``; it describes itself.
+        reference: the payload this one leans on, needed only where ``payload.reference_digest`` is set.
+
+    Returns:
+        (d,) float32.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> blob = gw.Client(gw.dense(), gw.Layout.flat(3)).compress(np.array([1, 2, 3], np.float32))
+        >>> gw.decompress(gw.decode(blob)).tolist()
+        [1.0, 2.0, 3.0]
+    """
+    out = np.zeros(payload.d, np.float32)
+    accumulate(out, payload, reference=reference)
+    return out

@@ -1,0 +1,309 @@
+"""Payload: what a compressor sends, before any byte is written.
+
+A payload is one or more parts that tile ``[0, d)`` in order. A part is a support (which of its coordinates
+are sent) with values. Everything is frozen; only structure is checked here, content where bytes are read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.errors import ConfigError
+from gradwire.rng import Key
+
+__all__ = ["Every", "Explicit", "Floats", "Part", "Payload", "Seeded", "Support", "Symbols", "Values"]
+
+SUPPORT_PURPOSE = "support"
+FLOAT_CODINGS = ("float32", "float16", "bfloat16")
+
+
+class _Frozen:
+    """Equality by content: arrays bit for bit, everything else by ``==``."""
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        return all(_same(a, b) for a, b in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, eq=False)
+class Support(_Frozen):
+    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded.
+
+    Attributes:
+        length: number of coordinates the part covers.
+    """
+
+    length: int
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        raise NotImplementedError
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Every(Support):
+    """All coordinates."""
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent: all of them."""
+        return self.length
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(length,) int64: 0, 1, 2, ..."""
+        return np.arange(self.length, dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Explicit(Support):
+    """A list of coordinates that travels.
+
+    Attributes:
+        chosen: (k,) int64, strictly increasing, in [0, length).
+    """
+
+    chosen: NDArray[np.int64]
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return int(self.chosen.size)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        return self.chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Seeded(Support):
+    """Coordinates both ends draw from the same key: no index travels.
+
+    Attributes:
+        count: how many coordinates are drawn.
+        key: where they are drawn from; its purpose is ``"support"`` and its round the payload's.
+    """
+
+    count: int
+    key: Key
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return self.count
+
+    @cached_property
+    def _drawn(self) -> NDArray[np.int64]:
+        return self.key.choice(self.length, self.count)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        return self._drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Values(_Frozen):
+    """The numbers at a support's coordinates. One of Floats, Symbols."""
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        raise NotImplementedError
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        raise NotImplementedError
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Values:
+        """Return some of the values.
+
+        Args:
+            chosen: (m,) int64, increasing: positions among the values.
+            support: the support they belong to now.
+
+        Returns:
+            (m,) values, which stand for the same numbers.
+        """
+        raise NotImplementedError
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return the float32 numbers these stand for.
+
+        Args:
+            support: the part's support, which block scales are counted along.
+
+        Returns:
+            (num_values,) float32.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class Floats(Values):
+    """Floating-point numbers as they are.
+
+    Attributes:
+        data: (k,) float32, or (k,) float16, or (k,) uint16 holding bfloat16 bits.
+        coding: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+    """
+
+    data: NDArray[Any]
+    coding: str = "float32"
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        return int(self.data.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return self.data.nbytes
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Floats:
+        """Return some of the values."""
+        return Floats(self.data[chosen], self.coding)
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (k,) float32; float32 data is returned itself, not a copy."""
+        if self.coding == "bfloat16":
+            return (self.data.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return self.data.astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Symbols(Values):
+    """Integers on an evenly spaced grid centred on zero.
+
+    Symbol s of n stands for ``scale * (s - (n - 1) / 2)``, computed in float32: n odd has an exact zero.
+
+    Attributes:
+        symbols: (k,) uint16, each below ``num_symbols``.
+        num_symbols: n >= 2.
+        scales: (s,) float32 > 0: one for all, or one for each block that has a kept entry, in order.
+        block: coordinates of the part a scale covers, or 0 for all of them.
+    """
+
+    symbols: NDArray[np.uint16]
+    num_symbols: int
+    scales: NDArray[np.float32]
+    block: int = 0
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        return int(self.symbols.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return -(-self.symbols.size * (self.num_symbols - 1).bit_length() // 8) + self.scales.nbytes
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Symbols:
+        """Return some of the values, with the scales they need."""
+        scales = self.scales
+        if self.block:
+            scales = scales[np.unique(block_ranks(support, self.block)[chosen])]
+        return Symbols(self.symbols[chosen], self.num_symbols, scales, self.block)
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (k,) float32: the grid points the symbols stand for."""
+        steps = self.symbols.astype(np.float32) - np.float32((self.num_symbols - 1) / 2)
+        if not self.block:
+            return steps * self.scales[0] if steps.size else steps
+        return steps * self.scales[block_ranks(support, self.block)]
+
+
+def block_ranks(support: Support, block: int) -> NDArray[np.int64]:
+    """Number the blocks that hold a kept entry from 0 on and give each kept entry its block's number.
+
+    Args:
+        support: the support.
+        block: coordinates to a block.
+
+    Returns:
+        (num_kept,) int64, non-decreasing.
+    """
+    blocks = support.indices // block
+    if not blocks.size:
+        return blocks
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(blocks[1:] != blocks[:-1])])
+
+
+@dataclass(frozen=True, eq=False)
+class Part(_Frozen):
+    """A range of coordinates: its support and the values there."""
+
+    support: Support
+    values: Values
+
+    @property
+    def length(self) -> int:
+        """Number of coordinates covered."""
+        return self.support.length
+
+    def numbers(self) -> NDArray[np.float32]:
+        """Return the (num_kept,) float32 numbers sent."""
+        return self.values.numbers(self.support)
+
+
+@dataclass(frozen=True, eq=False)
+class Payload(_Frozen):
+    """One message: parts that tile [0, d), and where in the conversation it stands.
+
+    Attributes:
+        d: length of the update.
+        parts: at least one; their lengths add up to d.
+        round: the round it belongs to.
+        sequence: the sender's running number; (client_id, sequence) tells replays.
+        layout_digest: four bytes of the layout it was made for; zeros when unknown.
+        reference_digest: eight bytes of the reference it leans on, or None.
+        sum_weights: downlink only: total weight of the clients in the round; None on the uplink.
+    """
+
+    d: int
+    parts: tuple[Part, ...]
+    round: int = 0
+    sequence: int = 0
+    layout_digest: bytes = b"\0\0\0\0"
+    reference_digest: bytes | None = None
+    sum_weights: float | None = None
+
+    def __post_init__(self) -> None:
+        covered = sum(part.length for part in self.parts)
+        if not self.parts or covered != self.d:
+            raise ConfigError(f"parts must tile [0, {self.d}), got {len(self.parts)} parts over {covered} coordinates")
+        for number, part in enumerate(self.parts):
+            if part.values.num_values != part.support.num_kept:
+                raise ConfigError(
+                    f"part {number}: {part.support.num_kept} coordinates but {part.values.num_values} values"
+                )
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return sum(part.support.num_kept for part in self.parts)
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    return bool(a == b)

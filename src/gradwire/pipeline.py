@@ -1,0 +1,247 @@
+"""Stages and how they run one after the other: one sparsifier, then at most one quantizer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gradwire.compressor import Compressor, Round, State, Vector
+from gradwire.errors import ConfigError
+from gradwire.guarantee import Contractive, Guarantee, compose
+from gradwire.layout import Layout
+from gradwire.payload import Every, Explicit, Floats, Part, Payload
+from gradwire.rng import Key
+from gradwire.wire import encode
+from gradwire.wire.index import explicit_num_bytes
+
+__all__ = ["Pipeline", "Quantizer", "Sparsifier", "Stage"]
+
+
+class Stage(Compressor):
+    """A compressor without memory that can stand in a pipeline."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order; a single stage is a pipeline of one."""
+        return (self,)
+
+    def init(self, layout: Layout) -> State:
+        """Make the state: the layout alone."""
+        return State(layout)
+
+    def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
+        """Turn an update into a payload; see ``Compressor.compress``."""
+        return _run(self.stages, update, state.layout, round or Round()), state
+
+    def __or__(self, other: object) -> Compressor:
+        """Put a stage after this one."""
+        if isinstance(other, Stage):
+            return Pipeline((*self.stages, *other.stages))
+        return super().__or__(other)
+
+
+class Sparsifier(Stage):
+    """Choose coordinates."""
+
+    @abstractmethod
+    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+        """Choose coordinates of an update and give the float32 values there.
+
+        Args:
+            update: (num_parameters,) float32.
+            layout: the model's layout.
+            round: what both ends agree on.
+            num_kept: keep about this many instead of what the density says; None: as the density says.
+
+        Returns:
+            Parts with Floats values that tile the update.
+        """
+
+    @property
+    def budget(self) -> int | None:
+        """Bytes the whole payload must fit in, or None."""
+        return None
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether ``num_kept`` is obeyed, so that a byte budget can be met."""
+        return False
+
+
+class Quantizer(Stage):
+    """Send numbers in fewer bits.
+
+    Subclasses may have a ``scope``: ``'tensor'`` quantizes each tensor apart (in a model-wide support the
+    payload is cut at tensor boundaries), ``'model'`` all together, an integer each block of that many coordinates.
+    """
+
+    @abstractmethod
+    def quantize(self, parts: list[Part], key: Key) -> list[Part]:
+        """Replace the values of parts.
+
+        Args:
+            parts: with Floats float32 values, none of them empty.
+            key: randomness for stochastic rounding.
+
+        Returns:
+            The same supports with other values.
+        """
+
+
+@dataclass(frozen=True, repr=False)
+class Pipeline(Stage):
+    """Stages in order: one sparsifier, then at most one quantizer."""
+
+    members: tuple[Stage, ...]
+
+    def __post_init__(self) -> None:
+        ranks = [_rank(s) for s in self.members]
+        for before, after, stage in zip(ranks, ranks[1:], self.members[1:], strict=False):
+            if after <= before:
+                raise ConfigError(
+                    f"{stage} cannot stand there: a pipeline is one sparsifier, then one quantizer; got {self}"
+                )
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order."""
+        return self.members
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Tell what is promised: see ``compose``."""
+        guarantee: Guarantee = Contractive(1.0)
+        for stage in self.members:
+            guarantee = compose(guarantee, stage.guarantee(d))
+        return guarantee
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.members))
+
+    __repr__ = __str__
+
+
+def _rank(stage: Stage) -> int:
+    if isinstance(stage, Sparsifier):
+        return 0
+    if isinstance(stage, Quantizer):
+        return 1
+    raise ConfigError(f"{stage} cannot stand in a pipeline")
+
+
+def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round) -> Payload:
+    sparsifier = next((s for s in stages if isinstance(s, Sparsifier)), None)
+    quantizer = next((s for s in stages if isinstance(s, Quantizer)), None)
+
+    def payload(num_kept: int | None) -> Payload:
+        parameters = update[: layout.num_parameters]
+        if sparsifier is None:
+            parts = [Part(Every(parameters.size), Floats(parameters))]
+        else:
+            parts = sparsifier.sparsify(parameters, layout, round, num_kept)
+        if quantizer is not None:
+            parts = _quantize(quantizer, parts, layout, round)
+        if layout.num_parameters < layout.d:
+            statistics = update[layout.num_parameters :]
+            parts = [*parts, Part(Every(statistics.size), Floats(statistics))]
+        return Payload(
+            layout.d,
+            tuple(_prune(part) for part in parts),
+            round=round.index,
+            sequence=round.sequence,
+            layout_digest=layout.digest,
+            sum_weights=round.sum_weights,
+        )
+
+    num_bytes = round.num_bytes
+    if num_bytes is None and sparsifier is not None:
+        num_bytes = sparsifier.budget
+    if num_bytes is None:
+        return payload(None)
+    if sparsifier is not None and sparsifier.adjustable:
+        return _largest_fitting(payload, layout.num_parameters, num_bytes)
+    made = payload(None)
+    if len(encode(made)) > num_bytes:
+        raise ConfigError(
+            f"num_bytes must be at least {len(encode(made))} for {' | '.join(map(str, stages))}, "
+            f"which has no number of entries to lower, got {num_bytes}"
+        )
+    return made
+
+
+def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
+    """Bisect for a k whose payload fits while that of k + 1 does not (or k = d)."""
+    best = payload(0)
+    if len(encode(best)) > num_bytes:
+        raise ConfigError(
+            f"num_bytes must be at least {len(encode(best))}, the size of an empty payload here, got {num_bytes}"
+        )
+    low, high = 0, d + 1
+    while high - low > 1:
+        # an entry costs at least a bit, so there is no point in looking far above what was paid for
+        middle = min((low + high) // 2, 2 * low + 8 * num_bytes)
+        tried = payload(middle)
+        if len(encode(tried)) <= num_bytes:
+            low, best = middle, tried
+        else:
+            high = middle
+    return best
+
+
+def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Round) -> list[Part]:
+    if getattr(quantizer, "scope", "model") == "tensor" and len(layout.tensors) > 1:
+        parts = _cut_at_tensors(parts, layout)
+    filled = [i for i, part in enumerate(parts) if part.support.num_kept]
+    quantized = quantizer.quantize([parts[i] for i in filled], round.key) if filled else []
+    out = list(parts)
+    for i, part in zip(filled, quantized, strict=True):
+        out[i] = part
+    return out
+
+
+def _cut_at_tensors(parts: list[Part], layout: Layout) -> list[Part]:
+    """Cut parts at tensor boundaries; a seeded support cannot be cut and stays one part."""
+    stops = [t.stop for t in layout.tensors if not t.buffer and t.num_elements]
+    out: list[Part] = []
+    start = 0
+    for part in parts:
+        inner = [s - start for s in stops if start < s < start + part.length]
+        start += part.length
+        support = part.support
+        if not inner or not isinstance(support, (Every, Explicit)):
+            out.append(part)
+            continue
+        numbers = part.numbers()
+        for low, high in zip([0, *inner], [*inner, part.length], strict=True):
+            if isinstance(support, Every):
+                out.append(Part(Every(high - low), Floats(numbers[low:high])))
+            else:
+                a, b = np.searchsorted(support.chosen, [low, high])
+                out.append(Part(Explicit(high - low, support.chosen[a:b] - low), Floats(numbers[a:b])))
+    return out
+
+
+def _prune(part: Part) -> Part:
+    """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper."""
+    support = part.support
+    if not isinstance(support, (Every, Explicit)) or support.num_kept == 0:
+        return (
+            part
+            if support.num_kept
+            else Part(Explicit(support.length, np.empty(0, np.int64)), Floats(np.empty(0, np.float32)))
+        )
+    nonzero = part.numbers() != 0
+    count = int(np.count_nonzero(nonzero))
+    if count == support.num_kept:
+        return part
+    kept = np.flatnonzero(nonzero)
+    chosen = support.indices[kept]
+    if count == 0:
+        return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
+    pruned = Part(Explicit(support.length, chosen), part.values.take(kept, support))
+    if isinstance(support, Explicit):
+        return pruned
+    cost = explicit_num_bytes(chosen, support.length) + pruned.values.num_bytes
+    return pruned if cost < part.values.num_bytes else part

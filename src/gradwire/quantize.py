@@ -1,0 +1,162 @@
+"""Quantizers: the numbers sent, in fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.checks import check_flag, check_integer, check_scope
+from gradwire.compressor import Vector
+from gradwire.guarantee import Contractive, Guarantee, Unbiased
+from gradwire.kernels import ops
+from gradwire.payload import Floats, Part, Support, Symbols, block_ranks
+from gradwire.pipeline import Quantizer
+from gradwire.rng import Key
+
+__all__ = ["bf16", "fp16", "uniform"]
+
+_TINY = np.float32(2.0**-149)
+
+
+@dataclass(frozen=True, repr=False)
+class fp16(Quantizer):
+    """Send IEEE half precision, rounded to nearest even; beyond +-65504 the largest half is sent.
+
+    Example:
+        >>> import gradwire as gw
+        >>> str(gw.topk(0.01) | gw.fp16())
+        'topk(0.01) | fp16()'
+
+    Source: IEEE 754-2019, binary16.
+    Deviations: saturates instead of overflowing to infinity.
+    """
+
+    summary: ClassVar[str] = "half precision"
+    citation: ClassVar[str] = "IEEE 754-2019"
+
+    def quantize(self, parts: list[Part], key: Key) -> list[Part]:
+        """Round to half precision."""
+        return [
+            Part(p.support, Floats(np.clip(p.numbers(), -65504, 65504).astype(np.float16), "float16")) for p in parts
+        ]
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(0): the error is never longer than the input, and numbers below 2^-25 become 0."""
+        return Contractive(0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class bf16(Quantizer):
+    """Send bfloat16: float32's exponents with 8 bits of precision, rounded to nearest even.
+
+    Example:
+        >>> import gradwire as gw
+        >>> str(gw.bf16())
+        'bf16()'
+
+    Source: Kalamkar et al. 2019 (arXiv 1905.12322).
+    Deviations: saturates instead of overflowing to infinity.
+    """
+
+    summary: ClassVar[str] = "bfloat16"
+    citation: ClassVar[str] = "Kalamkar et al. 2019, arXiv:1905.12322"
+
+    def quantize(self, parts: list[Part], key: Key) -> list[Part]:
+        """Round to bfloat16."""
+        return [Part(p.support, Floats(ops.bfloat16_bits(p.numbers()), "bfloat16")) for p in parts]
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(0): the error is never longer than the input, and the smallest denormals become 0."""
+        return Contractive(0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class uniform(Quantizer):
+    """Send symmetric integers: the nearest of 2^bits - 1 evenly spaced points of [-max|x|, max|x|].
+
+    One bit means the scaled sign of TCS Eq. (11): +-mean|x| (with stochastic rounding, +-max|x|).
+
+    Args:
+        bits: 1 to 8 bits a number.
+        stochastic: round up or down at random so that the expectation is exact.
+        scope: what a scale covers: ``'tensor'``, ``'model'`` or a block of that many coordinates.
+
+    Raises:
+        ConfigError: on a value outside these.
+
+    Example:
+        >>> import gradwire as gw
+        >>> gw.uniform(8, stochastic=True).guarantee(100).omega < 0.01
+        True
+
+    Source: seed glossary "Gradient Compression", quantized gradient communication; TCS (arXiv 2101.08837) Eq. (11).
+    Deviations: none.
+    """
+
+    bits: int
+    stochastic: bool = False
+    scope: str | int = "tensor"
+
+    summary: ClassVar[str] = "evenly spaced integers with a scale"
+    citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bits", check_integer("bits", self.bits, 1, 8))
+        check_flag("stochastic", self.stochastic)
+        check_scope(self.scope)
+
+    @property
+    def num_symbols(self) -> int:
+        """Grid points: odd, so that zero is one of them, except for one bit."""
+        return 2 if self.bits == 1 else 2**self.bits - 1
+
+    def quantize(self, parts: list[Part], key: Key) -> list[Part]:
+        """Round to the grid."""
+        block = self.scope if isinstance(self.scope, int) else 0
+        numbers = [p.numbers() for p in parts]
+        if self.scope == "model":
+            common = self._scales(np.concatenate(numbers), None)
+            scales = [common] * len(parts)
+        else:
+            scales = [self._scales(x, _ranks(p.support, block)) for x, p in zip(numbers, parts, strict=True)]
+        dither: list[Vector | None] = [None] * len(parts)
+        if self.stochastic:
+            drawn = key.derive(purpose="dither").uniform(sum(x.size for x in numbers))
+            dither = list(np.split(drawn, np.cumsum([x.size for x in numbers])[:-1]))
+        out = []
+        for x, p, s, u in zip(numbers, parts, scales, dither, strict=True):
+            per_value = s[block_ranks(p.support, block)] if block else s
+            symbols = ops.quantize_centred(x, per_value, self.num_symbols, u)
+            out.append(Part(p.support, Symbols(symbols, self.num_symbols, s, block)))
+        return out
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(1 / d): the largest entry is exact; stochastic: Unbiased, from the variance of rounding."""
+        if self.stochastic:
+            half = (self.num_symbols - 1) / 2
+            return Unbiased(d / (4 * half * half))
+        return Contractive(1 / max(d, 1))
+
+    def _scales(self, numbers: Vector, ranks: NDArray[np.int64] | None) -> Vector:
+        """Grid step of all numbers together, or of each block: (s,) float32 > 0."""
+        magnitudes = np.abs(numbers)
+        if ranks is None:
+            ranks = np.zeros(magnitudes.size, np.int64)
+        num_scales = int(ranks[-1]) + 1
+        if self.bits == 1 and not self.stochastic:
+            sums = np.bincount(ranks, weights=magnitudes, minlength=num_scales)
+            step = 2 * sums / np.bincount(ranks, minlength=num_scales)
+        else:
+            largest = np.maximum.reduceat(magnitudes, np.searchsorted(ranks, np.arange(num_scales)))
+            step = largest / np.float32((self.num_symbols - 1) / 2)
+        step = np.clip(step, _TINY, np.finfo(np.float32).max).astype(np.float32)
+        with np.errstate(over="ignore"):
+            overflows = np.isinf(step * np.float32((self.num_symbols - 1) / 2))
+        return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)
+
+
+def _ranks(support: Support, block: int) -> NDArray[np.int64] | None:
+    return block_ranks(support, block) if block else None

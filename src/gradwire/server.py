@@ -1,0 +1,259 @@
+"""Server: the aggregating end of a conversation, without any input or output of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwire.aggregate import Aggregator, check_weight
+from gradwire.checks import check_integer
+from gradwire.client import check_state, reference_digest
+from gradwire.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference, StateError
+from gradwire.layout import Layout, as_update
+from gradwire.payload import Payload
+from gradwire.rng import Key
+from gradwire.sparsify import dense
+from gradwire.wire import Limits, decode, encode
+
+__all__ = ["Result", "Server"]
+
+STATE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a round came to.
+
+    Attributes:
+        update: (d,) float32: the weighted mean of what arrived; zeros when nothing did.
+        applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model.
+        blob: what goes to each client.
+        sum_weights: total weight received.
+        num_received: payloads accepted.
+        accepted: (client_id, sequence) of each, in order of arrival.
+        round: the round that closed.
+    """
+
+    update: Vector
+    applied: Vector
+    blob: bytes
+    sum_weights: float
+    num_received: int
+    accepted: tuple[tuple[int, int], ...]
+    round: int
+
+
+class Server:
+    """Takes blobs in, closes rounds, and says what to send down.
+
+    Args:
+        compressor: what the clients compress with.
+        layout: the model's layout.
+        seed: seed of the run, the same at all ends.
+        downlink: what compresses the way down; lossless by default.
+        step: update -> delta, run inside ``close_round`` on the (d,) float32 mean (a server optimiser, clipping); the
+            mean itself when None.
+        num_clients: how many clients there are, for schemes that mirror each of them.
+        max_staleness: accept payloads of this many closed rounds.
+
+    Attributes:
+        round: the round that is open.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> layout = gw.Layout.flat(2)
+        >>> server = gw.Server(gw.dense(), layout)
+        >>> for i, weight in enumerate((1.0, 3.0)):
+        ...     client = gw.Client(gw.dense(), layout, client_id=i)
+        ...     server.receive(client.compress(np.full(2, 4 * i, np.float32), weight), i, weight)
+        >>> server.close_round().update.tolist()
+        [3.0, 3.0]
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        seed: int = 0,
+        downlink: Compressor | None = None,
+        step: Callable[[Vector], Vector] | None = None,
+        num_clients: int | None = None,
+        max_staleness: int = 0,
+    ) -> None:
+        downlink = dense() if downlink is None else downlink
+        for name, value in (("compressor", compressor), ("downlink", downlink)):
+            if not isinstance(value, Compressor):
+                raise ConfigError(f"{name} must be a Compressor, got {value!r}; gw.parse reads spec text")
+        if not isinstance(layout, Layout):
+            raise ConfigError(f"layout must be a Layout, got {type(layout).__name__}")
+        if step is not None and not callable(step):
+            raise ConfigError(f"step must be a function update -> delta or None, got {step!r}")
+        self.compressor = compressor
+        self.layout = layout
+        self.seed = Key(seed).seed
+        self.downlink = downlink
+        self.step = step
+        self.num_clients = None if num_clients is None else check_integer("num_clients", num_clients, 1)
+        self.max_staleness = check_integer("max_staleness", max_staleness, 0)
+        self.round = 0
+        self._limits = Limits(max_parameters=max(1, layout.d))
+        self._aggregator = Aggregator(layout)
+        self._accepted: list[tuple[int, int]] = []
+        self._counted: dict[int, list[list[int]]] = {}
+        self._downlink_state = downlink.init(layout)
+        self._references: dict[bytes, bytes] = {}
+
+    def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
+        """Count one client's blob into the open round.
+
+        Args:
+            blob: from ``Client.compress``.
+            client_id: who sent it.
+            weight: the weight it was compressed with.
+
+        Raises:
+            DecodeError: on bytes that are no payload.
+            Duplicate: on one that was counted already: its sender may forget it.
+            StaleReference: on one that leans on a reference not held here any more.
+            ProtocolError: on another layout, a round that is closed or not open yet, or a downlink blob.
+            ConfigError: on a weight that is not positive. Nothing is changed in any of these cases.
+        """
+        weight = check_weight(weight)
+        client_id = check_integer("client_id", client_id, 0, 2**63)
+        if self.num_clients is not None and client_id >= self.num_clients:
+            raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
+        payload = decode(blob, self._limits)
+        self._check(payload, client_id)
+        self._aggregator.add(payload, weight, self._reference_of(payload))
+        _insert(self._counted.setdefault(client_id, []), payload.sequence)
+        self._accepted.append((client_id, payload.sequence))
+
+    def close_round(self) -> Result:
+        """End the open round: mean, step, downlink.
+
+        Returns:
+            The result; its blob goes to every client. A round nothing arrived in gives zeros and a valid blob.
+
+        Raises:
+            UpdateError: when ``step`` gives something that is no finite (d,) float vector; the round then stays open.
+        """
+        if self.step is None:
+            update = delta = self._aggregator.mean()
+        else:
+            update = self._aggregator.mean()
+            delta = as_update(self.step(update.copy()), self.layout.d)
+        agreed = Round(
+            index=self.round,
+            key=Key(self.seed, self.round, purpose="downlink"),
+            sequence=self.round,
+            sum_weights=self._aggregator.sum_weights,
+        )
+        payload, self._downlink_state = self.downlink.compress(delta, self._downlink_state, agreed)
+        blob = encode(payload)
+        result = Result(
+            update=update,
+            applied=decompress(payload),
+            blob=blob,
+            sum_weights=self._aggregator.sum_weights,
+            num_received=self._aggregator.num_received,
+            accepted=tuple(self._accepted),
+            round=self.round,
+        )
+        self._aggregator = Aggregator(self.layout)
+        self._accepted = []
+        self._references[reference_digest(blob)] = blob
+        while len(self._references) > self.max_staleness + 1:
+            del self._references[next(iter(self._references))]
+        self.round += 1
+        return result
+
+    def _check(self, payload: Payload, client_id: int) -> None:
+        if payload.sum_weights is not None:
+            raise ProtocolError("receive takes a client's blob, got a server's")
+        if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
+            raise ProtocolError(
+                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
+                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
+            )
+        if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
+            raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
+        if not self.round - self.max_staleness <= payload.round <= self.round:
+            raise ProtocolError(
+                f"payload is of round {payload.round}, expected {self.round}"
+                + (f" or one of the {self.max_staleness} before" if self.max_staleness else "")
+            )
+
+    def _reference_of(self, payload: Payload) -> Payload | None:
+        if payload.reference_digest is None:
+            return None
+        blob = self._references.get(payload.reference_digest)
+        if blob is None:
+            raise StaleReference(f"payload leans on reference {payload.reference_digest.hex()}, which is not held here")
+        return decode(blob, self._limits)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that must survive a restart: arrays and plain values only.
+
+        Returns:
+            ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32, weighted and not
+            divided), ``sum_weights``, ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory and
+            the past ``references``. The step's own state is the caller's.
+        """
+        aggregator = self._aggregator
+        return {
+            "format": STATE_FORMAT,
+            "spec": str(self.compressor),
+            "downlink": str(self.downlink),
+            "layout": self.layout.digest.hex(),
+            "seed": self.seed,
+            "round": self.round,
+            **aggregator.state_dict(),
+            "accepted": [list(pair) for pair in self._accepted],
+            "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
+            "scheme": {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._downlink_state.memory.items()},
+            "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Args:
+            state: from ``state_dict`` of a server with the same specs and layout; not modified.
+
+        Raises:
+            StateError: on a state of something else; nothing is changed then.
+        """
+        check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
+        if state.get("downlink") != str(self.downlink):
+            raise StateError(f"state has downlink {state.get('downlink')!r}, expected {str(self.downlink)!r}")
+        try:
+            aggregator = Aggregator(self.layout)
+            aggregator.load_state_dict(state)
+            memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state["scheme"].items()}
+            accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
+            counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
+            blobs = [bytes(np.asarray(blob, np.uint8)) for blob in state["references"]]
+            seed, round_index = Key(state["seed"]).seed, int(state["round"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
+        self._aggregator, self._accepted, self._counted = aggregator, accepted, counted
+        self._downlink_state = State(self.layout, memory)
+        self._references = {reference_digest(blob): blob for blob in blobs}
+        self.seed, self.round = seed, round_index
+
+
+def _insert(runs: list[list[int]], sequence: int) -> None:
+    """Add a number to sorted, disjoint, non-adjacent closed runs."""
+    runs.append([sequence, sequence])
+    runs.sort()
+    merged: list[list[int]] = []
+    for low, high in runs:
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1][1] = max(high, merged[-1][1])
+        else:
+            merged.append([low, high])
+    runs[:] = merged

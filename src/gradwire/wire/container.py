@@ -1,0 +1,239 @@
+"""The container: payload <-> bytes, and what is inside a blob without making a vector of it.
+
+docs/format.md, "Container", is the law for every byte written here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwire.errors import (
+    BadChecksum,
+    ConfigError,
+    DecodeError,
+    LimitExceeded,
+    Malformed,
+    Truncated,
+    UnsupportedVersion,
+)
+from gradwire.payload import Floats, Part, Payload, Values
+from gradwire.wire import index, values
+from gradwire.wire.limits import Limits
+from gradwire.wire.reader import Reader, varint
+
+__all__ = ["decode", "encode", "inspect"]
+
+MAGIC = b"GW"
+VERSION = 1
+DOWNLINK, REFERENCE, SEVERAL_PARTS = 1, 2, 4
+_NO_VALUES = 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Where a part's bytes are: its codecs and how many bytes each section takes."""
+
+    support_codec: int
+    values_codec: int
+    support_bytes: int
+    values_bytes: int
+
+
+def encode(payload: Payload) -> bytes:
+    """Turn a payload into the bytes that travel.
+
+    Args:
+        payload: from ``Compressor.compress``.
+
+    Returns:
+        The blob; equal payloads give equal blobs.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> compressor = gw.topk(0.5)
+        >>> payload, _ = compressor.compress(np.array([3.0, 1.0], np.float32), compressor.init(gw.Layout.flat(2)))
+        >>> gw.decode(gw.encode(payload)) == payload
+        True
+    """
+    several = len(payload.parts) > 1
+    flags = (
+        (DOWNLINK if payload.sum_weights is not None else 0)
+        | (REFERENCE if payload.reference_digest is not None else 0)
+        | (SEVERAL_PARTS if several else 0)
+    )
+    out = bytearray(MAGIC)
+    out += bytes([VERSION, flags])
+    out += varint(payload.d) + varint(payload.round) + varint(payload.sequence)
+    out += payload.layout_digest
+    if payload.reference_digest is not None:
+        out += payload.reference_digest
+    if payload.sum_weights is not None:
+        out += struct.pack("<d", payload.sum_weights)
+    if several:
+        out += varint(len(payload.parts))
+    for part in payload.parts:
+        if several:
+            out += varint(part.length)
+        support_codec, support = index.encode_support(part.support)
+        values_codec, numbers = values.encode_values(part.values) if part.support.num_kept else (_NO_VALUES, b"")
+        out.append(support_codec | values_codec << 4)
+        out += support
+        out += numbers
+    out += struct.pack("<I", zlib.crc32(out))
+    return bytes(out)
+
+
+def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> Payload:
+    """Read a blob back.
+
+    Total: any bytes whatever give a Payload or a DecodeError, and no array is made that the bytes do not pay for.
+
+    Args:
+        blob: the bytes.
+        limits: what to refuse; the defaults of ``Limits`` when None.
+
+    Returns:
+        The payload that was encoded, its numbers all finite.
+
+    Raises:
+        DecodeError: Truncated, BadChecksum, LimitExceeded, UnsupportedVersion, UnknownCodec or Malformed.
+    """
+    return _read(blob, limits or Limits())[0]
+
+
+def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> dict[str, Any]:
+    """Tell what a blob holds and what each piece costs.
+
+    Args:
+        blob: the bytes.
+        limits: what to refuse; the defaults of ``Limits`` when None.
+
+    Returns:
+        ``kind``, ``d``, ``num_kept``, ``num_parts``, ``round``, ``sequence``, ``codec`` (of support and of
+        values), ``header_bytes``, ``support_bytes``, ``values_bytes``, ``total_bytes`` (their sum), ``bits_per_parameter`` and ``bits_per_index``
+        (None where there is nothing to divide by), ``layout_digest`` and ``sum_weights``.
+
+    Raises:
+        DecodeError: as ``decode``.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> client = gw.Client(gw.topk(0.01), gw.Layout.flat(1000))
+        >>> gw.inspect(client.compress(np.arange(1000, dtype=np.float32)))["num_kept"]
+        10
+    """
+    payload, sizes = _read(blob, limits or Limits())
+    support_bytes = sum(s.support_bytes for s in sizes)
+    values_bytes = sum(s.values_bytes for s in sizes)
+    kept = payload.num_kept
+    filled = [s for s in sizes if s.support_codec != index.NONE]
+    return {
+        "kind": "uplink" if payload.sum_weights is None else "downlink",
+        "d": payload.d,
+        "num_kept": kept,
+        "num_parts": len(payload.parts),
+        "round": payload.round,
+        "sequence": payload.sequence,
+        "codec": {
+            "support": _names(index.NAMES, [s.support_codec for s in sizes]),
+            "values": _names(values.NAMES, [s.values_codec for s in filled]),
+        },
+        "header_bytes": len(blob) - support_bytes - values_bytes,
+        "support_bytes": support_bytes,
+        "values_bytes": values_bytes,
+        "total_bytes": len(blob),
+        "bits_per_parameter": 8 * len(blob) / payload.d if payload.d else None,
+        "bits_per_index": 8 * support_bytes / kept if kept else None,
+        "layout_digest": payload.layout_digest.hex(),
+        "sum_weights": payload.sum_weights,
+    }
+
+
+def _names(names: dict[int, str], codecs: list[int]) -> str:
+    return "+".join(dict.fromkeys(names[c] for c in codecs)) or "none"
+
+
+def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes]]:
+    if not isinstance(blob, (bytes, bytearray, memoryview)):
+        raise ConfigError(f"a blob is bytes, got {type(blob).__name__}")
+    view = memoryview(blob).cast("B")
+    if len(view) > limits.max_bytes:
+        raise LimitExceeded(f"blob must be at most {limits.max_bytes} bytes, got {len(view)}")
+    if len(view) >= 2 and bytes(view[:2]) != MAGIC:
+        raise Malformed(f"not a gradwire payload: it must start with {MAGIC!r}, got {bytes(view[:2])!r}")
+    if len(view) < 8:
+        raise Truncated(f"blob must be at least 8 bytes, got {len(view)}")
+    if view[2] != VERSION:
+        raise UnsupportedVersion(f"format version must be {VERSION}, got {view[2]}")
+    expected, got = struct.unpack("<I", view[-4:])[0], zlib.crc32(view[:-4])
+    if expected != got:
+        raise BadChecksum(f"CRC-32 of the {len(view) - 4} bytes must be {expected:08x}, got {got:08x}")
+    reader = Reader(view[:-4])
+    try:
+        payload, sizes = _read_container(reader, limits)
+    except DecodeError:
+        raise
+    except (ValueError, OverflowError, IndexError) as error:
+        raise Malformed(f"payload: {error}") from error
+    if reader.remaining:
+        raise Malformed(f"{reader.remaining} bytes left over after the last part")
+    return payload, sizes
+
+
+def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes]]:
+    reader.take(3, "magic and version")
+    flags = reader.byte("flags")
+    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS):
+        raise Malformed(f"unknown flags {flags:#04x}")
+    d = reader.varint("d")
+    if d > limits.max_parameters:
+        raise LimitExceeded(f"d must be at most {limits.max_parameters}, got {d}")
+    round_index = reader.varint("round")
+    sequence = reader.varint("sequence")
+    layout_digest = bytes(reader.take(4, "layout hash"))
+    reference_digest = bytes(reader.take(8, "reference hash")) if flags & REFERENCE else None
+    sum_weights: float | None = None
+    if flags & DOWNLINK:
+        weights: float = struct.unpack("<d", reader.take(8, "sum of weights"))[0]
+        if not (math.isfinite(weights) and weights >= 0):
+            raise Malformed(f"sum of weights must be finite and 0 or more, got {weights}")
+        sum_weights = weights
+    num_parts = reader.varint("number of parts") if flags & SEVERAL_PARTS else 1
+    if num_parts > limits.max_parts:
+        raise LimitExceeded(f"parts must be at most {limits.max_parts}, got {num_parts}")
+    if flags & SEVERAL_PARTS and num_parts < 2:
+        raise Malformed(f"several parts announced, got {num_parts}")
+    parts: list[Part] = []
+    sizes: list[_Sizes] = []
+    covered = 0
+    for _ in range(num_parts):
+        length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
+        covered += length
+        part, size = _read_part(reader, length, round_index)
+        parts.append(part)
+        sizes.append(size)
+    if covered != d:
+        raise Malformed(f"parts must cover {d} coordinates, got {covered}")
+    payload = Payload(d, tuple(parts), round_index, sequence, layout_digest, reference_digest, sum_weights)
+    return payload, sizes
+
+
+def _read_part(reader: Reader, length: int, round_index: int) -> tuple[Part, _Sizes]:
+    codecs = reader.byte("codecs")
+    start = reader.position
+    support = index.decode_support(codecs & 15, length, round_index, reader)
+    middle = reader.position
+    if support.num_kept == 0:
+        if codecs >> 4 != _NO_VALUES:
+            raise Malformed(f"an empty part has no values, got value codec {codecs >> 4}")
+        numbers: Values = Floats(np.empty(0, np.float32))
+    else:
+        numbers = values.decode_values(codecs >> 4, support, reader)
+    sizes = _Sizes(codecs & 15, codecs >> 4, middle - start, reader.position - middle)
+    return Part(support, numbers), sizes

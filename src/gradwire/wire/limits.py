@@ -1,0 +1,38 @@
+"""Limits: what a reader is willing to believe before it allocates anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradwire.errors import ConfigError
+
+__all__ = ["Limits"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds checked while bytes are read, before any array is made.
+
+    A payload's arrays are bounded by its own length in any case: no coordinate and no value is believed that
+    the bytes do not pay for with at least one bit. ``max_parameters`` bounds what ``decompress`` makes of it.
+
+    Attributes:
+        max_parameters: largest d.
+        max_parts: most parts.
+        max_bytes: longest blob.
+
+    Example:
+        >>> import gradwire as gw
+        >>> gw.Limits(max_parameters=1000).max_parameters
+        1000
+    """
+
+    max_parameters: int = 2**34
+    max_parts: int = 2**14
+    max_bytes: int = 2**36
+
+    def __post_init__(self) -> None:
+        for name in ("max_parameters", "max_parts", "max_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} must be an integer of 1 or more, got {value!r}")
