@@ -170,9 +170,9 @@ class Client:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
 
         Returns:
-            ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``round``, ``sequence``, ``residual`` ((d,) float32 as of
-            now, or None without error feedback), ``pending`` (blobs as uint8 arrays with their sequence), ``reference`` (the last
-            downlink blob, or None) and ``scheme`` (the compressor's other memory).
+            ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``round``, ``sequence``, ``residual``
+            ((d,) float32 as of now, or None without error feedback), ``pending`` (blobs as uint8 arrays with their
+            sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's other memory).
         """
         memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._state.memory.items()}
         return {

@@ -199,9 +199,9 @@ class Server:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
 
         Returns:
-            ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32, weighted and not
-            divided), ``sum_weights``, ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory and
-            the past ``references``. The step's own state is the caller's.
+            ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32,
+            weighted and not divided), ``sum_weights``, ``num_received``, ``accepted``, what was ``counted`` of each
+            client, the downlink's ``scheme`` memory and the past ``references``. The step's own state is the caller's.
         """
         aggregator = self._aggregator
         return {

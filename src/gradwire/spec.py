@@ -91,7 +91,8 @@ def _call(node: ast.Call, source: str, depth: int) -> Compressor:
             raise _at(
                 source,
                 keyword.col_offset,
-                f"{name} has no parameter {keyword.arg!r}{nearest(keyword.arg, parameters)}; it takes {', '.join(parameters)}",
+                f"{name} has no parameter {keyword.arg!r}{nearest(keyword.arg, parameters)}; "
+                f"it takes {', '.join(parameters)}",
             )
     args = [_build(a, source, depth + 1) for a in node.args]
     kwargs = {str(k.arg): _build(k.value, source, depth + 1) for k in node.keywords}

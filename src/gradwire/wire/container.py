@@ -116,8 +116,9 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
 
     Returns:
         ``kind``, ``d``, ``num_kept``, ``num_parts``, ``round``, ``sequence``, ``codec`` (of support and of
-        values), ``header_bytes``, ``support_bytes``, ``values_bytes``, ``total_bytes`` (their sum), ``bits_per_parameter`` and ``bits_per_index``
-        (None where there is nothing to divide by), ``layout_digest`` and ``sum_weights``.
+        values), ``header_bytes``, ``support_bytes``, ``values_bytes``, ``total_bytes`` (their sum),
+        ``bits_per_parameter`` and ``bits_per_index`` (None where there is nothing to divide by), ``layout_digest``
+        and ``sum_weights``.
 
     Raises:
         DecodeError: as ``decode``.

@@ -1,0 +1,194 @@
+"""The command ``gradwire``: every subcommand of it, thin over the library.
+
+Exit codes: 0 done; 1 the run failed; 2 bad input or a damaged file; 130 interrupted, the partial result is valid.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from gradwire.errors import ConfigError, GradwireError, ProtocolError, UpdateError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="gradwire",
+    help="Federated and distributed training, cheap on the network.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_RUN_FAILED = (UpdateError, ProtocolError)
+
+
+def main() -> None:
+    """Run the command and exit with its code; every error is one line on stderr."""
+    try:
+        code = app(standalone_mode=False)
+    except _RUN_FAILED as error:
+        _fail(str(error), 1)
+    except (GradwireError, OSError) as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except Exception as error:
+        # the command-line parser's own errors carry a code and know how to say themselves
+        message = getattr(error, "format_message", None)
+        if message is None:
+            raise
+        _fail(message(), 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    one_line = " ".join(message.split())
+    print(f"gradwire: {one_line}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from gradwire import __version__
+
+        print(f"gradwire {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits, mnist, cifar10 or shakespeare.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or char_transformer.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A spec such as 'ef(topk(0.01))'; may be repeated.")] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
+    local_steps: Annotated[int | None, typer.Option(help="Local SGD steps in a round.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples to a local step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Step size of local SGD.")] = None,
+    partition: Annotated[str | None, typer.Option(help="iid, dirichlet:A, shards:S or natural.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; may be repeated: each method runs with each.")] = None,
+    device: Annotated[str | None, typer.Option(help="A torch device.")] = None,
+    evaluate_every: Annotated[int | None, typer.Option(help="Rounds between evaluations.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results (default runs/<time>).")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+) -> int:
+    """Train with several compression methods and compare accuracy and bytes."""
+    given = {
+        "data": data,
+        "data_dir": None if data_dir is None else str(data_dir),
+        "model": model,
+        "methods": method or None,
+        "clients": clients,
+        "rounds": rounds,
+        "local_steps": local_steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "partition": partition,
+        "seeds": seed or None,
+        "device": device,
+        "evaluate_every": evaluate_every,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    from gradwire.federated.experiment import Experiment, read_toml
+    from gradwire.federated.runs import RunFolder
+
+    if resume is not None:
+        if given or experiment is not None or out is not None:
+            extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
+            raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
+        folder = RunFolder.open(resume)
+    else:
+        settings = {**(read_toml(experiment) if experiment else {}), **given}
+        source = str(experiment) if experiment else "gradwire run"
+        checked = Experiment.build(settings, source)
+        folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
+    return _run(folder)
+
+
+def _option(name: str) -> str:
+    return "--" + {"methods": "method", "seeds": "seed"}.get(name, name).replace("_", "-")
+
+
+def _run(folder: Any) -> int:
+    from gradwire import progress
+    from gradwire.federated.runs import run_experiment
+    from gradwire.report import build_report
+
+    stopping = False
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
+            raise KeyboardInterrupt
+        stopping = True
+        display.say("stopping after this round; press Ctrl-C again to stop at once")
+
+    try:
+        with progress.RunDisplay(folder.path) as display:
+            before = signal.signal(signal.SIGINT, interrupted)
+            try:
+                complete = run_experiment(folder, display.started, display.progressed, lambda: stopping)
+            finally:
+                signal.signal(signal.SIGINT, before)
+    except BaseException:
+        folder.discard_if_empty()
+        raise
+    report = build_report(folder.path)
+    display.finish(report, complete)
+    return 0 if complete else 130
+
+
+@app.command()
+def methods() -> None:
+    """List every stage a spec can use."""
+    from gradwire import progress
+
+    progress.print_methods()
+
+
+@app.command()
+def inspect(
+    blob: Annotated[Path, typer.Argument(help="A file holding one payload.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a payload holds and what each piece of it costs."""
+    from gradwire import progress
+    from gradwire.wire import inspect as inspect_blob
+
+    found = inspect_blob(_read(blob))
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        progress.print_facts(found)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Build (or rebuild) a run's report.html."""
+    from gradwire.report import build_report
+
+    print(build_report(directory))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,1 @@
+"""The federated system: tasks, partitions, local training, simulation."""

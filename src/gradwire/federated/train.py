@@ -1,0 +1,165 @@
+"""Local training: the same SGD steps for many clients, one after the other or all in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from gradwire.errors import ConfigError
+from gradwire.federated.models import accuracy, cross_entropy
+from gradwire.federated.tasks import Task
+from gradwire.layout import Layout
+from gradwire.rng import Key
+
+__all__ = ["Trainer"]
+
+_MAX_BATCHED_PARAMETERS = 20_000
+_EVALUATION_EXAMPLES = 1000
+
+
+class Trainer:
+    """Runs H local SGD steps of each client from the same model and gives the model differences.
+
+    Args:
+        task: the data.
+        model: the architecture; its parameters are the initial model.
+        device: where to train.
+        batched: whether clients are trained in one batch with ``torch.func.vmap``; None chooses: batched
+            for small models without BatchNorm, where it is faster.
+
+    Attributes:
+        layout: of the model's state: parameters first, running statistics last.
+        batched: whether clients are trained in one batch.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, device: str = "cpu", batched: bool | None = None) -> None:
+        self.device = _device(device)
+        self.model = model.to(self.device)
+        self.layout = Layout.from_arrays(model.state_dict())
+        has_statistics = self.layout.num_parameters < self.layout.d
+        if batched is None:
+            batched = not has_statistics and self.layout.d <= _MAX_BATCHED_PARAMETERS
+        if batched and has_statistics:
+            raise ConfigError("a model with running statistics cannot be trained with clients in one batch")
+        self.batched = batched
+        self._train = (task.train_inputs.to(self.device), task.train_targets.to(self.device))
+        self._test = (task.test_inputs.to(self.device), task.test_targets.to(self.device))
+
+    def initial(self) -> NDArray[np.float32]:
+        """Return the model's current state as a flat vector: (d,) float32."""
+        flat: Tensor = self.layout.flatten(self.model.state_dict())
+        return flat.cpu().numpy()
+
+    def local_updates(
+        self, start: NDArray[np.float32], batches: Sequence[NDArray[np.int64]], learning_rate: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Train every client from the same model.
+
+        Args:
+            start: (d,) float32, the global model; not modified.
+            batches: for each client (local_steps, batch_size) int64 indices of training examples.
+            learning_rate: step size of SGD.
+
+        Returns:
+            (num_clients, d) float32 model differences and (num_clients,) float32 mean training losses.
+
+        Source: TCS (arXiv 2101.08837) Algorithm 1, lines 3-6, and Eq. (2).
+        """
+        model = torch.from_numpy(start).to(self.device)
+        train = self._train_batched if self.batched else self._train_one_by_one
+        updates, losses = train(model, batches, learning_rate)
+        return updates.cpu().numpy(), losses.cpu().numpy()
+
+    def evaluate(self, model: NDArray[np.float32]) -> float:
+        """Return the accuracy of a (d,) float32 model on the held-out examples, in [0, 1]."""
+        self._load(torch.from_numpy(model).to(self.device))
+        self.model.eval()
+        inputs, targets = self._test
+        right = 0.0
+        with torch.no_grad():
+            for x, y in _pieces(inputs, targets):
+                right += float(accuracy(self.model(x), y)) * len(x)
+        self.model.train()
+        return right / len(inputs)
+
+    def _train_one_by_one(
+        self, start: Tensor, batches: Sequence[NDArray[np.int64]], learning_rate: float
+    ) -> tuple[Tensor, Tensor]:
+        updates = torch.empty(len(batches), self.layout.d, device=self.device)
+        losses = torch.zeros(len(batches), device=self.device)
+        parameters: list[Tensor] = list(self.model.parameters())
+        self.model.train()
+        for client, steps in enumerate(batches):
+            self._load(start)
+            for rows in torch.from_numpy(steps).to(self.device):
+                loss = cross_entropy(self.model(self._train[0][rows]), self._train[1][rows])
+                gradients = torch.autograd.grad(loss, parameters)
+                with torch.no_grad():
+                    torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
+                    losses[client] += loss.detach() / len(steps)
+            torch.sub(self.layout.flatten(self.model.state_dict()), start, out=updates[client])
+        return updates, losses
+
+    def _train_batched(
+        self, start: Tensor, batches: Sequence[NDArray[np.int64]], learning_rate: float
+    ) -> tuple[Tensor, Tensor]:
+        rows = torch.from_numpy(np.stack(batches)).to(self.device)  # (clients, steps, examples)
+        models = start.repeat(len(batches), 1)
+        views = {t.name: models[:, t.offset : t.stop].view(len(batches), *t.shape) for t in self.layout.tensors}
+        losses = torch.zeros(len(batches), device=self.device)
+
+        def loss_of(parameters: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+            return cross_entropy(functional_call(self.model, parameters, (inputs,)), targets)
+
+        step = vmap(grad_and_value(loss_of))
+        self.model.train()
+        for i in range(rows.shape[1]):
+            gradients, loss = step(views, self._train[0][rows[:, i]], self._train[1][rows[:, i]])
+            for name, view in views.items():
+                view.sub_(gradients[name], alpha=learning_rate)
+            losses += loss / rows.shape[1]
+        return models - start, losses
+
+    def _load(self, flat: Tensor) -> None:
+        state: dict[str, Any] = self.model.state_dict()
+        for name, piece in self.layout.unflatten(flat).items():
+            state[name].copy_(piece)
+
+
+def draw_batches(shard: NDArray[np.int64], key: Key, local_steps: int, batch_size: int) -> NDArray[np.int64]:
+    """Draw one client's examples for one round, independently and with replacement.
+
+    Args:
+        shard: (n,) int64 indices of the client's examples.
+        key: randomness of (seed, round, client).
+        local_steps: number of steps.
+        batch_size: examples to a step.
+
+    Returns:
+        (local_steps, batch_size) int64 indices of training examples.
+    """
+    positions = key.derive(purpose="batches").uniform(local_steps * batch_size) * np.float32(shard.size)
+    chosen: NDArray[np.int64] = shard[np.minimum(positions.astype(np.int64), shard.size - 1)]
+    return chosen.reshape(local_steps, batch_size)
+
+
+def _pieces(inputs: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(inputs), _EVALUATION_EXAMPLES):
+        rows = slice(start, start + _EVALUATION_EXAMPLES)
+        yield inputs[rows], targets[rows]
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"device must be one torch can use here, got {name!r}: {reason}") from None
+    return device

@@ -1,0 +1,150 @@
+"""What the command shows on a terminal: live progress, tables, facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gradwire.compressor import Compressor
+from gradwire.report import tables
+
+if TYPE_CHECKING:
+    from gradwire.federated.simulate import RoundMetrics, Simulation
+
+__all__ = ["RunDisplay", "print_facts", "print_methods"]
+
+# the report has every column; a terminal of 80 characters has room for these
+_SHOWN = {
+    "accuracy": "accuracy",
+    "uplink_bytes": "uplink",
+    "downlink_bytes": "downlink",
+    "compression_ratio": "ratio",
+    "compression_share": "its time",
+}
+
+
+class RunDisplay:
+    """Live progress of an experiment: one bar a method with accuracy, bytes so far and time left."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[num_bytes]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+        )
+        self._bar = self._progress.add_task("loading data", total=None, accuracy="", num_bytes="")
+        self._fresh = True
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._console.print(escape(text))
+
+    def started(self, simulation: Simulation, number: int, num_runs: int) -> None:
+        """Show a new run."""
+        if self._fresh:
+            self._progress.remove_task(self._bar)
+            self._fresh = False
+        e = simulation.experiment
+        seed = f" seed {simulation.seed}" if len(e.seeds) > 1 else ""
+        self._bar = self._progress.add_task(
+            escape(f"{number + 1}/{num_runs} {simulation.compressor}{seed}"),
+            total=e.rounds,
+            completed=simulation.totals.rounds_done,
+            accuracy="",
+            num_bytes="",
+        )
+        if not self._console.is_terminal:
+            self.say(f"{number + 1}/{num_runs} {simulation.compressor}{seed}: {e.rounds} rounds, {e.clients} clients")
+
+    def progressed(self, simulation: Simulation, metrics: RoundMetrics) -> None:
+        """Show a round."""
+        totals = simulation.totals
+        accuracy = "" if totals.accuracy is None else f"{100 * totals.accuracy:.1f} %"
+        self._progress.update(
+            self._bar,
+            completed=totals.rounds_done,
+            accuracy=accuracy,
+            num_bytes=f"{tables.format_bytes(totals.uplink_bytes)} up",
+        )
+
+    def finish(self, report: Path, complete: bool) -> None:
+        """Print the table and where the files are."""
+        from gradwire.report.load import read_summary
+
+        rows = tables.summary_rows(read_summary(self._folder))
+        self._console.print(_results(rows))
+        self.say(tables.verdict(rows))
+        if not complete:
+            self.say(f"Stopped early; go on with: gradwire run --resume {self._folder}")
+        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+
+
+def print_methods() -> None:
+    """Print every stage with its parameters, what it does and where it comes from."""
+    import inspect
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("stage", "what it does", "source"):
+        table.add_column(heading, overflow="fold")
+    for name, stage in sorted(Compressor.registry.items()):
+        signature = str(inspect.signature(stage)).split(" -> ")[0]
+        table.add_row(escape(name + _plain(signature)), escape(stage.summary), escape(stage.citation))
+    Console(highlight=False).print(table)
+
+
+def print_facts(facts: dict[str, Any]) -> None:
+    """Print names and values as two columns."""
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.6g}"
+        table.add_row(name, escape(str(value)))
+    Console(highlight=False).print(table)
+
+
+def _results(rows: list[tables.Row]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("method", overflow="fold", ratio=1)
+    for title in _SHOWN.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for row in rows:
+        cells = [tables.cell_text(row, key) if key == "accuracy" else tables.cell_parts(row, key)[0] for key in _SHOWN]
+        partial = f" ({row.rounds_done} of {row.rounds} rounds)" if row.status == "partial" else ""
+        table.add_row(escape(row.method) + partial, *map(escape, cells))
+    return table
+
+
+def _plain(signature: str) -> str:
+    """A signature without its annotations, as a spec is written."""
+    parts = []
+    for parameter in signature.strip("()").split(", "):
+        name, _, rest = parameter.partition(":")
+        default = rest.rpartition(" = ")[2] if " = " in rest else ""
+        parts.append(f"{name}={default}" if default else name)
+    return f"({', '.join(p for p in parts if p)})"

@@ -1,0 +1,232 @@
+"""The charts as plain plotly figures (dicts of ``data`` and ``layout``): equal input gives equal figures.
+
+Names of methods are user text. Plotly reads a few HTML tags in labels, so names are HTML-escaped here;
+that the JSON cannot leave its ``<script>`` is the page's business.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradwire.errors import BackendUnavailable
+from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, time_bars, upload_bars, wrapped
+from gradwire.report.load import RoundPoint
+from gradwire.report.tables import Row, format_bytes
+
+__all__ = ["build_figures", "plotly_js", "styles_of"]
+
+# Okabe and Ito's palette without black (lost in the dark) and yellow (lost in the light).
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#8A8A8A"
+_DASHES = ("solid", "dot", "dashdot", "longdashdot")
+_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
+
+
+def plotly_js() -> str:
+    """Return plotly's own JavaScript, to be inlined.
+
+    Returns:
+        The source text of plotly.min.js.
+
+    Raises:
+        BackendUnavailable: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise BackendUnavailable(
+            "building a report needs plotly, which is not installed; pip install 'gradwire[report]'"
+        ) from error
+    return str(get_plotlyjs())
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, Style]:
+    """Give every method a colour, dash and marker; ``dense()`` is dashed grey.
+
+    Args:
+        methods: in order, each once.
+
+    Returns:
+        Method to style. Six colours, each in four dashes, before a pair repeats.
+    """
+    styles: dict[str, Style] = {}
+    position = 0
+    for method in methods:
+        if method.replace(" ", "") == "dense()":
+            styles[method] = Style(_GREY, "dash", "circle-open")
+            continue
+        color = _PALETTE[position % len(_PALETTE)]
+        dash = _DASHES[position // len(_PALETTE) % len(_DASHES)]
+        styles[method] = Style(color, dash, _SYMBOLS[position % len(_SYMBOLS)])
+        position += 1
+    return styles
+
+
+def build_figures(
+    rows: Sequence[Row],
+    points: Sequence[RoundPoint],
+    styles: Mapping[str, Style],
+    num_parameters: int | None = None,
+) -> dict[str, Figure]:
+    """Draw every chart that has something to show.
+
+    Args:
+        rows: one a method.
+        points: one a round, method and seed; those of seeds that are not in a method's row are left out.
+        styles: what ``styles_of`` gave for all methods of rows and points.
+        num_parameters: of the model, where it is known.
+
+    Returns:
+        Name to figure: ``accuracy_bytes``, ``accuracy_rounds``, ``upload_bytes``, ``upload_share``, ``time``.
+    """
+    curves = _curves(rows, points, styles)
+    figures = {
+        "accuracy_bytes": _accuracy(curves, styles, against="bytes"),
+        "accuracy_rounds": _accuracy(curves, styles, against="round"),
+        "upload_bytes": upload_bars(rows, styles, num_parameters, share=False),
+        "upload_share": upload_bars(rows, styles, num_parameters, share=True),
+        "time": time_bars(rows, styles),
+    }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """A method over the rounds that all its seeds evaluated."""
+
+    method: str
+    group: str
+    num_seeds: int
+    rounds: list[int]
+    uplink: list[float]
+    accuracy: list[float]
+    low: list[float]
+    high: list[float]
+    loss: list[float | None]
+
+
+def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[str, Style]) -> list[_Curve]:
+    wanted = {row.method: set(row.seeds) for row in rows}
+    series: dict[str, dict[int, list[RoundPoint]]] = {}
+    for point in points:
+        if point.seed in wanted.get(point.method, {point.seed}):
+            series.setdefault(point.method, {}).setdefault(point.seed, []).append(point)
+    curves = []
+    for position, method in enumerate(styles):
+        seeds = []
+        for one_seed in series.get(method, {}).values():
+            total, evaluated = 0, {}
+            for point in sorted(one_seed, key=lambda point: point.index):
+                total += point.uplink_bytes
+                if point.accuracy is not None:
+                    evaluated[point.index] = (total, point.accuracy, point.loss)
+            if evaluated:
+                seeds.append(evaluated)
+        shared = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
+        if not shared:
+            continue
+        at = [[seed[index] for seed in seeds] for index in shared]
+        curves.append(
+            _Curve(
+                method=method,
+                group=f"m{position}",
+                num_seeds=len(seeds),
+                rounds=[index + 1 for index in shared],
+                uplink=[_mean([total for total, _, _ in values]) for values in at],
+                accuracy=[100 * _mean([accuracy for _, accuracy, _ in values]) for values in at],
+                low=[100 * min(accuracy for _, accuracy, _ in values) for values in at],
+                high=[100 * max(accuracy for _, accuracy, _ in values) for values in at],
+                loss=[_mean_or_none([loss for _, _, loss in values]) for values in at],
+            )
+        )
+    return curves
+
+
+def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against: str) -> Figure | None:
+    data: list[dict[str, Any]] = []
+    for curve in curves:
+        style = styles[curve.method]
+        kept = [i for i, total in enumerate(curve.uplink) if against == "round" or total > 0]
+        if not kept:
+            continue
+        x: list[float] = [curve.uplink[i] if against == "bytes" else curve.rounds[i] for i in kept]
+        if curve.num_seeds > 1:
+            data.append(
+                {
+                    "type": "scatter",
+                    "x": x + x[::-1],
+                    "y": [curve.high[i] for i in kept] + [curve.low[i] for i in reversed(kept)],
+                    "fill": "toself",
+                    "fillcolor": _transparent(style.color, 0.18),
+                    "line": {"width": 0},
+                    "mode": "lines",
+                    "hoverinfo": "skip",
+                    "legendgroup": curve.group,
+                }
+            )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers",
+                "name": html.escape(curve.method),
+                "meta": wrapped(curve.method),
+                "x": x,
+                "y": [curve.accuracy[i] for i in kept],
+                "customdata": [_hover(curve, i) for i in kept],
+                "line": {"color": style.color, "dash": style.dash, "width": 2},
+                "marker": {"color": style.color, "symbol": style.symbol, "size": 6},
+                "hovertemplate": "<b>%{meta}</b><br>%{customdata}<extra></extra>",
+                "legendgroup": curve.group,
+            }
+        )
+    if not data:
+        return None
+    xaxis: dict[str, Any] = {"title": {"text": "round"}, "rangemode": "tozero", "tickformat": ",d"}
+    if against == "bytes":
+        xaxis = {
+            "title": {"text": "cumulative uplink bytes (log scale)"},
+            "type": "log",
+            "tickformat": "~s",
+        }
+    yaxis = {"title": {"text": "test accuracy (%)"}, "ticksuffix": " "}
+    return {
+        "data": data,
+        "layout": {
+            "xaxis": xaxis,
+            "yaxis": yaxis,
+            "hovermode": "closest",
+            "height": 400,
+            "margin": {"l": 56, "r": 16, "t": 30, "b": 52},
+            **SHARED_LAYOUT,
+        },
+    }
+
+
+def _hover(curve: _Curve, i: int) -> str:
+    spread = ""
+    if curve.num_seeds > 1:
+        low, high = curve.low[i], curve.high[i]
+        spread = f" (mean of {curve.num_seeds} seeds, {low:.2f} to {high:.2f})"
+    loss = curve.loss[i]
+    shown_loss = "" if loss is None else f"<br>training loss {loss:.4g}"
+    return (
+        f"round {curve.rounds[i]}<br>accuracy {curve.accuracy[i]:.2f} %{spread}"
+        f"<br>uplink so far {curve.uplink[i]:,.0f} B ({format_bytes(curve.uplink[i])}){shown_loss}"
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else sum(values) / len(values)
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
+
+
+def _transparent(color: str, alpha: float) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},{alpha})"

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_runs import PARAMETERS, ROUNDS, dense, lines_of, run, write
+
+from gradwire.report import build_report
+
+EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser's tokenizer sees: tags with attributes, scripts, table cells and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.cells: list[list[str]] = []
+        self.text = ""
+        self._in: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            (self.scripts if tag == "script" else self.styles).append("")
+        if tag == "tr":
+            self.cells.append([])
+        if tag in ("td", "th"):
+            self.cells[-1].append("")
+        if tag not in ("meta", "br", "img", "link"):
+            self._in.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._in.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        where = self._in[-1] if self._in else ""
+        if where == "script":
+            self.scripts[-1] += data
+        elif where == "style":
+            self.styles[-1] += data
+        else:
+            self.text += data
+            if "td" in self._in or "th" in self._in:
+                self.cells[-1][-1] += data
+
+    def figures(self) -> dict[str, Any]:
+        return json.loads(self.scripts[0])
+
+
+def page(directory: Path) -> Page:
+    path = build_report(directory)
+    assert path == directory / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def cells(found: Page) -> dict[str, list[str]]:
+    return {" ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in found.cells[1:]}
+
+
+def test_table_holds_the_numbers_and_the_verdict_follows(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(), run("ef(topk(0.01))")]))
+    assert cells(found)["ef(topk(0.01))"] == [
+        "90.0 %",
+        "2.40 kB (best)",
+        "96.0 kB",
+        "16.0 kB",
+        "40.0x (best)",
+        "0.80",
+        "25.0 %",
+        "12.0",
+        "2.0 s",
+    ]
+    assert cells(found)["dense()"][0] == "91.0 % (best)"
+    assert "ef(topk(0.01)) reaches 90.0 % against 91.0 % dense with 40x fewer uplink bytes" in found.text
+    titles = [attrs.get("title") for tag, attrs in found.tags if tag == "td"]
+    assert "2,400 bytes" in titles
+    assert "96,600 bytes" in titles
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(), run("topk(0.01)")], experiment={"data": "digits"}))
+    for tag, attrs in found.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base"), tag
+        assert "src" not in attrs
+        assert not any("url(" in (value or "") for value in attrs.values())
+        if "href" in attrs:
+            assert attrs["href"] in ("summary.json", "metrics.jsonl")
+    assert not re.search(r"url\(|@import|https?:", "".join(found.styles))
+    figures, _, own = found.scripts
+    assert "http" not in figures + own
+    outside = (tmp_path / "report.html").read_text(encoding="utf-8").replace(found.scripts[1], "")
+    assert not re.search(r"https?:|\burl\(|\bimport\b", outside)
+
+
+def test_plotly_is_inlined_once_and_only_known_scripts_may_run(tmp_path: Path) -> None:
+    from plotly.offline import get_plotlyjs
+
+    found = page(write(tmp_path, [dense()]))
+    assert [script == get_plotlyjs() for script in found.scripts] == [False, True, False]
+    (policy,) = [attrs["content"] for _, attrs in found.tags if "http-equiv" in attrs]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    for script in found.scripts[1:]:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "unsafe-eval" not in policy
+    assert "showSendToCloud: false" in found.scripts[2]
+
+
+@pytest.mark.parametrize("name", ["<script>", EVIL, "<!--<script>", "a & b \u2028 'q' \"q\"", "{{ 7 * 7 }}", "%{x}"])
+def test_method_names_are_text_everywhere(tmp_path: Path, name: str) -> None:
+    safe = page(write(tmp_path, [dense(), run("topk(0.01)")], experiment={"data": "digits"}))
+    found = page(write(tmp_path, [dense(), run(name)], experiment={"data": name, "seeds": [name]}))
+    assert [tag for tag, _ in found.tags] == [tag for tag, _ in safe.tags]
+    assert [sorted(attrs) for _, attrs in found.tags] == [sorted(attrs) for _, attrs in safe.tags]
+    assert found.scripts[1:] == safe.scripts[1:]
+    assert name.replace("\u2028", "") in found.text.replace("\u2028", "")
+    raw = found.scripts[0]
+    assert not set("<>&\u2028") & set(raw)
+    # Plotly reads tags in labels: apart from ours, none may be left in any string it is given.
+    for text in re.findall(r'"((?:[^"\\]|\\.)*)"', raw):
+        tags = re.sub(r"</?(?:b|br|extra)>", "", json.loads(f'"{text}"'))
+        assert "<" not in tags
+
+
+def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> None:
+    import plotly.graph_objects as go
+
+    runs = [dense(), *(run(f"topk(0.0{i})") for i in range(1, 10))]
+    figures = page(write(tmp_path, runs, experiment={"num_parameters": PARAMETERS})).figures()
+    assert sorted(figures) == ["accuracy_bytes", "accuracy_rounds", "time", "upload_bytes", "upload_share"]
+    for figure in figures.values():
+        go.Figure(figure)  # raises on any attribute plotly does not know
+    by_bytes = {trace["name"]: trace for trace in figures["accuracy_bytes"]["data"]}
+    by_round = {trace["name"]: trace for trace in figures["accuracy_rounds"]["data"]}
+    bar_colors = figures["upload_bytes"]["data"][0]["marker"]["color"]
+    for position, record in enumerate(runs):
+        line = by_bytes[record["method"]]["line"]
+        assert line == by_round[record["method"]]["line"]
+        assert line["color"] == bar_colors[position]
+        assert (line["dash"] == "dash") == (record["method"] == "dense()")
+    looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in by_bytes.values()}
+    assert len(looks) == len(runs)
+    assert figures["accuracy_bytes"]["layout"]["xaxis"]["type"] == "log"
+
+
+def test_lines_accumulate_bytes_and_skip_rounds_not_evaluated(tmp_path: Path) -> None:
+    figures = page(write(tmp_path, [run("topk(0.01)")], experiment={"num_parameters": PARAMETERS})).figures()
+    (line,) = figures["accuracy_bytes"]["data"]
+    assert line["x"] == [800, 1600, 2400]
+    assert line["y"] == pytest.approx([10, 30, 50])
+    assert figures["accuracy_rounds"]["data"][0]["x"] == [2, 4, 6]
+    header, support, values = figures["upload_bytes"]["data"]
+    assert [header["x"], support["x"], values["x"]] == [[25], [25], [50]]
+    assert "50.0 % of 100 B" in values["customdata"][0]
+    shares = [trace["x"][0] for trace in figures["upload_share"]["data"]]
+    assert shares == [25, 25, 50]
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    runs = [run("topk(0.01)", seed=seed, final_accuracy=0.8 + seed / 10) for seed in (0, 1)]
+    metrics = ""
+    for record in runs:
+        for line in lines_of(record):
+            line["accuracy"] = 0.2 + 0.2 * record["seed"]
+            metrics += json.dumps(line) + "\n"
+    found = page(write(tmp_path, runs, metrics))
+    row = cells(found)["topk(0.01) seeds 0, 1"]
+    assert row[0] == "85.0 % ± 7.1 %"
+    assert row[1] == "2.40 kB"
+    band, line = found.figures()["accuracy_rounds"]["data"]
+    assert line["y"] == pytest.approx([30] * ROUNDS)
+    assert (min(band["y"]), max(band["y"])) == pytest.approx((20, 40))
+    assert band["legendgroup"] == line["legendgroup"]
+
+
+def test_partial_run_has_a_badge_and_never_wins(tmp_path: Path) -> None:
+    short = run("tcs(0.01, 0.001)", status="partial", rounds_done=2, uplink_bytes=4, final_accuracy=0.99)
+    short |= {"header_bytes": 1, "support_bytes": 1, "values_bytes": 2}
+    found = page(write(tmp_path, [dense(), run("topk(0.01)"), short], ""))
+    row = cells(found)["tcs(0.01, 0.001) partial: 2 of 6 rounds"]
+    assert row[:2] == ["99.0 %", "4 B"]
+    assert "topk(0.01) reaches" in found.text
+    assert "Interrupted before the end" in found.text
+
+
+def test_accuracy_that_is_nan_or_null_is_a_gap(tmp_path: Path) -> None:
+    metrics = ""
+    for record in (run("topk(0.01)"), run("sign()")):
+        for line in lines_of(record):
+            line["accuracy"] = math.nan if record["method"] == "sign()" else line["accuracy"]
+            metrics += json.dumps(line) + "\n"
+    runs = [run("topk(0.01)", final_accuracy=None), run("sign()", final_accuracy=math.nan)]
+    found = page(write(tmp_path, runs, metrics))
+    assert cells(found)["topk(0.01)"][0] == cells(found)["sign()"][0] == "–"  # noqa: RUF001
+    assert [trace["name"] for trace in found.figures()["accuracy_rounds"]["data"]] == ["topk(0.01)"]
+
+
+def test_additions_may_be_missing(tmp_path: Path) -> None:
+    keys = ("status", "rounds_done", "header_bytes", "support_bytes", "values_bytes")
+    record = run("topk(0.01)")
+    for key in (*keys, "compression_seconds", "client_rounds_per_second"):
+        del record[key]
+    found = page(write(tmp_path, [record]))
+    assert cells(found)["topk(0.01)"][6:8] == ["–", "–"]  # noqa: RUF001
+    assert sorted(found.figures()) == ["accuracy_bytes", "accuracy_rounds"]
+    assert "does not say how the uplink bytes split" in found.text
+
+
+def test_empty_run_gives_an_honest_page(tmp_path: Path) -> None:
+    found = page(write(tmp_path, []))
+    assert "nothing to compare" in found.text
+    assert found.figures() == {}
+    assert len(found.scripts) == 1
+
+
+def test_figures_that_do_not_add_up_are_pointed_at(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [run("topk(0.01)", uplink_bytes=3000)]))
+    assert "header, support and values add up to 2,400 bytes, uplink_bytes says 3,000" in found.text
+    found = page(write(tmp_path, [run("topk(0.01)")], json.dumps(lines_of(run("topk(0.01)"))[1]) + "\n"))
+    assert "metrics.jsonl add up to 400 uplink bytes, summary.json says 2,400" in found.text
+
+
+def test_same_input_gives_same_bytes_and_no_leftovers(tmp_path: Path) -> None:
+    write(tmp_path, [dense(), run("topk(0.01)")])
+    first = build_report(tmp_path).read_bytes()
+    assert build_report(tmp_path).read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "summary.json"]
+
+
+def test_last_line_cut_off_is_ignored_also_inside_a_character(tmp_path: Path) -> None:
+    write(tmp_path, [run("topk(0.01)")])
+    whole = page(tmp_path).figures()
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"method": "caf\xc3')
+    assert page(tmp_path).figures() == whole
+
+
+def test_lone_surrogate_in_a_name_still_gives_a_page(tmp_path: Path) -> None:
+    assert "\\ud800" in page(write(tmp_path, [run("\ud800")])).text
+
+
+def test_table_is_readable_by_a_screen_reader(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(), run("topk(0.01)")]))
+    scopes = [attrs.get("scope") for tag, attrs in found.tags if tag == "th"]
+    assert scopes == ["col"] * 10 + ["row"] * 2
+    assert any(tag == "caption" for tag, _ in found.tags)
+    assert any(attrs.get("tabindex") == "0" and attrs.get("role") == "region" for _, attrs in found.tags)
