@@ -11,6 +11,7 @@ Importing this package loads neither torch nor plotting nor numba.
 
 from gradwire.aggregate import Aggregator
 from gradwire.client import Client
+from gradwire.coders import ans, auto, huffman, rle
 from gradwire.compressor import Compressor, Round, State, accumulate, decompress
 from gradwire.errors import (
     BackendUnavailable,
@@ -77,6 +78,8 @@ __all__ = [
     "UpdateError",
     "__version__",
     "accumulate",
+    "ans",
+    "auto",
     "bf16",
     "decode",
     "decompress",
@@ -84,9 +87,11 @@ __all__ = [
     "ef",
     "encode",
     "fp16",
+    "huffman",
     "inspect",
     "parse",
     "randk",
+    "rle",
     "topk",
     "uniform",
 ]

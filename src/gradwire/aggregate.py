@@ -45,13 +45,14 @@ class Aggregator:
         self.num_received = 0
         self._bound = 0.0
 
-    def add(self, payload: Payload, weight: float = 1.0, reference: Payload | None = None) -> None:
+    def add(self, payload: Payload, weight: float = 1.0, reference: Vector | None = None, count: bool = True) -> None:
         """Add one payload; sparse ones touch only their own coordinates.
 
         Args:
             payload: from ``compress`` or ``decode``.
             weight: its weight in the mean, finite and > 0.
-            reference: the payload it leans on, where it leans on one.
+            reference: (d,) float32: the vector it leans on, where it leans on one.
+            count: False for a further packet of a payload whose weight was counted before.
 
         Raises:
             ConfigError: on a weight that is not positive.
@@ -66,8 +67,9 @@ class Aggregator:
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
         accumulate(self._sum, payload, weight, reference)
         self._bound += weight * largest
-        self.sum_weights += weight
-        self.num_received += 1
+        if count:
+            self.sum_weights += weight
+            self.num_received += 1
 
     def merge(self, other: Aggregator) -> None:
         """Add what another aggregator holds, which is left as it was.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from gradwire.checks import check_bytes, check_integer
 from gradwire.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
+from gradwire.packets import cut_packets
+from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.wire import Limits, decode, encode
 
@@ -23,10 +26,10 @@ STATE_FORMAT = 1
 
 @dataclass(frozen=True)
 class _Pending:
-    """A payload that was sent and not answered yet."""
+    """A payload that was sent and not answered yet: one blob, or its packets in order."""
 
     sequence: int
-    blob: bytes
+    blobs: tuple[bytes, ...]
 
 
 class Client:
@@ -83,7 +86,7 @@ class Client:
     @property
     def pending(self) -> tuple[bytes, ...]:
         """Blobs that were made and not answered yet, oldest first: what to send again after a crash."""
-        return tuple(p.blob for p in self._pending)
+        return tuple(blob for p in self._pending for blob in p.blobs)
 
     def compress(
         self, update: Any, weight: float = 1.0, round: int | None = None, num_bytes: int | None = None
@@ -103,11 +106,48 @@ class Client:
             UpdateError: on NaN, Inf, a wrong length or dtype.
             ConfigError: on a weight, round or budget that cannot be.
         """
+        payload = self._compress(update, weight, round, check_bytes(num_bytes))
+        blob = encode(payload)
+        self._sent((blob,), payload.round)
+        return blob
+
+    def packets(self, update: Any, mtu: int, weight: float = 1.0, round: int | None = None) -> list[bytes]:
+        """Turn an update into blobs of at most ``mtu`` bytes, the largest magnitudes first, each readable alone.
+
+        Args:
+            update: as for ``compress``.
+            mtu: most bytes of a blob.
+            weight: as for ``compress``; the server counts it once for all packets.
+            round: as for ``compress``.
+
+        Returns:
+            The blobs in order of importance; ``end_round(delivered=...)`` takes the set of numbers that arrived.
+
+        Raises:
+            UpdateError: on NaN, Inf, a wrong length or dtype.
+            ConfigError: on an mtu too small for one entry, or a weight or round that cannot be.
+        """
+        mtu = check_integer("mtu", mtu, 1)
+        payload = self._compress(update, weight, round, None)
+        try:
+            blobs = tuple(encode(packet) for packet in cut_packets(payload, mtu))
+        except ConfigError:
+            self._state = self.compressor.restore(payload, self._state, self._reference_of(payload))
+            raise
+        self._sent(blobs, payload.round)
+        return list(blobs)
+
+    def _sent(self, blobs: tuple[bytes, ...], round: int) -> None:
+        self._pending.append(_Pending(self.sequence, blobs))
+        self.sequence += 1
+        self.round = max(self.round, round)
+
+    def _compress(self, update: Any, weight: float, round: int | None, num_bytes: int | None) -> Payload:
         weight = check_weight(weight)
-        check_bytes(num_bytes)
         index = self.round if round is None else check_integer("round", round, 0)
         vector = as_update(update, self.layout.d)
-        reference = decode(self._reference) if self._reference is not None and index == self._synced else None
+        current = self.compressor.uses_reference and self._reference is not None and index == self._synced
+        reference = decompress(decode(self._reference)) if current and self._reference is not None else None
         agreed = Round(
             index=index,
             key=Key(self.seed, index, self.client_id),
@@ -118,19 +158,16 @@ class Client:
             sequence=self.sequence,
         )
         payload, self._state = self.compressor.compress(vector, self._state, agreed)
-        blob = encode(payload)
-        self._pending.append(_Pending(self.sequence, blob))
-        self.sequence += 1
-        self.round = max(self.round, index)
-        return blob
+        return payload
 
-    def end_round(self, blob: bytes, delivered: bool = True) -> Vector:
+    def end_round(self, blob: bytes, delivered: bool | Set[int] = True) -> Vector:
         """Follow the server into the next round.
 
         Args:
             blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed.
             delivered: what became of all payloads pending: True when each was accepted or answered ``Duplicate``,
-                False when none was: error feedback then takes them back.
+                False when none was: error feedback then takes them back. After ``packets``, the set of packet
+                numbers that arrived: the others are taken back.
 
         Returns:
             (d,) float32: what to add to the model, equal to ``result.applied`` at the server.
@@ -140,8 +177,7 @@ class Client:
             ProtocolError: on a blob of another layout, an uplink blob, or one of a round ended before; nothing
                 is changed then.
         """
-        if not isinstance(delivered, bool):
-            raise ConfigError(f"delivered must be True or False, got {delivered!r}")
+        lost = self._lost(delivered)
         payload = decode(blob, Limits(max_parameters=max(1, self.layout.d)))
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
@@ -155,16 +191,31 @@ class Client:
                 f"blob is of round {payload.round}, which ended before; expected {self._synced} or later"
             )
         applied = decompress(payload)
-        self._answer(delivered)
+        for unanswered in lost:
+            self._state = self.compressor.restore(unanswered, self._state, self._reference_of(unanswered))
+        self._pending.clear()
         self._reference = bytes(blob)
         self.round = self._synced = payload.round + 1
         return applied
 
-    def _answer(self, delivered: bool) -> None:
-        if not delivered:
-            for pending in self._pending:
-                self._state = self.compressor.restore(decode(pending.blob), self._state)
-        self._pending.clear()
+    def _lost(self, delivered: bool | Set[int]) -> list[Payload]:
+        """The pending payloads, or packets, that did not arrive."""
+        if isinstance(delivered, bool):
+            return [] if delivered else [decode(blob) for blob in self.pending]
+        if not isinstance(delivered, Set):
+            raise ConfigError(f"delivered must be True, False or a set of packet numbers, got {delivered!r}")
+        if len(self._pending) != 1:
+            raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(self._pending)}")
+        blobs = self._pending[0].blobs
+        wrong = [n for n in delivered if isinstance(n, bool) or n not in range(len(blobs))]
+        if wrong:
+            raise ConfigError(f"packet numbers must be in [0, {len(blobs)}), got {wrong[0]!r}")
+        return [decode(blob) for number, blob in enumerate(blobs) if number not in delivered]
+
+    def _reference_of(self, payload: Payload) -> Vector | None:
+        if payload.reference_digest is None or self._reference is None:
+            return None
+        return decompress(decode(self._reference))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
@@ -185,7 +236,8 @@ class Client:
             "sequence": self.sequence,
             "residual": memory.pop("residual", None),
             "pending": [
-                {"sequence": p.sequence, "blob": np.frombuffer(p.blob, np.uint8).copy()} for p in self._pending
+                {"sequence": p.sequence, "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs]}
+                for p in self._pending
             ],
             "reference": None if self._reference is None else np.frombuffer(self._reference, np.uint8).copy(),
             "scheme": memory,
@@ -215,7 +267,10 @@ class Client:
                 raise StateError(
                     f"state holds {sorted(memory)}, expected {sorted(fresh.memory)} for {self.layout.d} parameters"
                 )
-            pending = [_Pending(int(p["sequence"]), bytes(np.asarray(p["blob"], np.uint8))) for p in state["pending"]]
+            pending = [
+                _Pending(int(p["sequence"]), tuple(bytes(np.asarray(b, np.uint8)) for b in p["blobs"]))
+                for p in state["pending"]
+            ]
             reference = None if state["reference"] is None else bytes(np.asarray(state["reference"], np.uint8))
             seed, round_index, sequence = Key(state["seed"]).seed, int(state["round"]), int(state["sequence"])
             synced = 0 if reference is None else decode(reference).round + 1

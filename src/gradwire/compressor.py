@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.errors import ConfigError, StaleReference
+from gradwire.errors import ConfigError, ProtocolError, StaleReference
 from gradwire.guarantee import Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Every, Payload
+from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
-__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress"]
+__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
 
 Vector = NDArray[np.float32]
 
@@ -32,7 +32,7 @@ class Round:
     Attributes:
         index: the round, 0 or more.
         key: randomness for (seed, round, client).
-        reference: what decoding the last downlink blob gave, or None without one.
+        reference: (d,) float32: what decoding the last downlink blob gave, or None without one.
         weight: the client's weight in the mean, > 0.
         num_bytes: the payload must fit in this many bytes, or None.
         num_rounds: rounds of the whole run, where known.
@@ -42,7 +42,7 @@ class Round:
 
     index: int = 0
     key: Key = field(default_factory=lambda: Key(0))
-    reference: Payload | None = None
+    reference: Vector | None = None
     weight: float = 1.0
     num_bytes: int | None = None
     num_rounds: int | None = None
@@ -82,6 +82,11 @@ class Compressor(ABC):
     summary: ClassVar[str] = ""
     citation: ClassVar[str] = ""
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether ``Round.reference`` is read."""
+        return False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls) and cls.__name__.islower() and not cls.__name__.startswith("_"):
@@ -115,12 +120,13 @@ class Compressor(ABC):
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised for updates of length d."""
 
-    def restore(self, payload: Payload, state: State) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
         """Take back a payload that was not delivered.
 
         Args:
             payload: from ``compress``.
             state: the current state; consumed.
+            reference: (d,) float32: the vector the payload leans on, where it leans on one.
 
         Returns:
             The state that remembers it; a compressor without memory loses it.
@@ -150,25 +156,60 @@ def _text(value: object) -> str:
     return str(value) if isinstance(value, Compressor) else repr(value)
 
 
-def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Payload | None = None) -> None:
+def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
+    """Find what a payload's known supports stand for.
+
+    Args:
+        payload: from ``compress`` or ``decode``.
+        reference: (d,) float32: the vector it leans on, where it leans on one.
+
+    Returns:
+        The payload's parts, every support's indices ready to use.
+
+    Raises:
+        ProtocolError: when the reference does not fit the payload.
+        StaleReference: when a reference is needed and not given.
+    """
+    if payload.reference_digest is None:
+        return list(payload.parts)
+    if reference is None:
+        raise StaleReference(f"the payload leans on reference {payload.reference_digest.hex()}, none given")
+    if reference.shape != (payload.d,):
+        raise ProtocolError(f"reference must have shape ({payload.d},), got {reference.shape}")
+    parts: list[Part] = []
+    start = 0
+    for part in payload.parts:
+        support = part.support
+        if isinstance(support, Known):
+            known = ops.topk(reference[start : start + part.length], support.count)
+            if known.size != support.count:
+                raise ProtocolError(f"support leans on {support.count} entries of the reference, it has {known.size}")
+            if np.intersect1d(known, support.extra, assume_unique=True).size:
+                raise ProtocolError("support names a coordinate that the reference gives already")
+            part = Part(Known(part.length, support.count, support.extra, known), part.values)
+        parts.append(part)
+        start += part.length
+    return parts
+
+
+def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Vector | None = None) -> None:
     """Add ``weight`` times a payload to a vector, without making a dense vector of the payload.
 
     Args:
         out: (d,) float32, modified in place.
         payload: from ``compress`` or ``decode``.
         weight: the factor, rounded to float32.
-        reference: the payload this one leans on, where it leans on one.
+        reference: (d,) float32: the vector the payload leans on, where it leans on one.
 
     Raises:
         ConfigError: when ``out`` has another length.
+        ProtocolError: when the reference does not fit the payload.
         StaleReference: when a reference is needed and not given.
     """
     if out.shape != (payload.d,):
         raise ConfigError(f"out must have shape ({payload.d},), got {out.shape}")
-    if payload.reference_digest is not None and reference is None:
-        raise StaleReference(f"the payload leans on reference {payload.reference_digest.hex()}, none given")
     start = 0
-    for part in payload.parts:
+    for part in resolve(payload, reference):
         piece = out[start : start + part.length]
         start += part.length
         if isinstance(part.support, Every):
@@ -178,12 +219,12 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Pa
             ops.accumulate_at(piece, part.support.indices, part.numbers(), weight)
 
 
-def decompress(payload: Payload, reference: Payload | None = None) -> Vector:
+def decompress(payload: Payload, reference: Vector | None = None) -> Vector:
     """Make the vector a payload stands for.
 
     Args:
         payload: from ``compress`` or ``decode``; it describes itself.
-        reference: the payload this one leans on, needed only where ``payload.reference_digest`` is set.
+        reference: (d,) float32: the vector it leans on, needed only where ``payload.reference_digest`` is set.
 
     Returns:
         (d,) float32.

@@ -93,14 +93,19 @@ class ef(Compressor):
             else:
                 _undo(residual, update, error)
             raise
-        accumulate(residual, payload, -1.0)
+        accumulate(residual, payload, -1.0, None if round is None else round.reference)
         state.memory["residual"] = residual
         return payload, state
 
-    def restore(self, payload: Payload, state: State) -> State:
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the inner compressor reads the reference."""
+        return self.compressor.uses_reference
+
+    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
-        state = self.compressor.restore(payload, state)
-        accumulate(state.memory["residual"], payload)
+        state = self.compressor.restore(payload, state, reference)
+        accumulate(state.memory["residual"], payload, reference=reference)
         return state
 
     def guarantee(self, d: int) -> Guarantee:

@@ -63,6 +63,8 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
     """
     if first == Contractive(1.0):
         return second
+    if second == Contractive(1.0):
+        return first
     match first, second:
         case Contractive(a), Contractive(b):
             return Contractive(a * b)

@@ -146,6 +146,11 @@ class Layout:
         return next((t.offset for t in self.tensors if t.buffer), self.d)
 
     @cached_property
+    def cuts(self) -> tuple[int, ...]:
+        """Where one parameter tensor ends and the next begins: offsets inside (0, num_parameters), increasing."""
+        return tuple(sorted({t.stop for t in self.tensors if 0 < t.stop < self.num_parameters}))
+
+    @cached_property
     def digest(self) -> bytes:
         """Four bytes that tell layouts apart: SHA-256 of the names, shapes and buffer marks, in order."""
         text = json.dumps([[t.name, list(t.shape), t.buffer] for t in self.tensors], separators=(",", ":"))

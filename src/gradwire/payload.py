@@ -6,17 +6,29 @@ are sent) with values. Everything is frozen; only structure is checked here, con
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.errors import ConfigError
+from gradwire.errors import ConfigError, StaleReference
 from gradwire.rng import Key
 
-__all__ = ["Every", "Explicit", "Floats", "Part", "Payload", "Seeded", "Support", "Symbols", "Values"]
+__all__ = [
+    "Every",
+    "Explicit",
+    "Floats",
+    "Known",
+    "Levels",
+    "Part",
+    "Payload",
+    "Seeded",
+    "Support",
+    "Symbols",
+    "Values",
+]
 
 SUPPORT_PURPOSE = "support"
 FLOAT_CODINGS = ("float32", "float16", "bfloat16")
@@ -28,7 +40,8 @@ class _Frozen:
     def __eq__(self, other: object) -> bool:
         if type(self) is not type(other):
             return NotImplemented
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        compared = (f.name for f in fields(self) if f.compare)  # type: ignore[arg-type]
+        pairs = ((getattr(self, name), getattr(other, name)) for name in compared)
         return all(_same(a, b) for a, b in pairs)
 
     __hash__ = None  # type: ignore[assignment]
@@ -76,9 +89,12 @@ class Explicit(Support):
 
     Attributes:
         chosen: (k,) int64, strictly increasing, in [0, length).
+        cuts: increasing coordinates inside (0, length) where the density may change, such as tensor boundaries: a
+            hint for the index coding, not part of the message.
     """
 
     chosen: NDArray[np.int64]
+    cuts: tuple[int, ...] = field(default=(), compare=False)
 
     @property
     def num_kept(self) -> int:
@@ -119,8 +135,35 @@ class Seeded(Support):
 
 
 @dataclass(frozen=True, eq=False)
+class Known(Support):
+    """The largest entries of a reference both ends hold, whose indices do not travel, and a few more that do.
+
+    Attributes:
+        count: how many: the ``count`` entries of largest magnitude of the reference, ties to the lower index.
+        extra: (k,) int64, strictly increasing, outside the known coordinates.
+        known: (count,) int64 increasing, or None until they are found in the reference.
+    """
+
+    count: int
+    extra: NDArray[np.int64]
+    known: NDArray[np.int64] | None = field(default=None, compare=False)
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return self.count + int(self.extra.size)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64: the known coordinates, increasing, then the extra ones, increasing."""
+        if self.known is None:
+            raise StaleReference("this support is known only beside its reference, and none was given")
+        return np.concatenate([self.known, self.extra])
+
+
+@dataclass(frozen=True, eq=False)
 class Values(_Frozen):
-    """The numbers at a support's coordinates. One of Floats, Symbols."""
+    """The numbers at a support's coordinates. One of Floats, Symbols, Levels."""
 
     @property
     def num_values(self) -> int:
@@ -232,6 +275,40 @@ class Symbols(Values):
         return steps * self.scales[block_ranks(support, self.block)]
 
 
+@dataclass(frozen=True, eq=False)
+class Levels(Values):
+    """Signed entries of a table of magnitudes.
+
+    Symbol s stands for ``levels[s >> 1]``, negated where s is odd.
+
+    Attributes:
+        symbols: (k,) uint16, each below ``2 * levels.size``.
+        levels: (p,) float32, 0 or more.
+    """
+
+    symbols: NDArray[np.uint16]
+    levels: NDArray[np.float32]
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        return int(self.symbols.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return -(-self.symbols.size * (2 * self.levels.size - 1).bit_length() // 8) + self.levels.nbytes
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Levels:
+        """Return some of the values."""
+        return Levels(self.symbols[chosen], self.levels)
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (k,) float32: the signed magnitudes the symbols stand for."""
+        table = np.stack([self.levels, -self.levels], axis=1).reshape(-1)
+        return table[self.symbols]
+
+
 def block_ranks(support: Support, block: int) -> NDArray[np.int64]:
     """Number the blocks that hold a kept entry from 0 on and give each kept entry its block's number.
 
@@ -277,6 +354,9 @@ class Payload(_Frozen):
         layout_digest: four bytes of the layout it was made for; zeros when unknown.
         reference_digest: eight bytes of the reference it leans on, or None.
         sum_weights: downlink only: total weight of the clients in the round; None on the uplink.
+        packet: (number, count) where this is one of several packets of a payload, else None.
+        coder: how symbols are coded: ``"auto"`` (the cheapest), ``"packed"``, ``"huffman"``, ``"ans"`` or
+            ``"rle"``; not part of the message.
     """
 
     d: int
@@ -286,6 +366,8 @@ class Payload(_Frozen):
     layout_digest: bytes = b"\0\0\0\0"
     reference_digest: bytes | None = None
     sum_weights: float | None = None
+    packet: tuple[int, int] | None = None
+    coder: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
         covered = sum(part.length for part in self.parts)

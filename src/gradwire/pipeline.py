@@ -1,4 +1,4 @@
-"""Stages and how they run one after the other: one sparsifier, then at most one quantizer."""
+"""Stages and how they run one after the other: at most one sparsifier, then one quantizer, then one coder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradwire.rng import Key
 from gradwire.wire import encode
 from gradwire.wire.index import explicit_num_bytes
 
-__all__ = ["Pipeline", "Quantizer", "Sparsifier", "Stage"]
+__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage"]
 
 
 class Stage(Compressor):
@@ -91,9 +91,17 @@ class Quantizer(Stage):
         """
 
 
+class Coder(Stage):
+    """Name how symbols become bytes; nothing is lost. The class's name is the coder's."""
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Nothing is lost: Contractive(1)."""
+        return Contractive(1.0)
+
+
 @dataclass(frozen=True, repr=False)
 class Pipeline(Stage):
-    """Stages in order: one sparsifier, then at most one quantizer."""
+    """Stages in order: at most one sparsifier, one quantizer, one coder."""
 
     members: tuple[Stage, ...]
 
@@ -102,7 +110,7 @@ class Pipeline(Stage):
         for before, after, stage in zip(ranks, ranks[1:], self.members[1:], strict=False):
             if after <= before:
                 raise ConfigError(
-                    f"{stage} cannot stand there: a pipeline is one sparsifier, then one quantizer; got {self}"
+                    f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
 
     @property
@@ -128,12 +136,15 @@ def _rank(stage: Stage) -> int:
         return 0
     if isinstance(stage, Quantizer):
         return 1
+    if isinstance(stage, Coder):
+        return 2
     raise ConfigError(f"{stage} cannot stand in a pipeline")
 
 
 def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round) -> Payload:
     sparsifier = next((s for s in stages if isinstance(s, Sparsifier)), None)
     quantizer = next((s for s in stages if isinstance(s, Quantizer)), None)
+    coder = next((type(s).__name__ for s in stages if isinstance(s, Coder)), "auto")
 
     def payload(num_kept: int | None) -> Payload:
         parameters = update[: layout.num_parameters]
@@ -153,6 +164,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
             sequence=round.sequence,
             layout_digest=layout.digest,
             sum_weights=round.sum_weights,
+            coder=coder,
         )
 
     num_bytes = round.num_bytes
@@ -203,11 +215,10 @@ def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Ro
 
 def _cut_at_tensors(parts: list[Part], layout: Layout) -> list[Part]:
     """Cut parts at tensor boundaries; a seeded support cannot be cut and stays one part."""
-    stops = [t.stop for t in layout.tensors if not t.buffer and t.num_elements]
     out: list[Part] = []
     start = 0
     for part in parts:
-        inner = [s - start for s in stops if start < s < start + part.length]
+        inner = [s - start for s in layout.cuts if start < s < start + part.length]
         start += part.length
         support = part.support
         if not inner or not isinstance(support, (Every, Explicit)):
@@ -240,7 +251,8 @@ def _prune(part: Part) -> Part:
     chosen = support.indices[kept]
     if count == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
-    pruned = Part(Explicit(support.length, chosen), part.values.take(kept, support))
+    cuts = support.cuts if isinstance(support, Explicit) else ()
+    pruned = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
     if isinstance(support, Explicit):
         return pruned
     cost = explicit_num_bytes(chosen, support.length) + pruned.values.num_bytes

@@ -35,6 +35,7 @@ class Result:
         sum_weights: total weight received.
         num_received: payloads accepted.
         accepted: (client_id, sequence) of each, in order of arrival.
+        packets: of those that came in packets: (client_id, sequence) -> the packet numbers that arrived.
         round: the round that closed.
     """
 
@@ -44,6 +45,7 @@ class Result:
     sum_weights: float
     num_received: int
     accepted: tuple[tuple[int, int], ...]
+    packets: dict[tuple[int, int], frozenset[int]]
     round: int
 
 
@@ -103,6 +105,8 @@ class Server:
         self._limits = Limits(max_parameters=max(1, layout.d))
         self._aggregator = Aggregator(layout)
         self._accepted: list[tuple[int, int]] = []
+        self._arrived: dict[tuple[int, int], set[int]] = {}
+        self._partial: dict[tuple[int, int], set[int]] = {}
         self._counted: dict[int, list[list[int]]] = {}
         self._downlink_state = downlink.init(layout)
         self._references: dict[bytes, bytes] = {}
@@ -128,9 +132,19 @@ class Server:
             raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
         payload = decode(blob, self._limits)
         self._check(payload, client_id)
-        self._aggregator.add(payload, weight, self._reference_of(payload))
+        name = (client_id, payload.sequence)
+        first = name not in self._arrived
+        self._aggregator.add(payload, weight, self._reference_of(payload), count=first)
+        if first:
+            self._accepted.append(name)
+        numbers = self._arrived.setdefault(name, set())
+        if payload.packet is not None:
+            numbers.add(payload.packet[0])
+            self._partial.setdefault(name, set()).add(payload.packet[0])
+            if len(self._partial[name]) < payload.packet[1]:
+                return
+            del self._partial[name]
         _insert(self._counted.setdefault(client_id, []), payload.sequence)
-        self._accepted.append((client_id, payload.sequence))
 
     def close_round(self) -> Result:
         """End the open round: mean, step, downlink.
@@ -161,10 +175,11 @@ class Server:
             sum_weights=self._aggregator.sum_weights,
             num_received=self._aggregator.num_received,
             accepted=tuple(self._accepted),
+            packets={name: frozenset(numbers) for name, numbers in self._arrived.items() if numbers},
             round=self.round,
         )
         self._aggregator = Aggregator(self.layout)
-        self._accepted = []
+        self._accepted, self._arrived = [], {}
         self._references[reference_digest(blob)] = blob
         while len(self._references) > self.max_staleness + 1:
             del self._references[next(iter(self._references))]
@@ -181,19 +196,23 @@ class Server:
             )
         if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
             raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
+        if (numbers := self._partial.get((client_id, payload.sequence))) is not None and (
+            payload.packet is None or payload.packet[0] in numbers
+        ):
+            raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already, in this packet")
         if not self.round - self.max_staleness <= payload.round <= self.round:
             raise ProtocolError(
                 f"payload is of round {payload.round}, expected {self.round}"
                 + (f" or one of the {self.max_staleness} before" if self.max_staleness else "")
             )
 
-    def _reference_of(self, payload: Payload) -> Payload | None:
+    def _reference_of(self, payload: Payload) -> Vector | None:
         if payload.reference_digest is None:
             return None
         blob = self._references.get(payload.reference_digest)
         if blob is None:
             raise StaleReference(f"payload leans on reference {payload.reference_digest.hex()}, which is not held here")
-        return decode(blob, self._limits)
+        return decompress(decode(blob, self._limits))
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
@@ -213,6 +232,8 @@ class Server:
             "round": self.round,
             **aggregator.state_dict(),
             "accepted": [list(pair) for pair in self._accepted],
+            "arrived": _plain(self._arrived),
+            "partial": _plain(self._partial),
             "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
             "scheme": {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._downlink_state.memory.items()},
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
@@ -236,14 +257,24 @@ class Server:
             memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state["scheme"].items()}
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
             counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
+            arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])
             blobs = [bytes(np.asarray(blob, np.uint8)) for blob in state["references"]]
             seed, round_index = Key(state["seed"]).seed, int(state["round"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
         self._aggregator, self._accepted, self._counted = aggregator, accepted, counted
+        self._arrived, self._partial = arrived, partial
         self._downlink_state = State(self.layout, memory)
         self._references = {reference_digest(blob): blob for blob in blobs}
         self.seed, self.round = seed, round_index
+
+
+def _plain(numbers: dict[tuple[int, int], set[int]]) -> list[list[Any]]:
+    return [[client, sequence, sorted(found)] for (client, sequence), found in numbers.items()]
+
+
+def _unplain(plain: list[list[Any]]) -> dict[tuple[int, int], set[int]]:
+    return {(int(client), int(sequence)): {int(n) for n in found} for client, sequence, found in plain}
 
 
 def _insert(runs: list[list[int]], sequence: int) -> None:

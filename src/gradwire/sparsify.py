@@ -98,7 +98,7 @@ class topk(Sparsifier):
     def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes."""
         if self.scope == "model":
-            return [_part(update, ops.topk(update, self._count(update.size, update.size, num_kept)))]
+            return [_part(update, ops.topk(update, self._count(update.size, update.size, num_kept)), layout.cuts)]
         if self.scope == "tensor":
             pieces = [update[t.offset : t.stop] for t in layout.tensors if not t.buffer and t.num_elements]
             parts = [_part(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
@@ -187,7 +187,7 @@ class randk(Sparsifier):
         return Unbiased(d / kept - 1) if self.unbiased else Contractive(kept / d)
 
 
-def _part(update: Vector, chosen: NDArray[np.int64]) -> Part:
+def _part(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
     if chosen.size == update.size:
         return Part(Every(update.size), Floats(update))
-    return Part(Explicit(update.size, chosen), Floats(update[chosen]))
+    return Part(Explicit(update.size, chosen, cuts), Floats(update[chosen]))

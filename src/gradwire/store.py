@@ -6,13 +6,13 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from gradwire.errors import StateError
 
-__all__ = ["load_state", "save_state", "write_atomically"]
+__all__ = ["AtomicFile", "load_state", "save_state", "write_atomically"]
 
 _FORMAT = "gradwire-state-1"
 _ARRAY = "__array__"
@@ -66,18 +66,57 @@ def write_atomically(path: Path, data: bytes) -> None:
     Args:
         path: the file; its folder must exist.
         data: the whole content.
+
+    Raises:
+        OSError: when it cannot be written.
     """
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    file = AtomicFile(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        file.write(data)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        file.discard()
         raise
+    file.commit()
+
+
+class AtomicFile:
+    """A file that appears, or replaces the old one, only when ``commit`` is called.
+
+    Args:
+        path: the file.
+
+    Raises:
+        OSError: when its folder cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.num_bytes = 0
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        self._name = Path(name)
+        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self._file.write(data)
+        self.num_bytes += len(data)
+
+    def commit(self) -> None:
+        """Put the file in its place."""
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._name.chmod(0o644)
+            self._name.replace(self._path)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Forget everything written."""
+        self._file.close()
+        self._name.unlink(missing_ok=True)
 
 
 def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:

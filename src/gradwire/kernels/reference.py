@@ -8,18 +8,38 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.kernels.models import (
+    ANS_LOW,
+    HUFFMAN_BITS,
+    INVALID,
+    MODEL_BITS,
+    ans_num_lanes,
+    frequencies_sum_up,
+    huffman_codes,
+    huffman_table,
+)
+
 __all__ = [
     "accumulate_at",
+    "ans_decode",
+    "ans_encode",
     "bfloat16_bits",
     "gaps",
     "golomb_decode",
     "golomb_encode",
     "golomb_num_bits",
+    "huffman_decode",
+    "huffman_encode",
+    "join_float32",
     "pack",
     "quantize_centred",
+    "split_float32",
     "topk",
     "unpack",
 ]
+
+MAX_GOLOMB = 1 << 48
+"""Largest Golomb parameter; limits are at most 2^8 times this, so that no sum of a decoder leaves int64."""
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -143,12 +163,12 @@ def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
 
     Args:
         gaps: (k,) int64, 0 or more.
-        m: the Golomb parameter, 1 or more.
+        m: the Golomb parameter, 1 to 2^48.
 
     Returns:
         The number of bits.
     """
-    width, short = _remainder_code(m)
+    width, short = remainder_code(m)
     quotients, remainders = np.divmod(gaps, m)
     extra = int(np.count_nonzero(remainders >= short)) if m > 1 else 0
     return int(quotients.sum()) + gaps.size * (1 + width) + extra
@@ -163,14 +183,14 @@ def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
 
     Args:
         gaps: (k,) int64, 0 or more.
-        m: the Golomb parameter, 1 or more.
+        m: the Golomb parameter, 1 to 2^48.
 
     Returns:
         uint8; unused bits of the last byte are 0.
 
     Source: Golomb 1966, "Run-length encodings"; the split into three streams is ours.
     """
-    width, short = _remainder_code(m)
+    width, short = remainder_code(m)
     quotients, remainders = np.divmod(gaps, m)
     long = remainders >= short if m > 1 else np.zeros(gaps.size, bool)
     shifted = remainders + short
@@ -187,18 +207,21 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
 
     Args:
         data: bytes that start with the code and may hold more.
-        num_gaps: how many gaps to read, 1 or more.
-        m: the Golomb parameter, 1 or more.
-        limit: indices must stay below this.
+        num_gaps: how many gaps to read.
+        m: the Golomb parameter.
+        limit: indices must stay below this, at most 2^56.
 
     Returns:
         The indices as (num_gaps,) int64 and the bytes read; None when the code does not fit in ``data``, an index
-        reaches ``limit`` or an unused bit is set.
+        reaches ``limit``, an unused bit is set, or m is not in 1 to 2^48 or limit above 2^56.
     """
-    width, short = _remainder_code(m)
-    if num_gaps * (width + 1) > 8 * data.size:
+    if num_gaps == 0:
+        return np.empty(0, np.int64), 0
+    window = golomb_window(data, num_gaps, m, limit)
+    if window is None:
         return None
-    bits = np.unpackbits(data, bitorder="little")
+    width, short = remainder_code(m)
+    bits = np.unpackbits(window, bitorder="little")
     heads = _fields(bits, num_gaps, width)
     cursor = num_gaps * width
     remainders = heads
@@ -213,6 +236,8 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     ones = np.flatnonzero(bits[cursor:])[:num_gaps]
     if ones.size < num_gaps or (int(ones[-1]) + 1 - num_gaps) * m + num_gaps > limit:
         return None
+    if remainders.sum(dtype=np.float64) >= 2.0 * limit:  # roughly, so that the exact sum below stays in int64
+        return None
     quotients = np.diff(ones, prepend=-1) - 1
     indices = np.cumsum(quotients * m + remainders + 1) - 1
     cursor += int(ones[-1]) + 1
@@ -222,7 +247,22 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     return indices, num_bytes
 
 
-def _remainder_code(m: int) -> tuple[int, int]:
+def golomb_window(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> NDArray[np.uint8] | None:
+    """Cut data to what a Golomb code of indices below ``limit`` can fill; None when there can be none.
+
+    Each gap has a field, at most one extra bit and a one; all quotients together are at most
+    ``(limit - num_gaps) // m`` zeros.
+    """
+    if not (1 <= m <= MAX_GOLOMB and num_gaps <= limit <= MAX_GOLOMB << 8):
+        return None
+    width, _ = remainder_code(m)
+    if num_gaps * (width + 1) > 8 * data.size:
+        return None
+    most = num_gaps * (width + 2) + (limit - num_gaps) // m
+    return data[: -(-most // 8)]
+
+
+def remainder_code(m: int) -> tuple[int, int]:
     """Bits of a remainder's field, and the number of remainders that need no extra bit."""
     if m == 1:
         return 0, 0
@@ -230,9 +270,223 @@ def _remainder_code(m: int) -> tuple[int, int]:
     return b - 1, (1 << b) - m
 
 
+def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Write symbols in interleaved range asymmetric numeral system (rANS) code.
+
+    There are 4 lanes when n >= 1024, else 1; symbol i belongs to lane i mod lanes. A lane's state x is 32 bits, in
+    [2^16, 2^32), and starts at 2^16. With f the symbol's frequency and c the sum of the frequencies of all lower
+    symbols, symbols n - 1 down to 0 are written so: if x >= f * 2^20, write the low 16 bits of x as a word and
+    drop them; then x = (x // f) * 4096 + x mod f + c. The code is the final states, lane 0 first, each 4 bytes,
+    then the words, last written first, each 2 bytes, all little-endian. No symbols are no bytes.
+
+    Args:
+        symbols: (n,) uint16.
+        frequencies: (s,) uint32 that sum to 4096; s <= 2^16.
+
+    Returns:
+        uint8.
+
+    Raises:
+        ValueError: when a symbol has no frequency, or frequencies do not sum to 4096.
+
+    Source: Duda 2013 (arXiv 1311.2540); Giesen 2014 (arXiv 1402.3392) for the interleaving.
+    """
+    if symbols.size == 0:
+        return np.empty(0, np.uint8)
+    check_symbols(symbols, frequencies)
+    freqs: list[int] = frequencies.tolist()
+    starts: list[int] = (np.cumsum(frequencies) - frequencies).tolist()
+    lanes = ans_num_lanes(symbols.size)
+    states = [ANS_LOW] * lanes
+    words: list[int] = []
+    lane = (symbols.size - 1) % lanes
+    for symbol in reversed(symbols.tolist()):
+        x, f = states[lane], freqs[symbol]
+        if x >= f << 20:
+            words.append(x & 0xFFFF)
+            x >>= 16
+        states[lane] = (x // f << MODEL_BITS) + x % f + starts[symbol]
+        lane = (lane or lanes) - 1
+    code = np.array(states, "<u4").tobytes() + np.array(words[::-1], "<u2").tobytes()
+    return np.frombuffer(code, np.uint8).copy()
+
+
+def ans_decode(
+    data: NDArray[np.uint8], num_symbols: int, frequencies: NDArray[np.uint32]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``ans_encode``.
+
+    For i = 0 .. n - 1, on the state x of symbol i's lane: slot = x mod 4096; the symbol is the one with
+    c <= slot < c + f; x = f * (x // 4096) + slot - c; if x < 2^16, x = x * 2^16 + the next word.
+
+    Args:
+        data: bytes that start with the code and may hold more.
+        num_symbols: n.
+        frequencies: (s,) uint32, s <= 2^16.
+
+    Returns:
+        The symbols as (n,) uint16 and the bytes read; None when words are missing, a state read is below 2^16, a lane
+        does not end at 2^16 exactly, or frequencies do not sum to 4096.
+    """
+    if num_symbols == 0:
+        return np.empty(0, np.uint16), 0
+    states = ans_states(data, num_symbols)
+    if states is None or not frequencies_sum_up(frequencies):
+        return None
+    lanes = states.size
+    window = data[4 * lanes : 4 * lanes + 2 * num_symbols]  # a symbol takes one word or none
+    words = iter(window[: window.size // 2 * 2].view("<u2").tolist())
+    slots = np.repeat(np.arange(frequencies.size), frequencies).tolist()
+    freqs: list[int] = frequencies.tolist()
+    starts: list[int] = (np.cumsum(frequencies) - frequencies).tolist()
+    x: list[int] = states.tolist()
+    symbols = np.empty(num_symbols, np.uint16)
+    num_words = 0
+    for i in range(num_symbols):
+        lane = i % lanes
+        slot = x[lane] & 0xFFF
+        symbol = slots[slot]
+        state = freqs[symbol] * (x[lane] >> MODEL_BITS) + slot - starts[symbol]
+        if state < ANS_LOW:
+            word = next(words, None)
+            if word is None:
+                return None
+            state = state << 16 | word
+            num_words += 1
+        x[lane] = state
+        symbols[i] = symbol
+    if any(state != ANS_LOW for state in x):
+        return None
+    return symbols, 4 * lanes + 2 * num_words
+
+
+def ans_states(data: NDArray[np.uint8], num_symbols: int) -> NDArray[np.uint32] | None:
+    """Read the states that an ANS code starts with; None when they are cut or below 2^16."""
+    lanes = ans_num_lanes(num_symbols)
+    if data.size < 4 * lanes:
+        return None
+    states = np.frombuffer(data[: 4 * lanes].tobytes(), "<u4").astype(np.uint32)
+    return states if (states >= ANS_LOW).all() else None
+
+
+def check_symbols(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> None:
+    """Raise ValueError unless frequencies sum to 4096 and give each symbol 1 or more."""
+    if not frequencies_sum_up(frequencies):
+        raise ValueError(f"frequencies must sum to 4096, got {int(frequencies.sum(dtype=np.uint64))}")
+    if int(symbols.max()) >= frequencies.size or not frequencies[symbols].all():
+        raise ValueError("every symbol must have a frequency of 1 or more")
+
+
+def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write symbols in canonical Huffman code.
+
+    Codes are given out in order of length, then symbol: the first is all zeros, each next one is the one before
+    plus one, with zeros added to reach its length. A code's first (most significant) bit is written first. One symbol
+    alone has the code 0.
+
+    Args:
+        symbols: (n,) uint16.
+        lengths: (s,) uint8, 12 or less, 0 for symbols that do not occur; a complete code, or 1 for one symbol alone.
+
+    Returns:
+        uint8; unused bits of the last byte are 0.
+
+    Raises:
+        ValueError: when a symbol has no code, or lengths are not valid.
+    """
+    if symbols.size == 0:
+        return np.empty(0, np.uint8)
+    codes = check_codes(symbols, lengths)[symbols]
+    sizes = lengths[symbols].astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    bits = np.zeros(int(sizes.sum()), np.uint8)
+    for bit in range(HUFFMAN_BITS):
+        has = sizes > bit
+        bits[starts[has] + bit] = codes[has] >> bit & 1
+    return np.packbits(bits, bitorder="little")
+
+
+def huffman_decode(
+    data: NDArray[np.uint8], num_symbols: int, lengths: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``huffman_encode``.
+
+    Args:
+        data: bytes that start with the code and may hold more.
+        num_symbols: n.
+        lengths: (s,) uint8, s <= 2^16.
+
+    Returns:
+        The symbols as (n,) uint16 and the bytes read; None when the code does not fit in ``data``, an unused bit is
+        set, or lengths are neither a complete code of at most 12 bits nor 1 for one symbol alone.
+    """
+    if num_symbols == 0:
+        return np.empty(0, np.uint16), 0
+    found = huffman_table(lengths)
+    if found is None or num_symbols > 8 * data.size:
+        return None
+    table: list[int] = found.tolist()
+    window = data[: -(-num_symbols * HUFFMAN_BITS // 8)]
+    padded = window.tobytes() + bytes(3)
+    symbols = np.empty(num_symbols, np.uint16)
+    position = 0
+    for i in range(num_symbols):
+        byte = position >> 3
+        entry = table[int.from_bytes(padded[byte : byte + 3], "little") >> (position & 7) & 0xFFF]
+        position += entry & 0xF
+        if entry & INVALID or position > 8 * window.size:
+            return None
+        symbols[i] = entry >> 8
+    num_bytes = -(-position // 8)
+    if position % 8 and window[num_bytes - 1] >> position % 8:
+        return None
+    return symbols, num_bytes
+
+
+def check_codes(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Make the canonical codes; raise ValueError unless each symbol has one."""
+    codes = huffman_codes(lengths)
+    if int(symbols.max()) >= lengths.size or not lengths[symbols].all():
+        raise ValueError("every symbol must have a code length of 1 or more")
+    return codes
+
+
+def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Take float32 numbers apart: exponents, which entropy coding shrinks, and all other bits, which it cannot.
+
+    Args:
+        bits: (n,) uint32, the numbers' bits.
+
+    Returns:
+        The exponents as (n,) uint8, and (3 n,) uint8: for each number ``sign << 23 | mantissa`` as 3 little-endian
+        bytes.
+    """
+    exponents = (bits >> np.uint32(23)).astype(np.uint8)
+    rest = (bits >> np.uint32(8)) & np.uint32(0x800000) | bits & np.uint32(0x7FFFFF)
+    return exponents, np.ascontiguousarray(rest.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3]).reshape(-1)
+
+
+def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Put together what ``split_float32`` took apart.
+
+    Args:
+        exponents: (n,) uint8.
+        rest: (3 n,) uint8.
+
+    Returns:
+        (n,) uint32.
+    """
+    wide = np.zeros((exponents.size, 4), np.uint8)
+    wide[:, :3] = rest.reshape(-1, 3)
+    low = wide.reshape(-1).view("<u4").astype(np.uint32)
+    high = exponents.astype(np.uint32) << np.uint32(23)
+    bits: NDArray[np.uint32] = (low & np.uint32(0x800000)) << np.uint32(8) | high | low & np.uint32(0x7FFFFF)
+    return bits
+
+
 def _field_bits(fields: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
-    shifts = np.arange(width, dtype=np.uint32)
-    return ((fields.astype(np.uint32)[:, None] >> shifts) & np.uint32(1)).astype(np.uint8).reshape(-1)
+    shifts = np.arange(width, dtype=np.uint64)
+    return ((fields.astype(np.uint64)[:, None] >> shifts) & np.uint64(1)).astype(np.uint8).reshape(-1)
 
 
 def _fields(bits: NDArray[np.uint8], num_fields: int, width: int) -> NDArray[np.int64]:

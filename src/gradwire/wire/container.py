@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from gradwire.errors import (
     Truncated,
     UnsupportedVersion,
 )
-from gradwire.payload import Floats, Part, Payload, Values
+from gradwire.payload import Floats, Known, Part, Payload
 from gradwire.wire import index, values
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
@@ -31,16 +32,16 @@ __all__ = ["decode", "encode", "inspect"]
 
 MAGIC = b"GW"
 VERSION = 1
-DOWNLINK, REFERENCE, SEVERAL_PARTS = 1, 2, 4
-_NO_VALUES = 0
+DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET = 1, 2, 4, 8
+_SAFE_EXPANSION = 512  # half of what readers allow by default
 
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Where a part's bytes are: its codecs and how many bytes each section takes."""
+    """Where a part's bytes are: its codecs' names and how many bytes each section takes."""
 
-    support_codec: int
-    values_codec: int
+    support_name: str
+    values_name: str
     support_bytes: int
     values_bytes: int
 
@@ -61,11 +62,19 @@ def encode(payload: Payload) -> bytes:
         >>> gw.decode(gw.encode(payload)) == payload
         True
     """
+    blob = _write(payload, payload.coder)
+    if payload.num_kept > _SAFE_EXPANSION * len(blob):
+        blob = _write(payload, "packed")  # so few bytes for so many entries would look like a bomb to a reader
+    return blob
+
+
+def _write(payload: Payload, coder: str) -> bytes:
     several = len(payload.parts) > 1
     flags = (
         (DOWNLINK if payload.sum_weights is not None else 0)
         | (REFERENCE if payload.reference_digest is not None else 0)
         | (SEVERAL_PARTS if several else 0)
+        | (PACKET if payload.packet is not None else 0)
     )
     out = bytearray(MAGIC)
     out += bytes([VERSION, flags])
@@ -75,16 +84,20 @@ def encode(payload: Payload) -> bytes:
         out += payload.reference_digest
     if payload.sum_weights is not None:
         out += struct.pack("<d", payload.sum_weights)
+    if payload.packet is not None:
+        out += varint(payload.packet[0]) + varint(payload.packet[1])
     if several:
         out += varint(len(payload.parts))
     for part in payload.parts:
         if several:
             out += varint(part.length)
-        support_codec, support = index.encode_support(part.support)
-        values_codec, numbers = values.encode_values(part.values) if part.support.num_kept else (_NO_VALUES, b"")
-        out.append(support_codec | values_codec << 4)
-        out += support
-        out += numbers
+        codec, data = index.encode_support(part.support)
+        out.append(codec)
+        out += data
+        if part.support.num_kept:
+            codec, data = values.encode_values(part.values, coder)
+            out.append(codec)
+            out += data
     out += struct.pack("<I", zlib.crc32(out))
     return bytes(out)
 
@@ -133,7 +146,6 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
     support_bytes = sum(s.support_bytes for s in sizes)
     values_bytes = sum(s.values_bytes for s in sizes)
     kept = payload.num_kept
-    filled = [s for s in sizes if s.support_codec != index.NONE]
     return {
         "kind": "uplink" if payload.sum_weights is None else "downlink",
         "d": payload.d,
@@ -142,8 +154,8 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
         "round": payload.round,
         "sequence": payload.sequence,
         "codec": {
-            "support": _names(index.NAMES, [s.support_codec for s in sizes]),
-            "values": _names(values.NAMES, [s.values_codec for s in filled]),
+            "support": _join(s.support_name for s in sizes),
+            "values": _join(s.values_name for s in sizes),
         },
         "header_bytes": len(blob) - support_bytes - values_bytes,
         "support_bytes": support_bytes,
@@ -156,8 +168,8 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
     }
 
 
-def _names(names: dict[int, str], codecs: list[int]) -> str:
-    return "+".join(dict.fromkeys(names[c] for c in codecs)) or "none"
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(name for name in names if name != "none")) or "none"
 
 
 def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes]]:
@@ -190,7 +202,7 @@ def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload
 def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes]]:
     reader.take(3, "magic and version")
     flags = reader.byte("flags")
-    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS):
+    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS | PACKET):
         raise Malformed(f"unknown flags {flags:#04x}")
     d = reader.varint("d")
     if d > limits.max_parameters:
@@ -205,6 +217,12 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
         if not (math.isfinite(weights) and weights >= 0):
             raise Malformed(f"sum of weights must be finite and 0 or more, got {weights}")
         sum_weights = weights
+    packet: tuple[int, int] | None = None
+    if flags & PACKET:
+        number, count = reader.varint("packet number"), reader.varint("number of packets")
+        if number >= count:
+            raise Malformed(f"packet number must be below {count}, got {number}")
+        packet = (number, count)
     num_parts = reader.varint("number of parts") if flags & SEVERAL_PARTS else 1
     if num_parts > limits.max_parts:
         raise LimitExceeded(f"parts must be at most {limits.max_parts}, got {num_parts}")
@@ -216,25 +234,29 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     for _ in range(num_parts):
         length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
         covered += length
-        part, size = _read_part(reader, length, round_index)
+        part, size = _read_part(reader, length, round_index, limits)
         parts.append(part)
         sizes.append(size)
     if covered != d:
         raise Malformed(f"parts must cover {d} coordinates, got {covered}")
-    payload = Payload(d, tuple(parts), round_index, sequence, layout_digest, reference_digest, sum_weights)
+    if reference_digest is None and any(isinstance(part.support, Known) for part in parts):
+        raise Malformed("a known support needs a reference hash")
+    payload = Payload(d, tuple(parts), round_index, sequence, layout_digest, reference_digest, sum_weights, packet)
     return payload, sizes
 
 
-def _read_part(reader: Reader, length: int, round_index: int) -> tuple[Part, _Sizes]:
-    codecs = reader.byte("codecs")
+def _read_part(reader: Reader, length: int, round_index: int, limits: Limits) -> tuple[Part, _Sizes]:
     start = reader.position
-    support = index.decode_support(codecs & 15, length, round_index, reader)
+    codec = reader.byte("support codec")
+    support = index.decode_support(codec, length, round_index, reader, limits)
     middle = reader.position
+    support_name = index.NAMES[codec]
     if support.num_kept == 0:
-        if codecs >> 4 != _NO_VALUES:
-            raise Malformed(f"an empty part has no values, got value codec {codecs >> 4}")
-        numbers: Values = Floats(np.empty(0, np.float32))
-    else:
-        numbers = values.decode_values(codecs >> 4, support, reader)
-    sizes = _Sizes(codecs & 15, codecs >> 4, middle - start, reader.position - middle)
-    return Part(support, numbers), sizes
+        return Part(support, Floats(np.empty(0, np.float32))), _Sizes(support_name, "none", middle - start, 0)
+    if support.num_kept > limits.max_expansion * reader.size:
+        raise LimitExceeded(
+            f"{support.num_kept} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte"
+        )
+    codec = reader.byte("value codec")
+    numbers = values.decode_values(codec, support, reader, limits)
+    return Part(support, numbers), _Sizes(support_name, values.name_of(codec), middle - start, reader.position - middle)

@@ -5,21 +5,38 @@ docs/format.md, "Supports", is the law for every byte written here.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.errors import Malformed, Truncated, UnknownCodec
+from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
-from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Seeded, Support
+from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Known, Seeded, Support
 from gradwire.rng import Key
+from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
+from gradwire.wire.golomb import golomb_parameter, read_golomb
+from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
+from gradwire.wire.segments import choose_segments
 
 __all__ = ["NAMES", "decode_support", "encode_support", "explicit_num_bytes"]
 
-NONE, EVERY, GOLOMB, BITMAP, SEEDED = range(5)
-NAMES = {NONE: "none", EVERY: "every", GOLOMB: "golomb", BITMAP: "bitmap", SEEDED: "seeded"}
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS = range(9)
+NAMES = {
+    NONE: "none",
+    EVERY: "every",
+    GOLOMB: "golomb",
+    BITMAP: "bitmap",
+    SEEDED: "seeded",
+    KNOWN: "known",
+    RUNS: "runs",
+    ENTROPY: "entropy",
+    SEGMENTS: "segments",
+}
+_MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
+_RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
+_MIN_ENTROPY_COUNT = 512  # below this a frequency table cannot pay
 
 
 def encode_support(support: Support) -> tuple[int, bytes]:
@@ -33,53 +50,156 @@ def encode_support(support: Support) -> tuple[int, bytes]:
     """
     if isinstance(support, Every):
         return EVERY, b""
+    if isinstance(support, Known):
+        return KNOWN, varint(support.count) + _with_codec(*_encode_explicit(support.length, support.extra, ()))
     if support.num_kept == 0:
         return NONE, b""
     if isinstance(support, Seeded):
         client = 0 if support.key.client is None else support.key.client + 1
         return SEEDED, varint(support.count) + varint(support.key.seed) + varint(client)
-    gaps = ops.gaps(support.indices)
-    m = golomb_parameter(gaps)
-    head = varint(support.num_kept) + varint(m)
-    if len(head) + -(-ops.golomb_num_bits(gaps, m) // 8) <= -(-support.length // 8):
-        return GOLOMB, head + ops.golomb_encode(gaps, m).tobytes()
-    bitmap = np.zeros(support.length, np.uint8)
-    bitmap[support.indices] = 1
-    return BITMAP, np.packbits(bitmap, bitorder="little").tobytes()
+    cuts = support.cuts if isinstance(support, Explicit) else ()
+    return _encode_explicit(support.length, support.indices, cuts)
 
 
 def explicit_num_bytes(indices: NDArray[np.int64], length: int) -> int:
-    """Count the bytes ``encode_support`` would write for these indices, without writing them."""
-    if not indices.size:
-        return 0
+    """Count the bytes ``encode_support`` would write for these indices without cuts."""
+    return len(_encode_explicit(length, indices, ())[1])
+
+
+def _with_codec(codec: int, data: bytes) -> bytes:
+    return bytes([codec]) + data
+
+
+def _encode_explicit(length: int, indices: NDArray[np.int64], cuts: tuple[int, ...]) -> tuple[int, bytes]:
+    count = int(indices.size)
+    if count == 0:
+        return NONE, b""
     gaps = ops.gaps(indices)
     m = golomb_parameter(gaps)
-    golomb = len(varint(indices.size)) + len(varint(m)) + -(-ops.golomb_num_bits(gaps, m) // 8)
-    return min(golomb, -(-length // 8))
+    head = varint(count) + varint(m)
+    best, size = GOLOMB, len(head) + -(-ops.golomb_num_bits(gaps, m) // 8)
+    written: bytes | None = None
+    segments = choose_segments(length, indices, cuts, size) if cuts else None
+    if segments is not None:
+        best, size, written = SEGMENTS, len(segments), segments
+    for codec, tried in _rivals(length, indices, gaps, size):
+        if len(tried) < size:
+            best, size, written = codec, len(tried), tried
+    if best == GOLOMB:
+        written = head + ops.golomb_encode(gaps, m).tobytes()
+    return best, written or b""
 
 
-def golomb_parameter(gaps: NDArray[np.int64]) -> int:
-    """Find the Golomb parameter of fewest bits near the one that suits geometric gaps of this mean.
-
-    Args:
-        gaps: (k,) int64, k >= 1.
-
-    Returns:
-        The parameter m, 1 or more.
-
-    Source: Gallager and van Voorhis 1975: for success probability p the best m is the smallest with
-        (1 - p)^m + (1 - p)^(m + 1) <= 1.
-    """
-    p = gaps.size / (gaps.size + float(gaps.sum()))
-    if p == 1.0:
-        return 1
-    best = max(1, math.ceil(-math.log(2 - p) / math.log1p(-p)))
-    rice = 1 << (best.bit_length() - 1)
-    candidates = sorted({best, max(1, best - 1), rice, 2 * rice})
-    return min(candidates, key=lambda m: ops.golomb_num_bits(gaps, m))
+def _rivals(length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], size: int) -> Iterable[tuple[int, bytes]]:
+    """The codes that could beat ``size`` bytes, written out."""
+    count = indices.size
+    if -(-length // 8) < size:
+        bitmap = np.zeros(length, np.uint8)
+        bitmap[indices] = 1
+        yield BITMAP, np.packbits(bitmap, bitorder="little").tobytes()
+    num_runs = 1 + int(np.count_nonzero(gaps[1:]))
+    if num_runs * 2 <= count:
+        yield RUNS, _encode_runs(indices, num_runs)
+    if count >= _MIN_ENTROPY_COUNT:
+        yield ENTROPY, _encode_entropy(gaps)
 
 
-def decode_support(codec: int, length: int, round: int, reader: Reader) -> Support:
+def _encode_runs(indices: NDArray[np.int64], num_runs: int) -> bytes:
+    firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
+    run_lengths = np.diff(firsts, append=indices.size)
+    starts = indices[firsts]
+    ends = starts + run_lengths
+    skipped = starts - np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    skipped[1:] -= 1  # runs that touch would be one run
+    out = varint(num_runs)
+    for lengths in (skipped, run_lengths - 1):
+        m = golomb_parameter(lengths)
+        out += varint(m) + ops.golomb_encode(lengths, m).tobytes()
+    return out
+
+
+def _decode_runs(length: int, reader: Reader, limits: Limits) -> NDArray[np.int64]:
+    num_runs = reader.varint("number of runs", below=length + 1)
+    if num_runs == 0:
+        raise Malformed("run-length support needs a run or more, got 0")
+    skipped = np.diff(read_golomb(reader, num_runs, length + 1, "skipped runs"), prepend=-1) - 1
+    run_lengths = np.diff(read_golomb(reader, num_runs, length + 1, "kept runs"), prepend=-1)
+    skipped[1:] += 1
+    ends = np.cumsum(skipped + run_lengths)
+    count = int(run_lengths.sum())
+    if int(ends[-1]) > length:
+        raise Malformed(f"runs must end by {length}, got {int(ends[-1])}")
+    _check_expansion(count, reader, limits)
+    before = np.cumsum(run_lengths) - run_lengths
+    indices: NDArray[np.int64] = np.arange(count, dtype=np.int64) + np.repeat(ends - run_lengths - before, run_lengths)
+    return indices
+
+
+def _encode_entropy(gaps: NDArray[np.int64]) -> bytes:
+    """Quotients of the gaps by 2^b as an rANS stream, the b low bits of each packed, rare large quotients apart."""
+    b = max(0, int(gaps.mean() / 12).bit_length() - 1)
+    quotients = gaps >> b
+    counts = np.bincount(np.minimum(quotients, _MAX_QUOTIENT))
+    rare = np.flatnonzero(np.cumsum(counts[::-1])[::-1] <= gaps.size * _RARE)
+    cap = int(rare[0]) if rare.size else counts.size - 1
+    cap = max(1, cap)
+    large = quotients[quotients >= cap]
+    _, stream = encode_symbols(np.minimum(quotients, cap).astype(np.uint16), cap + 1, "ans")
+    low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()
+    head = varint(gaps.size) + varint(b) + varint(cap)
+    return head + stream + low_bits + b"".join(varint(int(q) - cap) for q in large)
+
+
+def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.int64]:
+    count = reader.varint("number of indices", below=length + 1)
+    b = reader.varint("low bits", below=33)
+    cap = reader.varint("quotient cap", below=_MAX_QUOTIENT + 1)
+    if count == 0 or cap == 0:
+        raise Malformed(f"entropy-coded support needs a count and a cap of 1 or more, got {count} and {cap}")
+    reader.need(-(-count * b // 8), "low bits of gaps")
+    quotients = decode_symbols(ANS, count, cap + 1, reader, limits).astype(np.int64)
+    data = np.frombuffer(reader.take(-(-count * b // 8), "low bits of gaps"), np.uint8)
+    used = count * b % 8
+    if used and data[-1] >> used:
+        raise Malformed("unused bits after the low bits of gaps must be 0")
+    large = np.flatnonzero(quotients >= cap)
+    if int(quotients.max()) > cap:
+        raise Malformed(f"quotients must be at most {cap}, got {int(quotients.max())}")
+    reader.need(large.size, "large quotients")
+    for position in large:
+        quotients[position] += reader.varint("large quotient", below=(length >> b) + 1)
+    gaps = (quotients << b) + ops.unpack(data, count, b)
+    if float(gaps.sum(dtype=np.float64)) + count > 2.0 * length + 1:
+        raise Malformed(f"entropy-coded indices must be below {length}")
+    indices: NDArray[np.int64] = np.cumsum(gaps + 1) - 1
+    if indices[-1] >= length:
+        raise Malformed(f"entropy-coded indices must be below {length}, got {int(indices[-1])}")
+    return indices
+
+
+def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+    num_segments = reader.varint("number of segments", below=limits.max_parts + 1)
+    if num_segments < 2:
+        raise Malformed(f"number of segments must be 2 or more, got {num_segments}")
+    pieces: list[NDArray[np.int64]] = []
+    cuts: list[int] = []
+    start = 0
+    for number in range(num_segments):
+        last = number == num_segments - 1
+        size = length - start if last else reader.varint("segment length", below=length - start)
+        if size == 0:
+            raise Malformed("a segment must not be empty")
+        count = reader.varint("number of indices", below=size + 1)
+        if count:
+            pieces.append(start + read_golomb(reader, count, size, "segment"))
+        start += size
+        cuts.append(start)
+    if not pieces:
+        raise Malformed("a segmented support needs an index or more, got none")
+    return np.concatenate(pieces), tuple(cuts[:-1])
+
+
+def decode_support(codec: int, length: int, round: int, reader: Reader, limits: Limits) -> Support:
     """Read a support.
 
     Args:
@@ -87,6 +207,7 @@ def decode_support(codec: int, length: int, round: int, reader: Reader) -> Suppo
         length: number of coordinates of the part.
         round: the payload's round, which seeded supports are drawn for.
         reader: where its bytes start; moved past them.
+        limits: what to refuse.
 
     Returns:
         The support.
@@ -94,33 +215,51 @@ def decode_support(codec: int, length: int, round: int, reader: Reader) -> Suppo
     Raises:
         DecodeError: on anything docs/format.md does not allow.
     """
-    if codec == NONE:
-        return Explicit(length, np.empty(0, np.int64))
     if codec == EVERY:
         return Every(length)
-    if codec == GOLOMB:
-        count = reader.varint("number of indices", below=length + 1)
-        m = reader.varint("Golomb parameter", below=length + 1)
-        if count == 0 or m == 0:
-            raise Malformed(f"Golomb support needs a count and a parameter of 1 or more, got {count} and {m}")
-        found = ops.golomb_decode(reader.rest(), count, m, length)
-        if found is None:
-            raise Malformed(f"Golomb support: {count} indices below {length} with parameter {m} not found")
-        reader.take(found[1], "Golomb support")
-        return Explicit(length, found[0])
-    if codec == BITMAP:
-        data = np.frombuffer(reader.take(-(-length // 8), "bitmap support"), np.uint8)
-        bits = np.unpackbits(data, bitorder="little")
-        if bits[length:].any() or not bits.any():
-            raise Malformed("bitmap support: unused bits must be 0 and one coordinate or more be set")
-        return Explicit(length, np.flatnonzero(bits))
     if codec == SEEDED:
         count = reader.varint("number of indices", below=length + 1)
         seed = reader.varint("seed")
         client = reader.varint("client")
         if count == 0:
             raise Malformed("seeded support needs a count of 1 or more, got 0")
-        if count > 8 * reader.remaining:
-            raise Truncated(f"seeded support of {count} coordinates, but only {reader.remaining} bytes follow")
         return Seeded(length, count, Key(seed, round, client - 1 if client else None, SUPPORT_PURPOSE))
+    if codec == KNOWN:
+        count = reader.varint("number of known indices", below=length + 1)
+        inner = reader.byte("codec of extra indices")
+        if inner in (EVERY, SEEDED, KNOWN):
+            raise Malformed(f"extra indices cannot be coded as {NAMES[inner]}")
+        extra = _decode_explicit(inner, length, reader, limits)
+        return Known(length, count, extra.chosen)
+    return _decode_explicit(codec, length, reader, limits)
+
+
+def _decode_explicit(codec: int, length: int, reader: Reader, limits: Limits) -> Explicit:
+    if codec == NONE:
+        return Explicit(length, np.empty(0, np.int64))
+    if codec == GOLOMB:
+        count = reader.varint("number of indices", below=length + 1)
+        if count == 0:
+            raise Malformed("Golomb support needs a count of 1 or more, got 0")
+        return Explicit(length, read_golomb(reader, count, length, "support"))
+    if codec == BITMAP:
+        data = np.frombuffer(reader.take(-(-length // 8), "bitmap support"), np.uint8)
+        bits = np.unpackbits(data, bitorder="little")
+        if bits[length:].any() or not bits.any():
+            raise Malformed("bitmap support: unused bits must be 0 and one coordinate or more be set")
+        return Explicit(length, np.flatnonzero(bits))
+    if codec == RUNS:
+        return Explicit(length, _decode_runs(length, reader, limits))
+    if codec == ENTROPY:
+        return Explicit(length, _decode_entropy(length, reader, limits))
+    if codec == SEGMENTS:
+        chosen, cuts = _decode_segments(length, reader, limits)
+        return Explicit(length, chosen, cuts)
     raise UnknownCodec(f"support codec must be one of {sorted(NAMES)}, got {codec}")
+
+
+def _check_expansion(count: int, reader: Reader, limits: Limits) -> None:
+    if count > limits.max_expansion * reader.size:
+        raise LimitExceeded(
+            f"{count} indices out of {reader.size} bytes: at most {limits.max_expansion} a byte allowed"
+        )

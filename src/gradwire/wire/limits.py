@@ -13,13 +13,15 @@ __all__ = ["Limits"]
 class Limits:
     """Bounds checked while bytes are read, before any array is made.
 
-    A payload's arrays are bounded by its own length in any case: no coordinate and no value is believed that
-    the bytes do not pay for with at least one bit. ``max_parameters`` bounds what ``decompress`` makes of it.
+    A payload's arrays are bounded by its own length: ``max_expansion`` entries to a byte at most.
+    ``max_parameters`` bounds what ``decompress`` makes of it.
 
     Attributes:
         max_parameters: largest d.
         max_parts: most parts.
         max_bytes: longest blob.
+        max_expansion: most coordinates or symbols to a byte of the blob, where a code can make many of few (runs,
+            skewed frequencies, supports that both ends know).
 
     Example:
         >>> import gradwire as gw
@@ -30,9 +32,10 @@ class Limits:
     max_parameters: int = 2**34
     max_parts: int = 2**14
     max_bytes: int = 2**36
+    max_expansion: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("max_parameters", "max_parts", "max_bytes"):
+        for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be an integer of 1 or more, got {value!r}")

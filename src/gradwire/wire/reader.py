@@ -39,9 +39,19 @@ class Reader:
         self.position = 0
 
     @property
+    def size(self) -> int:
+        """Bytes in all, read or not."""
+        return len(self._data)
+
+    @property
     def remaining(self) -> int:
         """Bytes not read yet."""
         return len(self._data) - self.position
+
+    def need(self, num_bytes: int, what: str) -> None:
+        """Raise Truncated unless this many bytes are left."""
+        if num_bytes > self.remaining:
+            raise Truncated(f"{what}: expected {num_bytes} bytes at offset {self.position}, got {self.remaining}")
 
     def take(self, num_bytes: int, what: str) -> memoryview:
         """Read bytes as they are.
@@ -56,8 +66,7 @@ class Reader:
         Raises:
             Truncated: when there are fewer.
         """
-        if num_bytes > self.remaining:
-            raise Truncated(f"{what}: expected {num_bytes} bytes at offset {self.position}, got {self.remaining}")
+        self.need(num_bytes, what)
         self.position += num_bytes
         return self._data[self.position - num_bytes : self.position]
 

@@ -8,54 +8,63 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwire.errors import Malformed, UnknownCodec
+from gradwire.errors import ConfigError, Malformed, UnknownCodec
 from gradwire.kernels import ops
-from gradwire.payload import Floats, Support, Symbols, Values, block_ranks
+from gradwire.payload import Floats, Known, Levels, Support, Symbols, Values, block_ranks
+from gradwire.wire.entropy import CODERS, PACKED, decode_symbols, encode_symbols
+from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
-__all__ = ["NAMES", "decode_values", "encode_values"]
+__all__ = ["decode_values", "encode_values", "name_of"]
 
-FLOAT32, FLOAT16, BFLOAT16, PACKED = range(4)
-NAMES = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16", PACKED: "packed"}
-_FLOAT_CODECS = {"float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
-_FLOAT_DTYPES: dict[int, np.dtype[Any]] = {
-    FLOAT32: np.dtype("<f4"),
-    FLOAT16: np.dtype("<f2"),
-    BFLOAT16: np.dtype("<u2"),
-}
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS = range(5)
+_KINDS = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16", CENTRED: "centred", LEVELS: "levels"}
+_CODER_NAMES = {number: name for name, number in CODERS.items()}
+_DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
+_MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
+_EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
+_MIN_EXPONENT_COUNT = 32  # fewer floats than this are not worth a table
 
 
-def encode_values(values: Values) -> tuple[int, bytes]:
+def name_of(codec: int) -> str:
+    """Name a value codec for people, such as ``float32`` or ``centred+ans``."""
+    kind, coder = codec & 15, codec >> 4
+    return _KINDS[kind] + (f"+{_CODER_NAMES[coder]}" if coder != PACKED else "")
+
+
+def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
     """Write values.
 
     Args:
-        values: the values.
+        values: the values, at least one.
+        coder: how symbols (of floats: exponents) are coded: ``"auto"`` or a name of ``CODERS``.
 
     Returns:
-        The codec's number and its bytes.
+        The codec (kind, and coder << 4) and its bytes.
     """
     if isinstance(values, Floats):
-        codec = _FLOAT_CODECS[values.coding]
-        return codec, values.data.astype(_FLOAT_DTYPES[codec], copy=False).tobytes()
-    if not isinstance(values, Symbols):
-        raise TypeError(f"values of type {type(values).__name__} have no coding")
-    head = varint(values.num_symbols) + varint(values.block) + values.scales.astype("<f4").tobytes()
-    return PACKED, head + ops.pack(values.symbols, symbol_bits(values.num_symbols)).tobytes()
+        return _encode_floats(values, coder)
+    if isinstance(values, Symbols):
+        head = varint(values.num_symbols) + varint(values.block) + values.scales.astype("<f4").tobytes()
+        number, stream = encode_symbols(values.symbols, values.num_symbols, coder)
+        return CENTRED | number << 4, head + stream
+    if isinstance(values, Levels):
+        head = varint(values.levels.size) + values.levels.astype("<f4").tobytes()
+        number, stream = encode_symbols(values.symbols, 2 * values.levels.size, coder)
+        return LEVELS | number << 4, head + stream
+    raise ConfigError(f"values of type {type(values).__name__} have no coding")
 
 
-def symbol_bits(num_symbols: int) -> int:
-    """Bits of a fixed-width field for one of ``num_symbols`` symbols."""
-    return (num_symbols - 1).bit_length()
-
-
-def decode_values(codec: int, support: Support, reader: Reader) -> Values:
+def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) -> Values:
     """Read the values at a support.
 
     Args:
-        codec: the codec's number.
+        codec: kind, and coder << 4.
         support: the part's support, with at least one coordinate.
         reader: where the bytes start; moved past them.
+        limits: what to refuse.
 
     Returns:
         The values, all finite.
@@ -63,35 +72,111 @@ def decode_values(codec: int, support: Support, reader: Reader) -> Values:
     Raises:
         DecodeError: on anything docs/format.md does not allow.
     """
-    if codec in _FLOAT_DTYPES:
-        dtype = _FLOAT_DTYPES[codec]
-        data = np.frombuffer(reader.take(support.num_kept * dtype.itemsize, NAMES[codec]), dtype)
-        values = Floats(data.astype(dtype.newbyteorder("="), copy=False), NAMES[codec])
-        if not np.isfinite(values.numbers(support)).all():
-            raise Malformed(f"{NAMES[codec]} values must be finite")
-        return values
-    if codec == PACKED:
-        return _decode_packed(support, reader)
-    raise UnknownCodec(f"value codec must be one of {sorted(NAMES)}, got {codec}")
+    kind, coder = codec & 15, codec >> 4
+    if kind not in _KINDS or coder not in _CODER_NAMES:
+        raise UnknownCodec(
+            f"value kind must be one of {sorted(_KINDS)}, coder of {sorted(_CODER_NAMES)}; got {codec:#04x}"
+        )
+    if kind == CENTRED:
+        return _decode_centred(coder, support, reader, limits)
+    if kind == LEVELS:
+        return _decode_levels(coder, support, reader, limits)
+    return _decode_floats(kind, coder, support, reader, limits)
 
 
-def _decode_packed(support: Support, reader: Reader) -> Symbols:
+# floats: whole, or exponents as a symbol stream and the rest packed
+
+
+def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
+    kind = {name: number for number, name in _KINDS.items()}[values.coding]
+    bits = np.ascontiguousarray(values.data).view(_DTYPES[kind].newbyteorder("="))
+    whole = bits.astype(_DTYPES[kind], copy=False).tobytes()
+    if coder == "packed" or (coder == "auto" and bits.size < _MIN_EXPONENT_COUNT):
+        return kind | PACKED << 4, whole
+    mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
+    exponents = ((bits >> mantissa) & ((1 << width) - 1)).astype(np.uint16)
+    number, stream = encode_symbols(exponents, 1 << width, coder)
+    if number == PACKED:
+        return kind | PACKED << 4, whole
+    sign = (bits >> (mantissa + width)) << mantissa
+    rest = sign | (bits & ((1 << mantissa) - 1)).astype(bits.dtype)
+    coded = stream + _pack_rest(rest, mantissa + 1)
+    return (kind | number << 4, coded) if len(coded) < len(whole) or coder != "auto" else (kind | PACKED << 4, whole)
+
+
+def _decode_floats(kind: int, coder: int, support: Support, reader: Reader, limits: Limits) -> Floats:
+    count, dtype = support.num_kept, _DTYPES[kind]
+    if coder == PACKED:
+        data = np.frombuffer(reader.take(count * dtype.itemsize, _KINDS[kind]), dtype)
+        bits = data.astype(dtype.newbyteorder("="), copy=False)
+    else:
+        mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
+        reader.need(-(-count * (mantissa + 1) // 8), _KINDS[kind])
+        exponents = decode_symbols(coder, count, 1 << width, reader, limits)
+        rest = _unpack_rest(reader, count, mantissa + 1)
+        sign = (rest >> mantissa) << (mantissa + width)
+        bits = (sign | (exponents.astype(np.uint32) << mantissa) | (rest & ((1 << mantissa) - 1))).astype(
+            dtype.newbyteorder("=")
+        )
+    values = Floats(bits.view({FLOAT32: np.float32, FLOAT16: np.float16, BFLOAT16: np.uint16}[kind]), _KINDS[kind])
+    full = (1 << _EXPONENT_BITS[kind]) - 1
+    if bool((((bits >> _MANTISSA_BITS[kind]) & full) == full).any()):
+        raise Malformed(f"{_KINDS[kind]} values must be finite")
+    return values
+
+
+def _pack_rest(rest: NDArray[Any], width: int) -> bytes:
+    """Fixed-width fields of sign and mantissa; widths of whole bytes by copying, the others bit by bit."""
+    if width % 8 == 0:
+        return rest.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : width // 8].tobytes()
+    return ops.pack(rest.astype(np.uint32), width).tobytes()
+
+
+def _unpack_rest(reader: Reader, count: int, width: int) -> NDArray[np.uint32]:
+    data = np.frombuffer(reader.take(-(-count * width // 8), "signs and mantissas"), np.uint8)
+    if width % 8 == 0:
+        wide = np.zeros((count, 4), np.uint8)
+        wide[:, : width // 8] = data.reshape(count, width // 8)
+        return wide.view("<u4").reshape(-1).astype(np.uint32, copy=False)
+    used = count * width % 8
+    if used and data[-1] >> used:
+        raise Malformed("unused bits after signs and mantissas must be 0")
+    return ops.unpack(data, count, width).astype(np.uint32)
+
+
+# symbols on a grid or in a table
+
+
+def _decode_centred(coder: int, support: Support, reader: Reader, limits: Limits) -> Symbols:
     num_symbols = reader.varint("number of symbols", below=2**16 + 1)
     if num_symbols < 2:
         raise Malformed(f"number of symbols must be 2 or more, got {num_symbols}")
     block = reader.varint("scale block", below=support.length + 1)
-    width = symbol_bits(num_symbols)
-    num_bytes = -(-support.num_kept * width // 8)
-    if num_bytes > reader.remaining:
-        reader.take(num_bytes, "symbols")
-    num_scales = int(block_ranks(support, block)[-1]) + 1 if block else 1
+    num_scales = 1
+    if block and isinstance(support, Known):
+        raise Malformed("block scales cannot stand on a known support")
+    if block:
+        reader.need(4, "scales")
+        num_scales = int(block_ranks(support, block)[-1]) + 1
     scales = np.frombuffer(reader.take(4 * num_scales, "scales"), "<f4").astype(np.float32)
-    largest = scales * np.float32((num_symbols - 1) / 2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = scales * np.float32((num_symbols - 1) / 2)
     if not (np.isfinite(largest).all() and (scales > 0).all()):
         raise Malformed("scales must be positive and finite over the whole grid")
-    data = np.frombuffer(reader.take(num_bytes, "symbols"), np.uint8)
-    symbols = ops.unpack(data, support.num_kept, width)
-    used = support.num_kept * width % 8
-    if (symbols >= num_symbols).any() or (used and data[-1] >> used):
-        raise Malformed(f"symbols must be below {num_symbols} and unused bits 0")
-    return Symbols(symbols.astype(np.uint16), num_symbols, scales, block)
+    symbols = decode_symbols(coder, support.num_kept, num_symbols, reader, limits)
+    if int(symbols.max()) >= num_symbols:
+        raise Malformed(f"symbols must be below {num_symbols}, got {int(symbols.max())}")
+    return Symbols(symbols, num_symbols, scales, block)
+
+
+def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits) -> Levels:
+    num_levels = reader.varint("number of levels", below=2**15 + 1)
+    if num_levels == 0:
+        raise Malformed("number of levels must be 1 or more, got 0")
+    levels = np.frombuffer(reader.take(4 * num_levels, "levels"), "<f4").astype(np.float32)
+    if not (np.isfinite(levels).all() and (levels >= 0).all()):
+        raise Malformed("levels must be finite and 0 or more")
+    symbols = decode_symbols(coder, support.num_kept, 2 * num_levels, reader, limits)
+    if int(symbols.max()) >= 2 * num_levels:
+        raise Malformed(f"symbols must be below {2 * num_levels}, got {int(symbols.max())}")
+    return Levels(symbols, levels)

@@ -1,0 +1,582 @@
+"""The op table for large inputs, compiled by Numba: bit for bit what ``reference.py`` computes.
+
+Streams are read and written as 64-bit words, least significant bit first. Kernels are serial, take no lock and make no
+array but their results; whatever is not a loop stays in NumPy. What each op computes is said in ``reference.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from gradwire.kernels import reference
+from gradwire.kernels.jit import array, inline, kernel, pair
+from gradwire.kernels.models import (
+    ANS_LOW,
+    HUFFMAN_BITS,
+    INVALID,
+    MODEL_BITS,
+    ans_num_lanes,
+    frequencies_sum_up,
+    huffman_codes,
+    huffman_table,
+)
+from gradwire.kernels.reference import (
+    ans_states,
+    check_codes,
+    check_symbols,
+    golomb_window,
+    remainder_code,
+)
+
+__all__ = [
+    "accumulate_at",
+    "ans_decode",
+    "ans_encode",
+    "gaps",
+    "golomb_decode",
+    "golomb_encode",
+    "golomb_num_bits",
+    "huffman_decode",
+    "huffman_encode",
+    "join_float32",
+    "pack",
+    "split_float32",
+    "unpack",
+]
+
+# Kernels count in uint64: such an index needs no test for being negative. Constants are typed, since Numba makes
+# float64 of uint64 and int64 mixed.
+U = np.uint64
+_0, _1, _2, _3, _4, _6, _8, _16, _63, _64 = (U(n) for n in (0, 1, 2, 3, 4, 6, 8, 16, 63, 64))
+_SLOT_BITS, _SLOT_MASK, _LOW = U(MODEL_BITS), U((1 << MODEL_BITS) - 1), U(ANS_LOW)
+_RECIPROCAL_BITS, _WORD_MASK, _RENORM_BITS, _SLOTS = U(44), U(0xFFFF), U(32 - MODEL_BITS), U(1 << MODEL_BITS)
+_ENTRY_BITS, _ENTRY_MASK, _INVALID, _WINDOW_MASK = U(8), U(15), U(INVALID), U((1 << HUFFMAN_BITS) - 1)
+
+_U8, _U16, _U32, _U64, _I64, _F32 = (
+    array(t) for t in (types.uint8, types.uint16, types.uint32, types.uint64, types.int64, types.float32)
+)
+_OUT_U8, _OUT_U16, _OUT_U32, _OUT_U64, _OUT_I64, _OUT_F32 = (
+    array(t, readonly=False)
+    for t in (types.uint8, types.uint16, types.uint32, types.uint64, types.int64, types.float32)
+)
+
+
+Words = NDArray[np.uint64]
+Scalar = Any  # inside kernels: uint64 but where noted
+
+
+def _emit_trailing_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.cttz(args[0], cgutils.false_bit)
+
+
+def _emit_count_ones(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.ctpop(args[0])
+
+
+def _type_trailing_zeros(context: Any, word: Any) -> Any:
+    """Count the zeros below the lowest one of a uint64; 64 where there is none."""
+    return types.uint64(types.uint64), _emit_trailing_zeros
+
+
+def _type_count_ones(context: Any, word: Any) -> Any:
+    """Count the ones of a uint64."""
+    return types.uint64(types.uint64), _emit_count_ones
+
+
+_trailing_zeros: Any = intrinsic(_type_trailing_zeros)
+_count_ones: Any = intrinsic(_type_count_ones)
+
+
+@inline
+def _peek(words: Words, position: Scalar) -> Scalar:
+    """Read the 64 bits from a position on; the word after the one it is in must exist."""
+    at, shift = position >> _6, position & _63
+    return words[at] >> shift | (words[at + _1] << _1) << (_63 - shift)
+
+
+def _to_words(data: NDArray[np.uint8], num_bytes: int) -> Words:
+    """Copy bytes to words, with zeros after the last and at least one whole word of them."""
+    words = np.zeros(num_bytes // 8 + 2, "<u8")
+    words.view(np.uint8)[: min(data.size, num_bytes)] = data[:num_bytes]
+    return words.astype(np.uint64, copy=False)
+
+
+def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
+    """Look at the first bits of words as bytes."""
+    return words.astype("<u8", copy=False).view(np.uint8)[: -(-num_bits // 8)]
+
+
+def _plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
+    return np.require(values, dtype, ["C", "A"])
+
+
+# --- fixed width ------------------------------------------------------------------------------------------------------
+
+
+def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
+    """Write symbols as fixed-width fields, one after the other."""
+    num_bits = symbols.size * width
+    words = np.zeros(num_bits // 64 + 1, np.uint64)
+    _pack(_plain(symbols, np.uint32), width, words)
+    return _to_bytes(words, num_bits)
+
+
+@kernel(types.void, _U32, types.uint64, _OUT_U64)
+def _pack(symbols: NDArray[np.uint32], width: Scalar, words: Words) -> None:
+    mask = (_1 << width) - _1
+    word, used, at = _0, _0, _0
+    for symbol in symbols:
+        field = U(symbol) & mask
+        word |= field << used
+        used += width
+        if used >= _64:
+            words[at] = word
+            at += _1
+            used -= _64
+            word = field >> (width - used)
+    if used:
+        words[at] = word
+
+
+def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:
+    """Read fixed-width fields back."""
+    symbols = np.empty(num_symbols, np.int64)
+    _unpack(_to_words(data, -(-num_symbols * width // 8)), width, symbols)
+    return symbols
+
+
+@kernel(types.void, _U64, types.uint64, _OUT_I64)
+def _unpack(words: Words, width: Scalar, symbols: NDArray[np.int64]) -> None:
+    mask = (_1 << width) - _1
+    for i in range(symbols.size):
+        symbols[i] = np.int64(_peek(words, U(i) * width) & mask)
+
+
+# --- supports ---------------------------------------------------------------------------------------------------------
+
+
+def accumulate_at(
+    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: float
+) -> None:
+    """Add ``weight * numbers`` to ``out`` at distinct indices, in place, in float32."""
+    if not (out.flags.c_contiguous and out.flags.aligned and indices.size == numbers.size):
+        reference.accumulate_at(out, indices, numbers, weight)
+    elif not _accumulate_at(out, _plain(indices, np.int64), _plain(numbers, np.float32), np.float32(weight)):
+        raise IndexError(f"indices must be in [0, {out.size}), got {indices.min()} to {indices.max()}")
+
+
+@kernel(types.boolean, _OUT_F32, _I64, _F32, types.float32)
+def _accumulate_at(
+    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: Scalar
+) -> Scalar:
+    largest = _0
+    for index in indices:
+        largest = max(largest, U(index))
+    if indices.size and largest >= U(out.size):
+        return False
+    for i in range(indices.size):
+        out[U(indices[i])] += weight * numbers[i]
+    return True
+
+
+def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the skipped coordinates before each index."""
+    counted = np.empty(indices.size, np.int64)
+    _gaps(_plain(indices, np.int64), counted)
+    return counted
+
+
+@kernel(types.void, _I64, _OUT_I64)
+def _gaps(indices: NDArray[np.int64], counted: NDArray[np.int64]) -> None:
+    if indices.size:
+        counted[0] = indices[0]
+    for i in range(1, indices.size):
+        counted[i] = indices[i] - indices[i - 1] - 1
+
+
+def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
+    """Count the bits ``golomb_encode`` writes."""
+    width, short = _remainder_code(m)
+    quotients, num_long = _golomb_cost(_plain(gaps, np.int64), m, short)
+    return int(quotients) + gaps.size * (1 + width) + int(num_long)
+
+
+def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
+    """Write gaps in split Golomb code."""
+    width, short = _remainder_code(m)
+    gaps = _plain(gaps, np.int64)
+    quotients, num_long = _golomb_cost(gaps, m, short)
+    num_bits = int(quotients) + gaps.size * (1 + width) + int(num_long)
+    words = np.zeros(num_bits // 64 + 1, np.uint64)
+    _golomb_encode(gaps, m, short, width, int(num_long), words)
+    return _to_bytes(words, num_bits)
+
+
+def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+    """Read indices written by ``golomb_encode``."""
+    if num_gaps == 0:
+        return np.empty(0, np.int64), 0
+    window = golomb_window(data, num_gaps, m, limit)
+    if window is None:
+        return None
+    width, short = _remainder_code(m)
+    indices = np.empty(num_gaps, np.int64)
+    words = _to_words(window, window.size)
+    end = _golomb_decode(words, 8 * window.size, m, short, width, limit, indices.view(np.uint64))
+    if end < 0 or (end % 8 and window[end // 8] >> end % 8):
+        return None
+    return indices, -(-end // 8)
+
+
+def _remainder_code(m: int) -> tuple[int, int]:
+    """Bits of a remainder's field, and the first remainder with an extra bit; for m = 1 there is none."""
+    return remainder_code(m) if m > 1 else (0, 1)
+
+
+@kernel(pair(types.uint64), _I64, types.uint64, types.uint64)
+def _golomb_cost(gaps: NDArray[np.int64], m: Scalar, short: Scalar) -> tuple[Scalar, Scalar]:
+    """Sum the quotients, and count the remainders with an extra bit."""
+    quotients, num_long = _0, _0
+    for gap in gaps:
+        quotients += U(gap) // m
+        num_long += U(U(gap) % m >= short)
+    return quotients, num_long
+
+
+@kernel(types.void, _I64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
+def _golomb_encode(
+    gaps: NDArray[np.int64], m: Scalar, short: Scalar, width: Scalar, num_long: Scalar, words: Words
+) -> None:
+    word, used, at = _0, _0, _0
+    extra = U(gaps.size) * width
+    unary = extra + num_long
+    for gap in gaps:
+        remainder = U(gap) % m
+        is_long = remainder >= short
+        shifted = remainder + short
+        head = shifted >> _1 if is_long else remainder
+        word |= head << used
+        used += width
+        if used >= _64:
+            words[at] = word
+            at += _1
+            used -= _64
+            word = head >> (width - used)
+        words[extra >> _6] |= (shifted & U(is_long)) << (extra & _63)
+        extra += U(is_long)
+        unary += U(gap) // m
+        words[unary >> _6] |= _1 << (unary & _63)
+        unary += _1
+    if used:
+        words[at] |= word
+
+
+@kernel(types.int64, _U64, types.uint64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
+def _golomb_decode(
+    words: Words, num_bits: Scalar, m: Scalar, short: Scalar, width: Scalar, limit: Scalar, indices: Words
+) -> Scalar:
+    """Read indices; the position after the last bit, or -1."""
+    count = U(indices.size)
+    mask = (_1 << width) - _1
+    extra = count * width
+    unary = extra
+    for rank in range(indices.size):
+        head = _peek(words, U(rank) * width) & mask
+        indices[rank] = head
+        unary += U(head >= short)
+    if unary + count > num_bits:
+        return -1
+    most = np.int64((limit - count) // m)
+    at = unary >> _6
+    word = words[at] & ~((_1 << (unary & _63)) - _1)
+    base = (at << _6) - unary  # below 0 in the first word, where arithmetic is modulo 2^64
+    i, remainders, position = _0, _0, _0
+    while True:
+        # Quotients so far are at least base - i: with this test, and m and limit in bounds, no product leaves int64.
+        if np.int64(base - i) > most or remainders > limit:
+            return -1
+        for _ in range(min(_count_ones(word), count - i)):
+            position = base + _trailing_zeros(word)
+            word &= word - _1
+            head = indices[i]
+            is_long = head >= short
+            bit = words[extra >> _6] >> (extra & _63) & _1
+            remainders += (head << _1) + bit - short if is_long else head
+            extra += U(is_long)
+            indices[i] = (position - i) * m + remainders + i
+            i += _1
+        if i == count:
+            break
+        at += _1
+        if at << _6 >= num_bits:
+            return -1
+        word = words[at]
+        base += _64
+    return np.int64(unary + position + _1) if indices[count - _1] < limit else -1
+
+
+# --- asymmetric numeral systems ---------------------------------------------------------------------------------------
+
+
+def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Write symbols in interleaved range asymmetric numeral system (rANS) code."""
+    if symbols.size == 0:
+        return np.empty(0, np.uint8)
+    if not frequencies_sum_up(frequencies) or int(symbols.max()) >= frequencies.size:
+        check_symbols(symbols, frequencies)
+    wide = frequencies.astype(np.uint64)
+    reciprocals = ((U(1 << 44) - _1) // np.maximum(wide, _1) + _1) * (wide > 0)
+    spans = (wide << _16 | (np.cumsum(wide) - wide)).astype(np.uint32)
+    lanes = ans_num_lanes(symbols.size)
+    states = np.full(4, ANS_LOW, np.uint64)
+    words = np.empty(symbols.size + 1, np.uint16)
+    first = _ans_encode(_plain(symbols, np.uint16), reciprocals, spans, lanes, states, words)
+    if first < 0:
+        check_symbols(symbols, frequencies)
+    code = np.empty(4 * lanes + 2 * (words.size - first), np.uint8)
+    code[: 4 * lanes].view("<u4")[:] = states[:lanes]
+    code[4 * lanes :].view("<u2")[:] = words[first:]
+    return code
+
+
+@inline
+def _ans_push(x: Scalar, reciprocal: Scalar, span: Scalar, words: Scalar, at: Scalar) -> tuple[Scalar, Scalar]:
+    """Write one symbol into a state; a word that leaves it goes to words[at], and at moves down.
+
+    The product is exact: after the shift x < f 2^20, so with r = ceil(2^44 / f), x r < 2^64 and
+    floor(x r / 2^44) = floor(x / f) for every f in 1 .. 2^12.
+    """
+    f = U(span) >> _16
+    words[at] = np.uint16(x & _WORD_MASK)
+    full = U(x >= f << _RENORM_BITS)
+    x >>= full << _4
+    quotient = x * reciprocal >> _RECIPROCAL_BITS
+    return x + quotient * (_SLOTS - f) + (U(span) & _WORD_MASK), at - full
+
+
+@kernel(types.int64, _U16, _U64, _U32, types.uint64, _OUT_U64, _OUT_U16)
+def _ans_encode(
+    symbols: NDArray[np.uint16],
+    reciprocals: Words,
+    spans: NDArray[np.uint32],
+    lanes: Scalar,
+    states: Words,
+    words: NDArray[np.uint16],
+) -> Scalar:
+    """Write symbols; where the words start, or -1 when a symbol has no frequency."""
+    at = U(words.size) - _1
+    i = U(symbols.size)
+    absent = False
+    while i & _3 or (lanes == _1 and i):
+        i -= _1
+        symbol = symbols[i]
+        absent |= spans[symbol] >> _16 == _0
+        states[i & (lanes - _1)], at = _ans_push(
+            states[i & (lanes - _1)], reciprocals[symbol], spans[symbol], words, at
+        )
+    x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+    while i:
+        i -= _4
+        s0, s1, s2, s3 = symbols[i], symbols[i + _1], symbols[i + _2], symbols[i + _3]
+        e0, e1, e2, e3 = spans[s0], spans[s1], spans[s2], spans[s3]
+        absent |= min(min(e0, e1), min(e2, e3)) >> _16 == _0
+        x3, at = _ans_push(x3, reciprocals[s3], e3, words, at)
+        x2, at = _ans_push(x2, reciprocals[s2], e2, words, at)
+        x1, at = _ans_push(x1, reciprocals[s1], e1, words, at)
+        x0, at = _ans_push(x0, reciprocals[s0], e0, words, at)
+    states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    return -1 if absent else np.int64(at + _1)
+
+
+def ans_decode(
+    data: NDArray[np.uint8], num_symbols: int, frequencies: NDArray[np.uint32]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``ans_encode``."""
+    if num_symbols == 0:
+        return np.empty(0, np.uint16), 0
+    found = ans_states(data, num_symbols)
+    if found is None or not frequencies_sum_up(frequencies):
+        return None
+    lanes = found.size
+    states = np.zeros(4, np.uint64)
+    states[:lanes] = found
+    by_slot = np.repeat(np.arange(frequencies.size).astype(np.uint16), frequencies)
+    starts = np.cumsum(frequencies, dtype=np.uint32) - frequencies
+    rows = (frequencies[by_slot] << np.uint32(16)) + np.arange(1 << MODEL_BITS, dtype=np.uint32) - starts[by_slot]
+    symbols = np.empty(num_symbols, np.uint16)
+    num_words = _ans_decode(_plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
+    if num_words < 0 or (states[:lanes] != ANS_LOW).any():
+        return None
+    return symbols, 4 * lanes + 2 * num_words
+
+
+@inline
+def _ans_pull(x: Scalar, row: Scalar, data: Scalar, at: Scalar) -> tuple[Scalar, Scalar]:
+    """Take the symbol of a table row out of a state, and the word it needs, if any, from data; at moves past it."""
+    x = (U(row) >> _16) * (x >> _SLOT_BITS) + (U(row) & _WORD_MASK)
+    low = x < _LOW
+    word = U(data[at]) | U(data[at + _1]) << _8
+    return (x << _16 | word if low else x), at + (U(low) << _1)
+
+
+@kernel(types.int64, _U8, _U16, _U32, types.uint64, _OUT_U64, _OUT_U16)
+def _ans_decode(
+    data: NDArray[np.uint8],
+    by_slot: NDArray[np.uint16],
+    rows: NDArray[np.uint32],
+    lanes: Scalar,
+    states: Words,
+    symbols: NDArray[np.uint16],
+) -> Scalar:
+    """Read symbols; how many words that took, or -1 when there are too few."""
+    at, i, count, end = _0, _0, U(symbols.size), U(data.size)
+    if lanes == _4:
+        x0, x1, x2, x3 = states[0], states[1], states[2], states[3]
+        while i + _4 <= count and at + _8 <= end:
+            t0, t1, t2, t3 = x0 & _SLOT_MASK, x1 & _SLOT_MASK, x2 & _SLOT_MASK, x3 & _SLOT_MASK
+            symbols[i] = by_slot[t0]
+            symbols[i + _1] = by_slot[t1]
+            symbols[i + _2] = by_slot[t2]
+            symbols[i + _3] = by_slot[t3]
+            x0, at = _ans_pull(x0, rows[t0], data, at)
+            x1, at = _ans_pull(x1, rows[t1], data, at)
+            x2, at = _ans_pull(x2, rows[t2], data, at)
+            x3, at = _ans_pull(x3, rows[t3], data, at)
+            i += _4
+        states[0], states[1], states[2], states[3] = x0, x1, x2, x3
+    while i < count:
+        x = states[i & (lanes - _1)]
+        slot = x & _SLOT_MASK
+        symbols[i] = by_slot[slot]
+        x = (U(rows[slot]) >> _16) * (x >> _SLOT_BITS) + (U(rows[slot]) & _WORD_MASK)
+        if x < _LOW:
+            if at + _2 > end:
+                return -1
+            x = x << _16 | U(data[at]) | U(data[at + _1]) << _8
+            at += _2
+        states[i & (lanes - _1)] = x
+        i += _1
+    return np.int64(at >> _1)
+
+
+# --- Huffman ----------------------------------------------------------------------------------------------------------
+
+
+def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write symbols in canonical Huffman code."""
+    if symbols.size == 0:
+        return np.empty(0, np.uint8)
+    if int(symbols.max()) >= lengths.size:
+        check_codes(symbols, lengths)
+    entries = huffman_codes(lengths).astype(np.uint32) << np.uint32(8) | lengths
+    words = np.empty(symbols.size * HUFFMAN_BITS // 64 + 1, np.uint64)
+    num_bits = _huffman_encode(_plain(symbols, np.uint16), entries, words)
+    if num_bits < 0:
+        check_codes(symbols, lengths)
+    return _to_bytes(words, num_bits).copy()
+
+
+@kernel(types.int64, _U16, _U32, _OUT_U64)
+def _huffman_encode(symbols: NDArray[np.uint16], entries: NDArray[np.uint32], words: Words) -> Scalar:
+    """Write symbols; the number of bits, or -1 when a symbol has no code."""
+    word, used, at = _0, _0, _0
+    absent = False
+    for symbol in symbols:
+        entry = U(entries[symbol])
+        size = entry & _ENTRY_MASK
+        absent |= size == _0
+        word |= entry >> _ENTRY_BITS << used
+        used += size
+        if used >= _64:
+            words[at] = word
+            at += _1
+            used -= _64
+            word = entry >> _ENTRY_BITS >> (size - used)
+    words[at] = word
+    return -1 if absent else np.int64((at << _6) + used)
+
+
+def huffman_decode(
+    data: NDArray[np.uint8], num_symbols: int, lengths: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``huffman_encode``."""
+    if num_symbols == 0:
+        return np.empty(0, np.uint16), 0
+    table = huffman_table(lengths)
+    if table is None or num_symbols > 8 * data.size:
+        return None
+    window = data[: -(-num_symbols * HUFFMAN_BITS // 8)]
+    symbols = np.empty(num_symbols, np.uint16)
+    end = _huffman_decode(_to_words(window, window.size), 8 * window.size, table, symbols)
+    if end < 0 or (end % 8 and window[end // 8] >> end % 8):
+        return None
+    return symbols, -(-end // 8)
+
+
+@kernel(types.int64, _U64, types.uint64, _U32, _OUT_U16)
+def _huffman_decode(words: Words, num_bits: Scalar, table: NDArray[np.uint32], symbols: NDArray[np.uint16]) -> Scalar:
+    """Read symbols; the position after the last bit, or -1."""
+    position, i, count, flags = _0, _0, U(symbols.size), _0
+    while i + _4 <= count and position <= num_bits:
+        bits = _peek(words, position)
+        for _ in range(4):
+            entry = U(table[bits & _WINDOW_MASK])
+            symbols[i] = np.uint16(entry >> _ENTRY_BITS)
+            size = entry & _ENTRY_MASK
+            bits >>= size
+            position += size
+            flags |= entry
+            i += _1
+    while i < count and position <= num_bits:
+        entry = U(table[_peek(words, position) & _WINDOW_MASK])
+        symbols[i] = np.uint16(entry >> _ENTRY_BITS)
+        position += entry & _ENTRY_MASK
+        flags |= entry
+        i += _1
+    return np.int64(position) if position <= num_bits and not flags & _INVALID else -1
+
+
+# --- float32 ----------------------------------------------------------------------------------------------------------
+
+
+def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Take float32 numbers apart: exponents, and sign and mantissa."""
+    exponents, rest = np.empty(bits.size, np.uint8), np.empty(3 * bits.size, np.uint8)
+    _split_float32(_plain(bits, np.uint32), exponents, rest)
+    return exponents, rest
+
+
+@kernel(types.void, _U32, _OUT_U8, _OUT_U8)
+def _split_float32(bits: NDArray[np.uint32], exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> None:
+    for i in range(bits.size):
+        number = U(bits[i])
+        at = _3 * U(i)
+        exponents[i] = np.uint8(number >> U(23) & U(0xFF))
+        rest[at] = np.uint8(number & U(0xFF))
+        rest[at + _1] = np.uint8(number >> _8 & U(0xFF))
+        rest[at + _2] = np.uint8(number >> _16 & U(0x7F) | number >> U(24) & U(0x80))
+
+
+def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Put together what ``split_float32`` took apart."""
+    bits = np.empty(exponents.size, np.uint32)
+    if rest.size != 3 * bits.size:
+        raise ValueError(f"rest must have {3 * bits.size} bytes, got {rest.size}")
+    _join_float32(_plain(exponents, np.uint8), _plain(rest, np.uint8), bits)
+    return bits
+
+
+@kernel(types.void, _U8, _U8, _OUT_U32)
+def _join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8], bits: NDArray[np.uint32]) -> None:
+    for i in range(bits.size):
+        at = _3 * U(i)
+        top = U(rest[at + _2])
+        low = U(rest[at]) | U(rest[at + _1]) << _8 | (top & U(0x7F)) << _16
+        bits[i] = np.uint32((top & U(0x80)) << U(24) | U(exponents[i]) << U(23) | low)

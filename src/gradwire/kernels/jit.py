@@ -1,0 +1,86 @@
+"""Compile a kernel at its first call, from an explicit signature, and keep it on disk."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import numba
+
+__all__ = ["array", "inline", "kernel", "pair"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_SLOW_SECONDS = 1.0
+_log = logging.getLogger("gradwire.kernels")
+_lock = threading.RLock()
+_told = False
+
+
+def array(dtype: Any, readonly: bool = True) -> Any:
+    """Name the type of a contiguous one-dimensional array; arrays that are writable pass as read-only ones too."""
+    return numba.types.Array(dtype, 1, "C", readonly=readonly)
+
+
+def pair(dtype: Any) -> Any:
+    """Name the type of a tuple of two."""
+    types: Any = numba.types
+    return types.UniTuple(dtype, 2)
+
+
+def kernel(result: Any, *arguments: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
+    """Make a function a Numba kernel of one signature, without the global interpreter lock.
+
+    Args:
+        result: the Numba type of the result.
+        *arguments: the Numba types of the arguments.
+
+    Returns:
+        The decorator.
+    """
+    return lambda function: Kernel(function, result(*arguments))
+
+
+def inline(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function callable from kernels; it is compiled as part of each."""
+    compiled: Callable[P, R] = numba.njit(**_OPTIONS)(function)
+    return compiled
+
+
+class Kernel(Generic[P, R]):
+    """A function that is compiled, or loaded from Numba's cache, when it is first called.
+
+    Where no cache directory can be written, it is compiled once a process.
+    """
+
+    def __init__(self, function: Callable[P, R], signature: Any) -> None:
+        self._function = function
+        self._signature = signature
+        self._compiled: Callable[P, R] | None = None
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the kernel."""
+        compiled = self._compiled or self._compile()
+        return compiled(*args, **kwargs)
+
+    def _compile(self) -> Callable[P, R]:
+        global _told
+        with _lock:
+            if self._compiled is not None:
+                return self._compiled
+            start = time.monotonic()
+            compiled: Callable[P, R]
+            try:
+                compiled = numba.njit(self._signature, cache=True, **_OPTIONS)(self._function)
+            except (RuntimeError, OSError):  # numba: "cannot cache function", no place to write
+                compiled = numba.njit(self._signature, **_OPTIONS)(self._function)
+            self._compiled = compiled
+            if time.monotonic() - start > _SLOW_SECONDS and not _told:
+                _told = True
+                _log.info("compiling kernels; later processes load them from Numba's cache")
+            return compiled

@@ -1,0 +1,210 @@
+"""The op table as callers see it: each op picks its backend by the size of its input.
+
+Small inputs run the plain NumPy and Python of ``reference.py``, at once; from a number of elements on, an op runs
+its compiled twin in ``cpu.py``, which imports Numba at the first use and gives the same bits. What each op computes is
+said in ``reference.py`` and ``models.py``. The environment variable ``GRADWIRE_KERNELS``, read at each call, forces one
+backend: ``reference`` or ``cpu``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.errors import ConfigError
+from gradwire.kernels import models, reference
+
+__all__ = [
+    "accumulate_at",
+    "ans_bits",
+    "ans_decode",
+    "ans_encode",
+    "bfloat16_bits",
+    "gaps",
+    "golomb_decode",
+    "golomb_encode",
+    "golomb_num_bits",
+    "huffman_decode",
+    "huffman_encode",
+    "huffman_lengths",
+    "join_float32",
+    "normalise_frequencies",
+    "pack",
+    "quantize_centred",
+    "split_float32",
+    "topk",
+    "unpack",
+]
+
+LOOP_FROM = 4096
+"""Elements from which a compiled kernel is worth loading (half a second) where the reference is a Python loop."""
+VECTOR_FROM = 16384
+"""The same where the reference is NumPy."""
+
+
+def _compiled(num_elements: int, threshold: int) -> bool:
+    forced = os.environ.get("GRADWIRE_KERNELS", "")
+    if forced not in ("", "reference", "cpu"):
+        raise ConfigError(f"GRADWIRE_KERNELS must be 'reference' or 'cpu', got {forced!r}")
+    return forced == "cpu" or (not forced and num_elements >= threshold)
+
+
+def accumulate_at(
+    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: float
+) -> None:
+    """Add ``weight * numbers`` to ``out`` at distinct indices, in place, in float32."""
+    if _compiled(indices.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        cpu.accumulate_at(out, indices, numbers, weight)
+    else:
+        reference.accumulate_at(out, indices, numbers, weight)
+
+
+def ans_bits(counts: NDArray[np.int64], frequencies: NDArray[np.uint32]) -> float:
+    """Estimate the bits ``ans_encode`` writes, closely enough to choose by."""
+    return models.ans_bits(counts, frequencies)
+
+
+def ans_decode(
+    data: NDArray[np.uint8], num_symbols: int, frequencies: NDArray[np.uint32]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``ans_encode``."""
+    if _compiled(num_symbols, LOOP_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.ans_decode(data, num_symbols, frequencies)
+    return reference.ans_decode(data, num_symbols, frequencies)
+
+
+def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    """Write symbols in interleaved range asymmetric numeral system (rANS) code."""
+    if _compiled(symbols.size, LOOP_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.ans_encode(symbols, frequencies)
+    return reference.ans_encode(symbols, frequencies)
+
+
+def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16, to nearest even; what would overflow stays at the largest finite number."""
+    return reference.bfloat16_bits(values)
+
+
+def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the skipped coordinates before each index."""
+    if _compiled(indices.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.gaps(indices)
+    return reference.gaps(indices)
+
+
+def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+    """Read indices written by ``golomb_encode``."""
+    if _compiled(num_gaps, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.golomb_decode(data, num_gaps, m, limit)
+    return reference.golomb_decode(data, num_gaps, m, limit)
+
+
+def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
+    """Write gaps in split Golomb code."""
+    if _compiled(gaps.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.golomb_encode(gaps, m)
+    return reference.golomb_encode(gaps, m)
+
+
+def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
+    """Count the bits ``golomb_encode`` writes."""
+    if _compiled(gaps.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.golomb_num_bits(gaps, m)
+    return reference.golomb_num_bits(gaps, m)
+
+
+def huffman_decode(
+    data: NDArray[np.uint8], num_symbols: int, lengths: NDArray[np.uint8]
+) -> tuple[NDArray[np.uint16], int] | None:
+    """Read symbols written by ``huffman_encode``."""
+    if _compiled(num_symbols, LOOP_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.huffman_decode(data, num_symbols, lengths)
+    return reference.huffman_decode(data, num_symbols, lengths)
+
+
+def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write symbols in canonical Huffman code."""
+    if _compiled(symbols.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.huffman_encode(symbols, lengths)
+    return reference.huffman_encode(symbols, lengths)
+
+
+def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Find the code lengths of least total cost, none above 12 bits."""
+    return models.huffman_lengths(counts)
+
+
+def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Put together what ``split_float32`` took apart."""
+    if _compiled(exponents.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.join_float32(exponents, rest)
+    return reference.join_float32(exponents, rest)
+
+
+def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    """Scale counts to frequencies that sum to 4096, of nearly the least coding cost there is."""
+    return models.normalise_frequencies(counts)
+
+
+def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
+    """Write symbols as fixed-width fields, one after the other."""
+    if _compiled(symbols.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.pack(symbols, width)
+    return reference.pack(symbols, width)
+
+
+def quantize_centred(
+    values: NDArray[np.float32],
+    scales: NDArray[np.float32],
+    num_symbols: int,
+    dither: NDArray[np.float32] | None,
+) -> NDArray[np.uint16]:
+    """Round values to the grid ``scale * (s - (n - 1) / 2)``, s = 0 .. n - 1."""
+    return reference.quantize_centred(values, scales, num_symbols, dither)
+
+
+def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Take float32 numbers apart: exponents, which entropy coding shrinks, and all other bits, which it cannot."""
+    if _compiled(bits.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.split_float32(bits)
+    return reference.split_float32(bits)
+
+
+def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Select the k entries of largest magnitude."""
+    return reference.topk(values, k)
+
+
+def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:
+    """Read fixed-width fields back."""
+    if _compiled(num_symbols, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.unpack(data, num_symbols, width)
+    return reference.unpack(data, num_symbols, width)
