@@ -165,18 +165,67 @@ def methods() -> None:
 
 @app.command()
 def inspect(
-    blob: Annotated[Path, typer.Argument(help="A file holding one payload.")],
+    file: Annotated[Path, typer.Argument(help="A .gw file, or a file holding one payload.", metavar="IN.gw")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell what a payload holds and what each piece of it costs."""
+    """Tell what a .gw file or a payload holds and what each piece of it costs."""
     from gradwire import progress
+    from gradwire.files import MAGIC, inspect_file
     from gradwire.wire import inspect as inspect_blob
 
-    found = inspect_blob(_read(blob))
+    data = _read(file, len(MAGIC))
+    found = inspect_file(file) if data == MAGIC else inspect_blob(_read(file))
     if as_json:
         print(json.dumps(found, indent=1))
     else:
         progress.print_facts(found)
+
+
+@app.command()
+def compress(
+    source: Annotated[Path, typer.Argument(help="The update, a safetensors file.", metavar="IN.safetensors")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .gw file to write.", metavar="OUT.gw")],
+    spec: Annotated[str, typer.Option(help="How, for instance 'topk(0.001) | uniform(8)'.")],
+    residual: Annotated[
+        Path | None, typer.Option(help="safetensors file of what was not sent: added first, then replaced.")
+    ] = None,
+) -> None:
+    """Compress a safetensors update, tensor by tensor."""
+    from gradwire import progress
+    from gradwire.files import compress_file
+    from gradwire.spec import parse
+
+    compressor = parse(spec)
+    with progress.FileProgress(source) as bar:
+        num_bytes = compress_file(source, output, compressor, residual, bar.advance)
+    progress.print_compressed(source.stat().st_size, num_bytes, output)
+
+
+@app.command()
+def decompress(
+    source: Annotated[Path, typer.Argument(help="A .gw file.", metavar="IN.gw")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", metavar="OUT.safetensors")],
+) -> None:
+    """Turn a .gw file back into safetensors."""
+    from gradwire import progress
+    from gradwire.files import decompress_file
+
+    with progress.FileProgress(source) as bar:
+        decompress_file(source, output, bar.advance)
+
+
+@app.command()
+def aggregate(
+    sources: Annotated[list[Path], typer.Argument(help="One .gw file a client.", metavar="IN.gw...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", metavar="OUT.safetensors")],
+    weight: Annotated[list[float] | None, typer.Option(help="Weight of each file, in order; equal without.")] = None,
+) -> None:
+    """Average .gw files into one safetensors update."""
+    from gradwire import progress
+    from gradwire.files import aggregate_files
+
+    with progress.FileProgress(sources[0]) as bar:
+        aggregate_files(sources, output, weight or None, bar.advance)
 
 
 @app.command()
@@ -187,8 +236,9 @@ def report(directory: Annotated[Path, typer.Argument(help="A run's folder.")]) -
     print(build_report(directory))
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, num_bytes: int = -1) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(num_bytes)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

@@ -38,6 +38,7 @@ class Round:
         num_rounds: rounds of the whole run, where known.
         sequence: the sender's running number.
         sum_weights: None on the uplink; the round's total weight on the downlink.
+        num_kept: keep this many entries instead of what a density says, or None.
     """
 
     index: int = 0
@@ -48,6 +49,7 @@ class Round:
     num_rounds: int | None = None
     sequence: int = 0
     sum_weights: float | None = None
+    num_kept: int | None = None
 
 
 @dataclass

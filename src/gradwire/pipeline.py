@@ -171,7 +171,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
     if num_bytes is None and sparsifier is not None:
         num_bytes = sparsifier.budget
     if num_bytes is None:
-        return payload(None)
+        return payload(round.num_kept)
     if sparsifier is not None and sparsifier.adjustable:
         return _largest_fitting(payload, layout.num_parameters, num_bytes)
     made = payload(None)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gradwire.compressor import Compressor
@@ -18,7 +18,7 @@ from gradwire.report import tables
 if TYPE_CHECKING:
     from gradwire.federated.simulate import RoundMetrics, Simulation
 
-__all__ = ["RunDisplay", "print_facts", "print_methods"]
+__all__ = ["FileProgress", "RunDisplay", "print_compressed", "print_facts", "print_methods"]
 
 # the report has every column; a terminal of 80 characters has room for these
 _SHOWN = {
@@ -101,6 +101,58 @@ class RunDisplay:
         self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
 
 
+class FileProgress:
+    """A bar that advances with the tensors of a file."""
+
+    def __init__(self, path: Path) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._bar = self._progress.add_task(escape(path.name), total=_num_tensor_bytes(path))
+
+    def __enter__(self) -> FileProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def advance(self, name: str, num_bytes: int) -> None:
+        """Count a tensor that was worked through."""
+        self._progress.update(self._bar, advance=num_bytes, description=escape(name))
+
+
+def _num_tensor_bytes(path: Path) -> int | None:
+    """Bytes of a file's tensors when they are whole, or None where the file does not say."""
+    from gradwire.errors import GradwireError
+    from gradwire.files import GwReader
+    from gradwire.safetensors_io import SafetensorsReader
+
+    for reader in (SafetensorsReader, GwReader):
+        try:
+            with reader(path) as file:
+                return sum(info.num_bytes for info in file.tensors)
+        except GradwireError:
+            continue
+    return None
+
+
+def print_compressed(source_bytes: int, num_bytes: int, output: Path) -> None:
+    """Print what a compressed file came to."""
+    ratio = f"{source_bytes / num_bytes:.1f}x smaller" if num_bytes else ""
+    text = f"{output}: {tables.format_bytes(num_bytes)} instead of {tables.format_bytes(source_bytes)}, {ratio}"
+    Console(highlight=False).print(escape(text), soft_wrap=True)
+
+
 def print_methods() -> None:
     """Print every stage with its parameters, what it does and where it comes from."""
     import inspect
@@ -120,12 +172,31 @@ def print_facts(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column()
     for name, value in facts.items():
+        if isinstance(value, list):
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, float):
             value = f"{value:.6g}"
         table.add_row(name, escape(str(value)))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if facts.get("tensors"):
+        console.print(_tensor_table(facts["tensors"]))
+
+
+def _tensor_table(tensors: list[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("tensor", overflow="fold", ratio=1)
+    for heading in ("shape", "kept", "bytes", "codec"):
+        table.add_column(heading, justify="left" if heading == "codec" else "right", overflow="fold")
+    for t in tensors:
+        shape = "x".join(map(str, t["shape"])) or "scalar"
+        codec = t.get("codec", {"support": "whole", "values": t["dtype"]})
+        table.add_row(
+            escape(t["name"]), shape, str(t["num_kept"]), str(t["total_bytes"]), f"{codec['support']} {codec['values']}"
+        )
+    return table
 
 
 def _results(rows: list[tables.Row]) -> Table:

@@ -23,7 +23,7 @@ from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.store import AtomicFile
 
-__all__ = ["DTYPES", "SafetensorsReader", "SafetensorsWriter", "TensorInfo"]
+__all__ = ["DTYPES", "SafetensorsReader", "SafetensorsWriter", "TensorInfo", "open_output"]
 
 # safetensors name -> bytes of an element
 DTYPES = {
@@ -177,7 +177,7 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
         self._expected = 8 + len(text) + offset
-        self._output = AtomicFile(path)
+        self._output = open_output(path)
         self._output.write(struct.pack("<Q", len(text)) + text)
 
     def write(self, data: NDArray[np.uint8]) -> None:
@@ -194,6 +194,20 @@ class SafetensorsWriter:
             self._output.commit()
         else:
             self._output.discard()
+
+
+def open_output(path: Path) -> AtomicFile:
+    """Start a file that appears only when it is whole.
+
+    Raises:
+        ConfigError: when it cannot be written there.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: cannot be written: it is a folder")
+    try:
+        return AtomicFile(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def to_float32(data: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
