@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from gradwire.layout import Layout
 from gradwire.payload import Every, Explicit, Floats, Part, Payload
 from gradwire.rng import Key
 from gradwire.wire import encode
-from gradwire.wire.index import explicit_num_bytes
 
 __all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage"]
 
@@ -255,5 +255,6 @@ def _prune(part: Part) -> Part:
     pruned = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
     if isinstance(support, Explicit):
         return pruned
-    cost = explicit_num_bytes(chosen, support.length) + pruned.values.num_bytes
-    return pruned if cost < part.values.num_bytes else part
+    skipped = support.length - count
+    index_bits = count * math.log2(support.length / count) + skipped * math.log2(support.length / skipped)
+    return pruned if index_bits / 8 + pruned.values.num_bytes < part.values.num_bytes else part

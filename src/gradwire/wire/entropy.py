@@ -62,18 +62,19 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
 
 
 def _estimates(symbols: Symbols, counts: NDArray[np.int64]) -> dict[int, float]:
-    """Lower bounds of the bytes each entropy coder would write."""
+    """Bytes each entropy coder would write, at least."""
     present = counts[counts > 0]
+    used = np.flatnonzero(counts)
+    table = int(used[-1] - used[0]) + 1
     total = int(symbols.size)
-    entropy_bytes = float(np.sum(present * np.log2(total / present))) / 8 if present.size > 1 else 0.0
-    estimates = {ANS: entropy_bytes + present.size + 2.0, HUFFMAN: max(entropy_bytes, total / 8) + present.size / 2}
-    if present.size <= _MAX_RLE_SYMBOLS:
-        num_runs = 1 + int(np.count_nonzero(symbols[1:] != symbols[:-1]))
-        estimates[RLE] = num_runs * (math.log2(total / num_runs) + 1) / 8
-    return estimates
-
-
-_MAX_RLE_SYMBOLS = 16
+    entropy_bytes = float(np.sum(present * np.log2(total / present))) / 8
+    num_runs = 1 + int(np.count_nonzero(symbols[1:] != symbols[:-1]))
+    run_bits = math.log2(total / num_runs) + symbol_bits(counts.size)
+    return {
+        ANS: 2 + table + 2 + entropy_bytes,
+        HUFFMAN: 2 + table / 2 + max(entropy_bytes, total / 8 if present.size > 1 else 0.0),
+        RLE: 1 + num_runs * run_bits / 8,
+    }
 
 
 def decode_symbols(coder: int, count: int, num_symbols: int, reader: Reader, limits: Limits) -> Symbols:

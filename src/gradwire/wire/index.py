@@ -5,6 +5,7 @@ docs/format.md, "Supports", is the law for every byte written here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -20,7 +21,7 @@ from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 from gradwire.wire.segments import choose_segments
 
-__all__ = ["NAMES", "decode_support", "encode_support", "explicit_num_bytes"]
+__all__ = ["NAMES", "decode_support", "encode_support"]
 
 NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS = range(9)
 NAMES = {
@@ -61,11 +62,6 @@ def encode_support(support: Support) -> tuple[int, bytes]:
     return _encode_explicit(support.length, support.indices, cuts)
 
 
-def explicit_num_bytes(indices: NDArray[np.int64], length: int) -> int:
-    """Count the bytes ``encode_support`` would write for these indices without cuts."""
-    return len(_encode_explicit(length, indices, ())[1])
-
-
 def _with_codec(codec: int, data: bytes) -> bytes:
     return bytes([codec]) + data
 
@@ -98,10 +94,16 @@ def _rivals(length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], si
         bitmap[indices] = 1
         yield BITMAP, np.packbits(bitmap, bitorder="little").tobytes()
     num_runs = 1 + int(np.count_nonzero(gaps[1:]))
-    if num_runs * 2 <= count:
+    skipped = float(indices[-1]) + 1 - count
+    if num_runs * (_geometric_bits(skipped / num_runs) + _geometric_bits(count / num_runs - 1)) < 8 * size:
         yield RUNS, _encode_runs(indices, num_runs)
-    if count >= _MIN_ENTROPY_COUNT:
-        yield ENTROPY, _encode_entropy(gaps)
+    if (coded := _encode_entropy(gaps, size)) is not None:
+        yield ENTROPY, coded
+
+
+def _geometric_bits(mean: float) -> float:
+    """Entropy in bits of a geometric number of this mean (0 or more)."""
+    return (mean + 1) * math.log2(mean + 1) - mean * math.log2(mean) if mean > 0 else 0.0
 
 
 def _encode_runs(indices: NDArray[np.int64], num_runs: int) -> bytes:
@@ -135,14 +137,24 @@ def _decode_runs(length: int, reader: Reader, limits: Limits) -> NDArray[np.int6
     return indices
 
 
-def _encode_entropy(gaps: NDArray[np.int64]) -> bytes:
-    """Quotients of the gaps by 2^b as an rANS stream, the b low bits of each packed, rare large quotients apart."""
+def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
+    """Quotients of the gaps by 2^b as an rANS stream, the b low bits of each packed, rare large quotients apart.
+
+    None where that cannot take fewer than ``below`` bytes.
+    """
+    if gaps.size < _MIN_ENTROPY_COUNT:
+        return None
     b = max(0, int(gaps.mean() / 12).bit_length() - 1)
     quotients = gaps >> b
     counts = np.bincount(np.minimum(quotients, _MAX_QUOTIENT))
     rare = np.flatnonzero(np.cumsum(counts[::-1])[::-1] <= gaps.size * _RARE)
     cap = int(rare[0]) if rare.size else counts.size - 1
     cap = max(1, cap)
+    counts = np.append(counts[:cap], counts[cap:].sum())
+    counts = counts[counts > 0]
+    entropy_bits = float(np.sum(counts * np.log2(gaps.size / counts)))
+    if (entropy_bits + gaps.size * b) / 8 + cap + 20 >= below:
+        return None
     large = quotients[quotients >= cap]
     _, stream = encode_symbols(np.minimum(quotients, cap).astype(np.uint16), cap + 1, "ans")
     low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()

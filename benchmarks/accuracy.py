@@ -1,0 +1,99 @@
+"""Accuracy against bytes: dense, top-k with and without error feedback, three seeds each, on real images.
+
+    python -m benchmarks accuracy [--data-dir DIR]
+
+MNIST is left out, and the result says so, where its files are not found.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from gradwire.errors import ConfigError
+from gradwire.federated.experiment import Experiment
+from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.report.tables import format_bytes
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "methods": [
+            "dense()",
+            "topk(0.01)",
+            "ef(topk(0.01))",
+            "ef(topk(0.01) | uniform(8))",
+            "ef(randk(0.01))",
+            "ef(uniform(4))",
+        ],
+        "rounds": 100,
+    },
+    "mnist": {"methods": ["dense()", "topk(0.01)", "ef(topk(0.01))", "ef(topk(0.01) | uniform(8))"], "rounds": 100},
+}
+
+
+def run(data_dir: str | None) -> None:
+    """Measure and write benchmarks/results/accuracy.json, then the tables of README.md and docs/results.md."""
+    found: dict[str, Any] = {}
+    for data, settings in SETTINGS.items():
+        values = {"data": data, "seeds": [0, 1, 2], **settings} | ({"data_dir": data_dir} if data_dir else {})
+        experiment = Experiment.build(values)
+        with tempfile.TemporaryDirectory() as name:
+            folder = RunFolder.create(Path(name) / "run", experiment)
+            try:
+                run_experiment(folder, lambda *_: None, lambda *_: None, lambda: False)
+            except ConfigError as error:
+                found[data] = {"left_out": str(error)}
+                continue
+            found[data] = json.loads((folder.path / "summary.json").read_text())
+            found[data]["experiment"].pop("data_dir", None)
+    save("accuracy", found)
+    document()
+
+
+def document() -> None:
+    """Write the tables from the results file."""
+    found = load("accuracy")
+    sections = []
+    for data in SETTINGS:
+        if "left_out" in found[data]:
+            sections.append(f"### {data}\n\nNot measured: its files were not found.")
+            continue
+        e = found[data]["experiment"]
+        sections.append(
+            f"### {data}\n\n{e['model']} of {e['num_parameters']:,} parameters, {e['clients']} clients "
+            f"({e['partition']}), "
+            f"{e['rounds']} rounds of {e['local_steps']} local steps, batch {e['batch_size']}, learning rate "
+            f"{e['learning_rate']}; accuracy on the {e['test_name']}, mean and standard deviation of seeds "
+            f"{', '.join(map(str, e['seeds']))}.\n\n{_table(found[data]['runs'])}"
+        )
+    body = "\n\n".join(sections) + "\n\n" + describe(found)
+    write_section(DOCS / "results.md", "accuracy", body)
+    write_section(DOCS.parent / "README.md", "accuracy", _table(found["digits"]["runs"]))
+
+
+def _table(runs: list[dict[str, Any]]) -> str:
+    methods = list(dict.fromkeys(r["method"] for r in runs))
+    dense_bytes = statistics.mean(r["uplink_bytes"] for r in runs if r["method"] == "dense()")
+    rows = []
+    for method in methods:
+        mine = [r for r in runs if r["method"] == method]
+        accuracies = [100 * r["final_accuracy"] for r in mine]
+        uplink = statistics.mean(r["uplink_bytes"] for r in mine)
+        rows.append(
+            [
+                f"`{method}`".replace("|", "\\|"),
+                f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f} %",
+                format_bytes(uplink),
+                f"{dense_bytes / uplink:.1f}x",
+                f"{statistics.mean(r['compression_ratio'] for r in mine):.1f}x",
+                f"{statistics.mean(r['bits_per_parameter'] for r in mine):.3f}",
+            ]
+        )
+    return table(
+        ["method", "accuracy", "uplink", "fewer bytes than the dense run", "than raw float32", "bits per parameter"],
+        rows,
+    )

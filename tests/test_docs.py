@@ -1,0 +1,57 @@
+"""The documents: their Python blocks run, their links lead somewhere, versions agree."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+import types
+from pathlib import Path
+
+import pytest
+
+import gradwire
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/adding-an-algorithm.md"])
+def test_python_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gradwire.Compressor, "registry", dict(gradwire.Compressor.registry))
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert blocks
+    module = types.ModuleType("document")
+    monkeypatch.setitem(sys.modules, "document", module)
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"{name}, block {number + 1}", "exec"), module.__dict__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_versions_agree() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text()
+    release = gradwire.__version__.split(".dev")[0]
+    assert re.search(r"^## (\S+)", changelog, re.MULTILINE).group(1) == release
+    assert f"version: {gradwire.__version__}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_module_is_in_the_architecture_page() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [p for p in (ROOT / "src" / "gradwire").rglob("*.py") if p.name != "__init__.py"]
+    rooms = {"federated", "report"}
+    missing = [p.name for p in modules if p.parent.name not in rooms and p.name not in text]
+    assert not missing
+
+
+def test_constraints_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    wanted = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    names = {re.split(r"[<>=\[ ]", d)[0].lower() for d in wanted} - {"gradwire"}
+    assert names <= pinned
