@@ -19,6 +19,7 @@ from gradwire.rng import Key
 __all__ = ["bf16", "fp16", "uniform"]
 
 _TINY = np.float32(2.0**-149)
+_LLOYD_ROUNDS = 8
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,9 +76,12 @@ class bf16(Quantizer):
 
 @dataclass(frozen=True, repr=False)
 class uniform(Quantizer):
-    """Send symmetric integers: the nearest of 2^bits - 1 evenly spaced points of [-max|x|, max|x|].
+    """Send the nearest point of an evenly spaced grid that is symmetric about zero.
 
-    One bit means the scaled sign of TCS Eq. (11): +-mean|x| (with stochastic rounding, +-max|x|).
+    From three bits on the grid has 2^bits - 1 points, zero among them, and ends at +-max|x|. One and two bits are too
+    few to spend on zero: 2^bits points at odd multiples of half a step, and the step that fits best in least squares.
+    For one bit that is the scaled sign +-mean|x| of TCS Eq. (11); for two it is found by Lloyd's alternation.
+    With stochastic rounding the grid ends at +-max|x| whatever the bits.
 
     Args:
         bits: 1 to 8 bits a number.
@@ -110,8 +114,8 @@ class uniform(Quantizer):
 
     @property
     def num_symbols(self) -> int:
-        """Grid points: odd, so that zero is one of them, except for one bit."""
-        return 2 if self.bits == 1 else 2**self.bits - 1
+        """Grid points: odd, so that zero is one of them, except for one and two bits."""
+        return 2**self.bits - 1 if self.bits > 2 else 2**self.bits
 
     def quantize(self, parts: list[Part], key: Key) -> list[Part]:
         """Round to the grid."""
@@ -134,11 +138,14 @@ class uniform(Quantizer):
         return out
 
     def guarantee(self, d: int) -> Guarantee:
-        """Contractive(1 / d): the largest entry is exact; stochastic: Unbiased, from the variance of rounding."""
+        """Contractive(1 / d): the largest entry is exact, or |x|_1^2 >= |x|^2; stochastic: from rounding's variance.
+
+        For two bits 1 / 9d: Lloyd's first fit has (x.q)^2 / |q|^2 >= (|x|_1 / 2)^2 / (9 d / 4), later ones only gain.
+        """
         if self.stochastic:
             half = (self.num_symbols - 1) / 2
             return Unbiased(d / (4 * half * half))
-        return Contractive(1 / max(d, 1))
+        return Contractive(1 / max(d, 1) / (9 if self.bits == 2 else 1))
 
     def _scales(self, numbers: Vector, ranks: NDArray[np.int64] | None) -> Vector:
         """Grid step of all numbers together, or of each block: (s,) float32 > 0."""
@@ -146,9 +153,8 @@ class uniform(Quantizer):
         if ranks is None:
             ranks = np.zeros(magnitudes.size, np.int64)
         num_scales = int(ranks[-1]) + 1
-        if self.bits == 1 and not self.stochastic:
-            sums = np.bincount(ranks, weights=magnitudes, minlength=num_scales)
-            step = 2 * sums / np.bincount(ranks, minlength=num_scales)
+        if self.bits <= 2 and not self.stochastic:
+            step = _fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1))
         else:
             largest = np.maximum.reduceat(magnitudes, np.searchsorted(ranks, np.arange(num_scales)))
             step = largest / np.float32((self.num_symbols - 1) / 2)
@@ -156,6 +162,20 @@ class uniform(Quantizer):
         with np.errstate(over="ignore"):
             overflows = np.isinf(step * np.float32((self.num_symbols - 1) / 2))
         return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)
+
+
+def _fitted_steps(
+    magnitudes: Vector, ranks: NDArray[np.int64], num_scales: int, num_levels: int
+) -> NDArray[np.float64]:
+    """Least-squares step of each group for magnitudes at (i + 1/2) steps, i < num_levels, by Lloyd's alternation."""
+    counts = np.bincount(ranks, minlength=num_scales)
+    step = 2 * np.bincount(ranks, weights=magnitudes, minlength=num_scales) / counts  # the fit of a single level
+    for _ in range(0 if num_levels == 1 else _LLOYD_ROUNDS):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            levels = np.minimum(np.nan_to_num(np.floor(magnitudes / step[ranks])), num_levels - 1) + 0.5
+        fit = np.bincount(ranks, weights=magnitudes * levels, minlength=num_scales)
+        step = fit / np.bincount(ranks, weights=levels * levels, minlength=num_scales)
+    return step
 
 
 def _ranks(support: Support, block: int) -> NDArray[np.int64] | None:

@@ -25,6 +25,7 @@ _FREQUENCY_SUM = 4096
 _MAX_CODE_BITS = 12
 
 Symbols = NDArray[np.uint16]
+Counts = NDArray[np.int64]  # (num_symbols,): how often each symbol occurs
 
 
 def symbol_bits(num_symbols: int) -> int:
@@ -48,20 +49,26 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
         coder = "packed"  # a table of frequencies or code lengths would not fit in 12 bits
     if coder != "auto":
         number = CODERS[coder]
-        return number, _ENCODERS[number](symbols, num_symbols)
-    best, data = PACKED, -(-symbols.size * symbol_bits(num_symbols) // 8)
-    estimates = _estimates(symbols, counts)
-    written: bytes | None = None
-    for number, estimate in sorted(estimates.items(), key=lambda item: item[1]):
-        if estimate >= data:
-            break
-        tried = _ENCODERS[number](symbols, num_symbols)
-        if len(tried) < data:
-            best, data, written = number, len(tried), tried
-    return best, written if written is not None else _encode_packed(symbols, num_symbols)
+        return number, _ENCODERS[number](symbols, counts)
+    best, size, written = PACKED, -(-symbols.size * symbol_bits(num_symbols) // 8), b""
+    for number, least in sorted(_least_bytes(symbols, counts).items(), key=lambda item: item[1]):
+        if least >= size or (number == HUFFMAN and _huffman_bytes(counts) >= size):
+            continue
+        tried = _ENCODERS[number](symbols, counts)
+        if len(tried) < size:
+            best, size, written = number, len(tried), tried
+    return best, written or _encode_packed(symbols, counts)
 
 
-def _estimates(symbols: Symbols, counts: NDArray[np.int64]) -> dict[int, float]:
+def _huffman_bytes(counts: Counts) -> int:
+    """Bytes the Huffman coder would write, exactly."""
+    low, present = _range(counts)
+    lengths = ops.huffman_lengths(present)
+    data = -(-int(present @ lengths.astype(np.int64)) // 8)
+    return len(varint(low)) + len(varint(present.size)) + -(-present.size // 2) + data
+
+
+def _least_bytes(symbols: Symbols, counts: Counts) -> dict[int, float]:
     """Bytes each entropy coder would write, at least."""
     present = counts[counts > 0]
     used = np.flatnonzero(counts)
@@ -107,8 +114,8 @@ def decode_symbols(coder: int, count: int, num_symbols: int, reader: Reader, lim
 # packed: fixed-width fields
 
 
-def _encode_packed(symbols: Symbols, num_symbols: int) -> bytes:
-    return ops.pack(symbols, symbol_bits(num_symbols)).tobytes()
+def _encode_packed(symbols: Symbols, counts: Counts) -> bytes:
+    return ops.pack(symbols, symbol_bits(counts.size)).tobytes()
 
 
 def _decode_packed(count: int, num_symbols: int, reader: Reader) -> Symbols:
@@ -124,10 +131,10 @@ def _decode_packed(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # huffman: code lengths of a range of symbols, then the codes
 
 
-def _encode_huffman(symbols: Symbols, num_symbols: int) -> bytes:
-    low, counts = _range(symbols)
-    lengths = ops.huffman_lengths(counts)
-    head = varint(low) + varint(counts.size) + ops.pack(lengths.astype(np.uint16), 4).tobytes()
+def _encode_huffman(symbols: Symbols, counts: Counts) -> bytes:
+    low, present = _range(counts)
+    lengths = ops.huffman_lengths(present)
+    head = varint(low) + varint(present.size) + ops.pack(lengths.astype(np.uint16), 4).tobytes()
     return head + ops.huffman_encode(symbols - np.uint16(low), lengths).tobytes()
 
 
@@ -147,10 +154,10 @@ def _decode_huffman(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # ans: frequencies of a range of symbols, then the interleaved rANS stream
 
 
-def _encode_ans(symbols: Symbols, num_symbols: int) -> bytes:
-    low, counts = _range(symbols)
-    frequencies = ops.normalise_frequencies(counts)
-    head = varint(low) + varint(counts.size) + b"".join(varint(int(f)) for f in frequencies)
+def _encode_ans(symbols: Symbols, counts: Counts) -> bytes:
+    low, present = _range(counts)
+    frequencies = ops.normalise_frequencies(present)
+    head = varint(low) + varint(present.size) + b"".join(varint(int(f)) for f in frequencies)
     return head + ops.ans_encode(symbols - np.uint16(low), frequencies).tobytes()
 
 
@@ -171,10 +178,10 @@ def _decode_ans(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # rle: the symbols of the runs, then where runs start
 
 
-def _encode_rle(symbols: Symbols, num_symbols: int) -> bytes:
+def _encode_rle(symbols: Symbols, counts: Counts) -> bytes:
     starts = np.flatnonzero(symbols[1:] != symbols[:-1])
     heads = symbols[np.concatenate([np.zeros(1, np.int64), starts + 1])]
-    out = varint(starts.size) + ops.pack(heads, symbol_bits(num_symbols)).tobytes()
+    out = varint(starts.size) + ops.pack(heads, symbol_bits(counts.size)).tobytes()
     if starts.size:
         gaps = ops.gaps(starts)
         m = golomb_parameter(gaps)
@@ -196,10 +203,10 @@ def _decode_rle(count: int, num_symbols: int, reader: Reader) -> Symbols:
     return np.repeat(heads, np.diff(starts, prepend=-1, append=count - 1)).astype(np.uint16, copy=False)
 
 
-def _range(symbols: Symbols) -> tuple[int, NDArray[np.int64]]:
+def _range(counts: Counts) -> tuple[int, Counts]:
     """The smallest symbol and how often each from it to the largest occurs."""
-    low = int(symbols.min())
-    return low, np.bincount(symbols - np.uint16(low))
+    used = np.flatnonzero(counts)
+    return int(used[0]), counts[used[0] : used[-1] + 1]
 
 
 def _read_range(num_symbols: int, reader: Reader) -> tuple[int, int]:
@@ -211,7 +218,7 @@ def _read_range(num_symbols: int, reader: Reader) -> tuple[int, int]:
     return low, size
 
 
-_ENCODERS: dict[int, Callable[[Symbols, int], bytes]] = {
+_ENCODERS: dict[int, Callable[[Symbols, Counts], bytes]] = {
     PACKED: _encode_packed,
     HUFFMAN: _encode_huffman,
     ANS: _encode_ans,

@@ -13,6 +13,8 @@ from gradwire.wire.reader import Reader
 
 __all__ = ["golomb_parameter", "read_golomb"]
 
+_SHORT = 4096
+
 
 def golomb_parameter(gaps: NDArray[np.int64]) -> int:
     """Find the Golomb parameter of fewest bits near the one that suits geometric gaps of this mean.
@@ -32,7 +34,9 @@ def golomb_parameter(gaps: NDArray[np.int64]) -> int:
     p = gaps.size / (gaps.size + total)
     best = max(1, math.ceil(-math.log(2 - p) / math.log1p(-p)))
     rice = 1 << (best.bit_length() - 1)
-    candidates = {max(1, best * 3 // 4), best, best * 5 // 4, rice, 2 * rice}
+    candidates = {best, rice}
+    if gaps.size < _SHORT:  # short lists stray from the geometric law, and trying more is cheap
+        candidates |= {max(1, best * 3 // 4), best * 5 // 4, 2 * rice}
     return min(sorted(candidates), key=lambda m: ops.golomb_num_bits(gaps, m))
 
 

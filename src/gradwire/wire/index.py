@@ -93,17 +93,18 @@ def _rivals(length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], si
         bitmap = np.zeros(length, np.uint8)
         bitmap[indices] = 1
         yield BITMAP, np.packbits(bitmap, bitorder="little").tobytes()
+    if (coded := _encode_entropy(gaps, size)) is not None:
+        size = min(size, len(coded))
+        yield ENTROPY, coded
     num_runs = 1 + int(np.count_nonzero(gaps[1:]))
     skipped = float(indices[-1]) + 1 - count
-    if num_runs * (_geometric_bits(skipped / num_runs) + _geometric_bits(count / num_runs - 1)) < 8 * size:
+    if num_runs * (_least_golomb_bits(skipped / num_runs) + _least_golomb_bits(count / num_runs - 1)) < 8 * size:
         yield RUNS, _encode_runs(indices, num_runs)
-    if (coded := _encode_entropy(gaps, size)) is not None:
-        yield ENTROPY, coded
 
 
-def _geometric_bits(mean: float) -> float:
-    """Entropy in bits of a geometric number of this mean (0 or more)."""
-    return (mean + 1) * math.log2(mean + 1) - mean * math.log2(mean) if mean > 0 else 0.0
+def _least_golomb_bits(mean: float) -> float:
+    """Bits that a Golomb code of geometric numbers of this mean takes at least: their entropy, and the one."""
+    return max(1.0, (mean + 1) * math.log2(mean + 1) - mean * math.log2(mean)) if mean > 0 else 1.0
 
 
 def _encode_runs(indices: NDArray[np.int64], num_runs: int) -> bytes:
