@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
+from gradwire.checks import check_integer, check_number
 from gradwire.compressor import Vector, accumulate
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Payload
+from gradwire.saved import check_memory, reading_state
 
 __all__ = ["Aggregator", "check_weight"]
 
@@ -50,7 +51,7 @@ class Aggregator:
 
         Args:
             payload: from ``compress`` or ``decode``.
-            weight: its weight in the mean, finite and > 0.
+            weight: its weight in the mean, from 2^-64 to 2^64.
             reference: (d,) float32: the vector it leans on, where it leans on one.
             count: False for a further packet of a payload whose weight was counted before.
 
@@ -113,21 +114,23 @@ class Aggregator:
         Raises:
             StateError: on a sum of another length; nothing is changed then.
         """
-        total = np.array(state["sum"], np.float32)
-        if total.shape != (self.layout.d,):
-            raise StateError(f"sum must have shape ({self.layout.d},), got {total.shape}")
-        sum_weights, num_received, bound = (
-            float(state["sum_weights"]),
-            int(state["num_received"]),
-            float(state["bound"]),
-        )
+        with reading_state():
+            total = np.array(state["sum"], np.float32)
+            sum_weights, bound = (
+                check_number("sum_weights", state["sum_weights"]),
+                check_number("bound", state["bound"]),
+            )
+            num_received = check_integer("num_received", state["num_received"], 0)
+            check_memory({"sum": total}, {"sum": self._sum})
+            if sum_weights < 0 or (num_received > 0) != (sum_weights > 0):
+                raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
         self._sum, self.sum_weights, self.num_received, self._bound = total, sum_weights, num_received, bound
 
 
 def check_weight(weight: float) -> float:
-    """Return a weight that is finite and positive in float32 as a float, or raise ConfigError."""
+    """Return a weight of [2^-64, 2^64] as a float, or raise ConfigError."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
         raise ConfigError(f"weight must be a number, got {weight!r}")
-    if not (math.isfinite(weight) and 2.0**-126 <= weight < 2.0**127):
-        raise ConfigError(f"weight must be finite and positive, got {weight!r}")
+    if not 2.0**-64 <= weight <= 2.0**64:
+        raise ConfigError(f"weight must be positive, from 2^-64 to 2^64, got {weight!r}")
     return float(weight)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,13 @@ from gradwire.layout import Layout, as_update
 from gradwire.packets import cut_packets
 from gradwire.payload import Payload
 from gradwire.rng import Key
+from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.wire import Limits, decode, encode
 
 __all__ = ["Client", "reference_digest"]
 
 STATE_FORMAT = 1
+Delivered = bool | Set[int]
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Client:
 
     def _compress(self, update: Any, weight: float, round: int | None, num_bytes: int | None) -> Payload:
         weight = check_weight(weight)
-        index = self.round if round is None else check_integer("round", round, 0)
+        index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
         vector = as_update(update, self.layout.d)
         current = self.compressor.uses_reference and self._reference is not None and index == self._synced
         reference = decompress(decode(self._reference)) if current and self._reference is not None else None
@@ -160,22 +162,24 @@ class Client:
         payload, self._state = self.compressor.compress(vector, self._state, agreed)
         return payload
 
-    def end_round(self, blob: bytes, delivered: bool | Set[int] = True) -> Vector:
+    def end_round(self, blob: bytes, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
         """Follow the server into the next round.
 
         Args:
             blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed.
             delivered: what became of all payloads pending: True when each was accepted or answered ``Duplicate``,
                 False when none was: error feedback then takes them back. After ``packets``, the set of packet
-                numbers that arrived: the others are taken back.
+                numbers that arrived: the others are taken back. Where several payloads are pending, a dict from
+                sequence number to any of these.
 
         Returns:
             (d,) float32: what to add to the model, equal to ``result.applied`` at the server.
 
         Raises:
             DecodeError: on a damaged blob.
-            ProtocolError: on a blob of another layout, an uplink blob, or one of a round ended before; nothing
-                is changed then.
+            ProtocolError: on a blob of another layout, an uplink blob, or one of a round ended before.
+            UpdateError: where the residual and what it takes back are more than float32 holds. Nothing is changed in
+                any of these cases.
         """
         lost = self._lost(delivered)
         payload = decode(blob, Limits(max_parameters=max(1, self.layout.d)))
@@ -191,26 +195,35 @@ class Client:
                 f"blob is of round {payload.round}, which ended before; expected {self._synced} or later"
             )
         applied = decompress(payload)
+        state = self._state
         for unanswered in lost:
-            self._state = self.compressor.restore(unanswered, self._state, self._reference_of(unanswered))
+            state = self.compressor.restore(unanswered, state, self._reference_of(unanswered))
+        self._state = state
         self._pending.clear()
         self._reference = bytes(blob)
         self.round = self._synced = payload.round + 1
         return applied
 
-    def _lost(self, delivered: bool | Set[int]) -> list[Payload]:
+    def _lost(self, delivered: Delivered | Mapping[int, Delivered]) -> list[Payload]:
         """The pending payloads, or packets, that did not arrive."""
-        if isinstance(delivered, bool):
-            return [] if delivered else [decode(blob) for blob in self.pending]
-        if not isinstance(delivered, Set):
-            raise ConfigError(f"delivered must be True, False or a set of packet numbers, got {delivered!r}")
-        if len(self._pending) != 1:
-            raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(self._pending)}")
-        blobs = self._pending[0].blobs
-        wrong = [n for n in delivered if isinstance(n, bool) or n not in range(len(blobs))]
-        if wrong:
-            raise ConfigError(f"packet numbers must be in [0, {len(blobs)}), got {wrong[0]!r}")
-        return [decode(blob) for number, blob in enumerate(blobs) if number not in delivered]
+        sequences = [p.sequence for p in self._pending]
+        if not isinstance(delivered, Mapping):
+            if isinstance(delivered, Set) and len(sequences) != 1:
+                raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(sequences)}")
+            delivered = dict.fromkeys(sequences, delivered)
+        if set(delivered) != set(sequences):
+            raise ConfigError(f"delivered must name the pending payloads {sequences}, got {sorted(delivered)}")
+        lost = []
+        for pending in self._pending:
+            fate = delivered[pending.sequence]
+            arrived = fate if isinstance(fate, Set) else set(range(len(pending.blobs))) if fate is True else set()
+            wrong = [n for n in arrived if isinstance(n, bool) or n not in range(len(pending.blobs))]
+            if wrong or not isinstance(fate, (bool, Set)):
+                raise ConfigError(
+                    f"delivered must be True, False or packet numbers in [0, {len(pending.blobs)}), got {fate!r}"
+                )
+            lost += [decode(blob) for number, blob in enumerate(pending.blobs) if number not in arrived]
+        return lost
 
     def _reference_of(self, payload: Payload) -> Vector | None:
         if payload.reference_digest is None or self._reference is None:
@@ -225,7 +238,7 @@ class Client:
             ((d,) float32 as of now, or None without error feedback), ``pending`` (blobs as uint8 arrays with their
             sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's other memory).
         """
-        memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._state.memory.items()}
+        memory = copy_memory(self._state.memory)
         return {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
@@ -253,42 +266,27 @@ class Client:
             StateError: on a state of something else; nothing is changed then.
         """
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
-        try:
+        with reading_state():
             if state["client_id"] != self.client_id:
                 raise StateError(f"state is of client {state['client_id']}, expected {self.client_id}")
-            memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state["scheme"].items()}
-            residual = state["residual"]
-            if residual is not None:
-                memory["residual"] = np.array(residual, np.float32)
-            fresh = self.compressor.init(self.layout)
-            if set(fresh.memory) != set(memory) or (
-                residual is not None and memory["residual"].shape != (self.layout.d,)
-            ):
-                raise StateError(
-                    f"state holds {sorted(memory)}, expected {sorted(fresh.memory)} for {self.layout.d} parameters"
-                )
+            memory = copy_memory(state["scheme"])
+            if state["residual"] is not None:
+                memory["residual"] = np.array(state["residual"], np.float32)
+            check_memory(memory, self.compressor.init(self.layout).memory)
             pending = [
-                _Pending(int(p["sequence"]), tuple(bytes(np.asarray(b, np.uint8)) for b in p["blobs"]))
+                _Pending(check_integer("sequence", p["sequence"], 0, 2**63 - 1), tuple(map(to_bytes, p["blobs"])))
                 for p in state["pending"]
             ]
-            reference = None if state["reference"] is None else bytes(np.asarray(state["reference"], np.uint8))
-            seed, round_index, sequence = Key(state["seed"]).seed, int(state["round"]), int(state["sequence"])
+            for blob in (blob for p in pending for blob in p.blobs):
+                decode(blob)
+            reference = None if state["reference"] is None else to_bytes(state["reference"])
             synced = 0 if reference is None else decode(reference).round + 1
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
+            seed = Key(state["seed"]).seed
+            round_index = check_integer("round", state["round"], 0, 2**63 - 1)
+            sequence = check_integer("sequence", state["sequence"], 0, 2**63 - 1)
         self._state = State(self.layout, memory)
         self._pending, self._reference, self._synced = pending, reference, synced
         self.seed, self.round, self.sequence = seed, round_index, sequence
-
-
-def check_state(state: Any, state_format: int, spec: str, layout: Layout) -> None:
-    """Raise StateError unless a saved state names this format, spec and layout."""
-    if not isinstance(state, dict):
-        raise StateError(f"a state is a dict, got {type(state).__name__}")
-    expected = {"format": state_format, "spec": spec, "layout": layout.digest.hex()}
-    for name, value in expected.items():
-        if state.get(name) != value:
-            raise StateError(f"state has {name} {state.get(name)!r}, expected {value!r}")
 
 
 def reference_digest(blob: bytes) -> bytes:

@@ -39,6 +39,11 @@ class Round:
         sequence: the sender's running number.
         sum_weights: None on the uplink; the round's total weight on the downlink.
         num_kept: keep this many entries instead of what a density says, or None.
+
+    Example:
+        >>> import gradwire as gw
+        >>> gw.Round(index=3).weight
+        1.0
     """
 
     index: int = 0
@@ -59,6 +64,11 @@ class State:
     Attributes:
         layout: the layout it was made for.
         memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32.
+
+    Example:
+        >>> import gradwire as gw
+        >>> sorted(gw.ef(gw.topk(0.1)).init(gw.Layout.flat(10)).memory)
+        ['residual']
     """
 
     layout: Layout
@@ -207,6 +217,14 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Ve
         ConfigError: when ``out`` has another length.
         ProtocolError: when the reference does not fit the payload.
         StaleReference: when a reference is needed and not given.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> out = np.ones(2, np.float32)
+        >>> blob = gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.float32([1, 2]))
+        >>> gw.accumulate(out, gw.decode(blob), weight=3.0)
+        >>> out.tolist()
+        [4.0, 7.0]
     """
     if out.shape != (payload.d,):
         raise ConfigError(f"out must have shape ({payload.d},), got {out.shape}")

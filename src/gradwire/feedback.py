@@ -9,7 +9,7 @@ import numpy as np
 
 from gradwire.checks import check_flag, check_number
 from gradwire.compressor import Compressor, Round, State, Vector, accumulate
-from gradwire.errors import ConfigError, UpdateError
+from gradwire.errors import ConfigError
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload
@@ -72,29 +72,18 @@ class ef(Compressor):
         return state
 
     def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
-        """Turn an update into a payload; the residual is updated in place.
+        """Turn an update into a payload; the state given is left as it was when this fails.
 
         Raises:
-            UpdateError: where residual and update add up to more than float32 holds; the residual is then
-                restored to float32 rounding.
+            UpdateError: where residual and update add up to more than float32 holds.
         """
         residual: Vector = state.memory["residual"]
-        kept = residual.copy() if self.decay != 1.0 else None
-        if kept is not None:
-            residual *= np.float32(self.decay)
         with np.errstate(over="ignore"):
-            residual += update
-        try:
-            check_finite(residual, "residual + update")
-            payload, state = self.compressor.compress(residual, state, round)
-        except BaseException as error:
-            if kept is not None:
-                residual[:] = kept
-            else:
-                _undo(residual, update, error)
-            raise
-        accumulate(residual, payload, -1.0, None if round is None else round.reference)
-        state.memory["residual"] = residual
+            corrected = residual + update if self.decay == 1.0 else residual * np.float32(self.decay) + update
+        check_finite(corrected, "residual + update")
+        payload, state = self.compressor.compress(corrected, state, round)
+        accumulate(corrected, payload, -1.0, None if round is None else round.reference)
+        state.memory["residual"] = corrected
         return payload, state
 
     @property
@@ -105,17 +94,12 @@ class ef(Compressor):
     def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
         state = self.compressor.restore(payload, state, reference)
-        accumulate(state.memory["residual"], payload, reference=reference)
-        return state
+        residual = state.memory["residual"].copy()
+        with np.errstate(over="ignore"):
+            accumulate(residual, payload, reference=reference)
+        check_finite(residual, "residual + what was not delivered")
+        return State(state.layout, {**state.memory, "residual": residual})
 
     def guarantee(self, d: int) -> Guarantee:
         """Nothing about a single round: what one round loses a later one sends."""
         return Unknown()
-
-
-def _undo(residual: Vector, update: Vector, error: BaseException) -> None:
-    """Take the update out of the residual again; where the sum overflowed, what it was is the finite limit."""
-    if isinstance(error, UpdateError):
-        overflowed = ~np.isfinite(residual)
-        residual[overflowed] = np.copysign(np.finfo(np.float32).max, update[overflowed])
-    residual -= update

@@ -327,7 +327,18 @@ def block_ranks(support: Support, block: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Part(_Frozen):
-    """A range of coordinates: its support and the values there."""
+    """A range of coordinates: its support and the values there.
+
+    Attributes:
+        support: which coordinates are sent.
+        values: the numbers there.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradwire.payload import Explicit, Floats, Part
+        >>> Part(Explicit(5, np.array([3])), Floats(np.array([2.0], np.float32))).length
+        5
+    """
 
     support: Support
     values: Values
@@ -357,6 +368,12 @@ class Payload(_Frozen):
         packet: (number, count) where this is one of several packets of a payload, else None.
         coder: how symbols are coded: ``"auto"`` (the cheapest), ``"packed"``, ``"huffman"``, ``"ans"`` or
             ``"rle"``; not part of the message.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> payload = gw.decode(gw.Client(gw.topk(0.5), gw.Layout.flat(4)).compress(np.float32([4, 3, 2, 1])))
+        >>> payload.num_kept
+        2
     """
 
     d: int

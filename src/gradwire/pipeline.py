@@ -159,7 +159,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
             parts = [*parts, Part(Every(statistics.size), Floats(statistics))]
         return Payload(
             layout.d,
-            tuple(_prune(part) for part in parts),
+            tuple(_own(_prune(part), update) for part in parts),
             round=round.index,
             sequence=round.sequence,
             layout_digest=layout.digest,
@@ -190,7 +190,10 @@ def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) 
         raise ConfigError(
             f"num_bytes must be at least {len(encode(best))}, the size of an empty payload here, got {num_bytes}"
         )
-    low, high = 0, d + 1
+    everything = payload(d)  # needs no indices, so that it may fit where a little less does not
+    if len(encode(everything)) <= num_bytes:
+        return everything
+    low, high = 0, d
     while high - low > 1:
         # an entry costs at least a bit, so there is no point in looking far above what was paid for
         middle = min((low + high) // 2, 2 * low + 8 * num_bytes)
@@ -232,6 +235,14 @@ def _cut_at_tensors(parts: list[Part], layout: Layout) -> list[Part]:
                 a, b = np.searchsorted(support.chosen, [low, high])
                 out.append(Part(Explicit(high - low, support.chosen[a:b] - low), Floats(numbers[a:b])))
     return out
+
+
+def _own(part: Part, update: Vector) -> Part:
+    """Copy values that are still the update's own memory: the payload outlives it, and error feedback changes it."""
+    values = part.values
+    if isinstance(values, Floats) and np.may_share_memory(values.data, update):
+        return Part(part.support, Floats(values.data.copy(), values.coding))
+    return part
 
 
 def _prune(part: Part) -> Part:

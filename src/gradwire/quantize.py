@@ -110,12 +110,12 @@ class uniform(Quantizer):
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 1, 8))
         check_flag("stochastic", self.stochastic)
-        check_scope(self.scope)
+        object.__setattr__(self, "scope", check_scope(self.scope))
 
     @property
     def num_symbols(self) -> int:
         """Grid points: odd, so that zero is one of them, except for one and two bits."""
-        return 2**self.bits - 1 if self.bits > 2 else 2**self.bits
+        return (1 << self.bits) - (1 if self.bits > 2 else 0)
 
     def quantize(self, parts: list[Part], key: Key) -> list[Part]:
         """Round to the grid."""
@@ -153,14 +153,15 @@ class uniform(Quantizer):
         if ranks is None:
             ranks = np.zeros(magnitudes.size, np.int64)
         num_scales = int(ranks[-1]) + 1
+        half = (self.num_symbols - 1) / 2
         if self.bits <= 2 and not self.stochastic:
             step = _fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1))
         else:
             largest = np.maximum.reduceat(magnitudes, np.searchsorted(ranks, np.arange(num_scales)))
-            step = largest / np.float32((self.num_symbols - 1) / 2)
-        step = np.clip(step, _TINY, np.finfo(np.float32).max).astype(np.float32)
+            step = largest.astype(np.float64) / half
+        step = np.clip(step, _TINY, float(np.finfo(np.float32).max) / max(half, 1.0)).astype(np.float32)
         with np.errstate(over="ignore"):
-            overflows = np.isinf(step * np.float32((self.num_symbols - 1) / 2))
+            overflows = np.isinf(step * np.float32(half))
         return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)
 
 

@@ -125,7 +125,7 @@ class Key:
         generator = self.generator()
         drawn = np.empty(0, np.int64)
         while True:
-            words = np.asarray(generator.random_raw(max(16, k - drawn.size + k // 4)), np.uint64)
+            words = np.asarray(generator.random_raw(max(16, k + k // 4 - drawn.size, k // 4)), np.uint64)
             drawn = np.concatenate([drawn, _scale(words, d)])
             values, first = np.unique(drawn, return_index=True)
             if values.size >= k:

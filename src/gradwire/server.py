@@ -10,12 +10,13 @@ import numpy as np
 
 from gradwire.aggregate import Aggregator, check_weight
 from gradwire.checks import check_integer
-from gradwire.client import check_state, reference_digest
+from gradwire.client import reference_digest
 from gradwire.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Payload
 from gradwire.rng import Key
+from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.sparsify import dense
 from gradwire.wire import Limits, decode, encode
 
@@ -37,6 +38,12 @@ class Result:
         accepted: (client_id, sequence) of each, in order of arrival.
         packets: of those that came in packets: (client_id, sequence) -> the packet numbers that arrived.
         round: the round that closed.
+
+    Example:
+        >>> import gradwire as gw
+        >>> result = gw.Server(gw.dense(), gw.Layout.flat(2)).close_round()
+        >>> result.update.tolist(), result.num_received
+        ([0.0, 0.0], 0)
     """
 
     update: Vector
@@ -235,7 +242,7 @@ class Server:
             "arrived": _plain(self._arrived),
             "partial": _plain(self._partial),
             "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
-            "scheme": {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in self._downlink_state.memory.items()},
+            "scheme": copy_memory(self._downlink_state.memory),
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
         }
 
@@ -249,19 +256,21 @@ class Server:
             StateError: on a state of something else; nothing is changed then.
         """
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
-        if state.get("downlink") != str(self.downlink):
-            raise StateError(f"state has downlink {state.get('downlink')!r}, expected {str(self.downlink)!r}")
-        try:
+        downlink = state.get("downlink")
+        if not isinstance(downlink, str) or downlink != str(self.downlink):
+            raise StateError(f"state has downlink {downlink!r}, expected {str(self.downlink)!r}")
+        with reading_state():
             aggregator = Aggregator(self.layout)
             aggregator.load_state_dict(state)
-            memory = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in state["scheme"].items()}
+            memory = copy_memory(state["scheme"])
+            check_memory(memory, self.downlink.init(self.layout).memory)
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
             counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
             arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])
-            blobs = [bytes(np.asarray(blob, np.uint8)) for blob in state["references"]]
-            seed, round_index = Key(state["seed"]).seed, int(state["round"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
+            blobs = [to_bytes(blob) for blob in state["references"]]
+            for blob in blobs:
+                decode(blob)
+            seed, round_index = Key(state["seed"]).seed, check_integer("round", state["round"], 0, 2**63 - 1)
         self._aggregator, self._accepted, self._counted = aggregator, accepted, counted
         self._arrived, self._partial = arrived, partial
         self._downlink_state = State(self.layout, memory)

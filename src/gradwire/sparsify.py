@@ -13,7 +13,7 @@ from gradwire.compressor import Round, Vector
 from gradwire.errors import ConfigError
 from gradwire.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.kernels import ops
-from gradwire.layout import Layout
+from gradwire.layout import Layout, check_finite
 from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.pipeline import Sparsifier
 
@@ -30,6 +30,11 @@ class dense(Sparsifier):
     """Send every coordinate, losing nothing.
 
     Where leaving exact zeros out is cheaper the support is sparse; -0.0 then arrives as 0.0.
+
+    Example:
+        >>> import gradwire as gw
+        >>> gw.dense().guarantee(10)
+        Contractive(delta=1.0)
 
     Source: the uncompressed baseline, McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1.
     Deviations: none.
@@ -82,8 +87,8 @@ class topk(Sparsifier):
             raise ConfigError("topk needs a density in (0, 1] or num_bytes, got neither")
         if self.density is not None:
             object.__setattr__(self, "density", check_density(self.density))
-        check_bytes(self.num_bytes)
-        check_scope(self.scope)
+        object.__setattr__(self, "num_bytes", check_bytes(self.num_bytes))
+        object.__setattr__(self, "scope", check_scope(self.scope))
 
     @property
     def budget(self) -> int | None:
@@ -176,7 +181,9 @@ class randk(Sparsifier):
         support = Seeded(d, count, round.key.derive(purpose=SUPPORT_PURPOSE, shared=self.shared))
         values = update[support.indices]
         if self.unbiased:
-            values = values * np.float32(d / count)
+            with np.errstate(over="ignore"):
+                values = values * np.float32(d / count)
+            check_finite(values, "update scaled by d / k")
         return [Part(support, Floats(values))]
 
     def guarantee(self, d: int) -> Guarantee:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from typing import Any
 
 from gradwire.compressor import Compressor
@@ -36,61 +37,99 @@ def parse(text: str) -> Compressor:
         raise ConfigError(f"a spec is text, got {type(text).__name__}")
     if len(text) > _MAX_LENGTH:
         raise ConfigError(f"a spec has at most {_MAX_LENGTH} characters, got {len(text)}")
-    source = text.strip()
+    source = _Source(text)
     try:
-        tree = ast.parse(source, mode="eval")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Python would say of a literal is not about the spec
+            tree = ast.parse(source.code, mode="eval")
     except SyntaxError as error:
-        raise _at(source, (error.offset or 1) - 1, error.msg or "cannot be read") from None
+        raise source.error(error.lineno or 1, None, error.msg or "cannot be read", error.offset) from None
     except (ValueError, RecursionError, MemoryError):
-        raise ConfigError(f"spec {source[:60]!r}: cannot be read") from None
+        raise ConfigError(f"spec {text[:60]!r}: cannot be read") from None
     built = _build(tree.body, source, 0)
     if not isinstance(built, Compressor):
-        raise _at(source, 0, f"a spec is a call such as topk(0.01), got {built!r}")
+        raise source.at(tree.body, f"a spec is a call such as topk(0.01), got {_short(built)}")
     return built
 
 
-def _build(node: ast.expr, source: str, depth: int) -> Any:
+class _Source:
+    """A spec's text, and errors that point into it."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.code = text.strip()
+        self._skipped = len(text) - len(text.lstrip())
+
+    def at(self, node: ast.expr | ast.keyword, reason: str) -> ConfigError:
+        """An error that points at where a node starts."""
+        return self.error(node.lineno, node.col_offset, reason)
+
+    def error(self, line: int, num_bytes: int | None, reason: str, column: int | None = None) -> ConfigError:
+        """An error at a line (1-based) and a byte offset (0-based), or a column in characters (1-based)."""
+        lines = self.code.splitlines(keepends=True)
+        before = sum(map(len, lines[: line - 1]))
+        if num_bytes is not None:
+            inside = len(lines[line - 1].encode()[:num_bytes].decode(errors="ignore")) if line <= len(lines) else 0
+        else:
+            inside = max(0, (column or 1) - 1)
+        shown = self.text if len(self.text) <= 120 else f"{self.text[:117]}..."
+        return ConfigError(f"{reason} (character {self._skipped + before + inside + 1} of {shown!r})")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _build(node: ast.expr, source: _Source, depth: int) -> Any:
     if depth > _MAX_DEPTH:
-        raise _at(source, node.col_offset, f"nested more than {_MAX_DEPTH} deep")
+        raise source.at(node, f"nested more than {_MAX_DEPTH} deep")
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         left, right = _build(node.left, source, depth + 1), _build(node.right, source, depth + 1)
         for side, value in ((node.left, left), (node.right, right)):
             if not isinstance(value, Compressor):
-                raise _at(source, side.col_offset, f"'|' joins stages, got {value!r}")
+                raise source.at(side, f"'|' joins stages, got {_short(value)}")
         try:
             return left | right
         except ConfigError as error:
-            raise _at(source, node.right.col_offset, str(error)) from None
+            raise source.at(node.right, str(error)) from None
     if isinstance(node, ast.Call):
         return _call(node, source, depth)
     if isinstance(node, ast.Name):
         hint = f"; write {node.id}(...)" if node.id in Compressor.registry else nearest(node.id, Compressor.registry)
-        raise _at(source, node.col_offset, f"{node.id!r} is not a stage call{hint}")
+        raise source.at(node, f"{node.id!r} is not a stage call{hint}")
     try:
-        return ast.literal_eval(node)
+        value = ast.literal_eval(node)
+        if isinstance(value, int) and abs(value) >= 2**64:
+            raise source.at(node, "integers must be below 2^64")
+        return value
+    except ConfigError:
+        raise
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise _at(source, node.col_offset, "expected a stage call, a number, a text, None, True or False") from None
+        raise source.at(node, "expected a stage call, a number, a text, None, True or False") from None
 
 
-def _call(node: ast.Call, source: str, depth: int) -> Compressor:
+def _call(node: ast.Call, source: _Source, depth: int) -> Compressor:
     if not isinstance(node.func, ast.Name):
-        raise _at(source, node.col_offset, "expected the name of a stage")
+        raise source.at(node, "expected the name of a stage")
     name = node.func.id
     stage = Compressor.registry.get(name)
     if stage is None:
-        raise _at(source, node.col_offset, f"unknown stage {name!r}{nearest(name, Compressor.registry)}")
+        raise source.at(node, f"unknown stage {name!r}{nearest(name, Compressor.registry)}")
     parameters = inspect.signature(stage).parameters
     variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for argument in node.args:
         if isinstance(argument, ast.Starred):
-            raise _at(source, argument.col_offset, "'*' is not allowed in a spec")
-    for keyword in node.keywords:
+            raise source.at(argument, "'*' is not allowed in a spec")
+    given = [keyword.arg for keyword in node.keywords]
+    for number, keyword in enumerate(node.keywords):
+        if keyword.arg in given[:number]:
+            raise source.at(keyword, f"{name} is given {keyword.arg!r} twice")
         if keyword.arg is None:
-            raise _at(source, keyword.value.col_offset, "'**' is not allowed in a spec")
+            raise source.at(keyword.value, "'**' is not allowed in a spec")
         if keyword.arg not in parameters and not variadic:
-            raise _at(
-                source,
-                keyword.col_offset,
+            raise source.at(
+                keyword,
                 f"{name} has no parameter {keyword.arg!r}{nearest(keyword.arg, parameters)}; "
                 f"it takes {', '.join(parameters)}",
             )
@@ -99,14 +138,8 @@ def _call(node: ast.Call, source: str, depth: int) -> Compressor:
     try:
         inspect.signature(stage).bind(*args, **kwargs)
     except TypeError as error:
-        raise _at(source, node.col_offset, f"{name}: {error}; it takes {', '.join(parameters)}") from None
+        raise source.at(node, f"{name}: {error}; it takes {', '.join(parameters)}") from None
     try:
         return stage(*args, **kwargs)
     except ConfigError as error:
-        raise _at(source, node.col_offset, str(error)) from None
-
-
-def _at(source: str, column: int, reason: str) -> ConfigError:
-    """An error that points at a character of the spec."""
-    shown = source if len(source) <= 120 else f"{source[:117]}..."
-    return ConfigError(f"{reason} (character {column + 1} of {shown!r})")
+        raise source.at(node, str(error)) from None

@@ -53,7 +53,7 @@ def encode(payload: Payload) -> bytes:
         payload: from ``Compressor.compress``.
 
     Returns:
-        The blob; equal payloads give equal blobs.
+        The blob; equal payloads of the same coder give equal blobs.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -116,6 +116,11 @@ def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -
 
     Raises:
         DecodeError: Truncated, BadChecksum, LimitExceeded, UnsupportedVersion, UnknownCodec or Malformed.
+
+    Example:
+        >>> import gradwire as gw
+        >>> gw.decode(gw.Server(gw.dense(), gw.Layout.flat(3)).close_round().blob).num_kept
+        0
     """
     return _read(blob, limits or Limits())[0]
 
@@ -175,7 +180,7 @@ def _join(names: Iterable[str]) -> str:
 def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes]]:
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ConfigError(f"a blob is bytes, got {type(blob).__name__}")
-    view = memoryview(blob).cast("B")
+    view = memoryview(bytes(blob))  # a buffer that may change later is copied, bytes are not
     if len(view) > limits.max_bytes:
         raise LimitExceeded(f"blob must be at most {limits.max_bytes} bytes, got {len(view)}")
     if len(view) >= 2 and bytes(view[:2]) != MAGIC:
@@ -232,9 +237,10 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     sizes: list[_Sizes] = []
     covered = 0
     for _ in range(num_parts):
+        start = reader.position
         length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
         covered += length
-        part, size = _read_part(reader, length, round_index, limits)
+        part, size = _read_part(reader, start, length, round_index, limits)
         parts.append(part)
         sizes.append(size)
     if covered != d:
@@ -245,8 +251,7 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     return payload, sizes
 
 
-def _read_part(reader: Reader, length: int, round_index: int, limits: Limits) -> tuple[Part, _Sizes]:
-    start = reader.position
+def _read_part(reader: Reader, start: int, length: int, round_index: int, limits: Limits) -> tuple[Part, _Sizes]:
     codec = reader.byte("support codec")
     support = index.decode_support(codec, length, round_index, reader, limits)
     middle = reader.position

@@ -25,7 +25,6 @@ _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
 _EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
-_MIN_EXPONENT_COUNT = 32  # fewer floats than this are not worth a table
 
 
 def name_of(codec: int) -> str:
@@ -91,7 +90,7 @@ def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
     kind = {name: number for number, name in _KINDS.items()}[values.coding]
     bits = np.ascontiguousarray(values.data).view(_DTYPES[kind].newbyteorder("="))
     whole = bits.astype(_DTYPES[kind], copy=False).tobytes()
-    if coder == "packed" or (coder == "auto" and bits.size < _MIN_EXPONENT_COUNT):
+    if coder == "packed":
         return kind | PACKED << 4, whole
     mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
     exponents = ((bits >> mantissa) & ((1 << width) - 1)).astype(np.uint16)
@@ -151,7 +150,7 @@ def _decode_centred(coder: int, support: Support, reader: Reader, limits: Limits
     num_symbols = reader.varint("number of symbols", below=2**16 + 1)
     if num_symbols < 2:
         raise Malformed(f"number of symbols must be 2 or more, got {num_symbols}")
-    block = reader.varint("scale block", below=support.length + 1)
+    block = reader.varint("scale block", below=2**48)
     num_scales = 1
     if block and isinstance(support, Known):
         raise Malformed("block scales cannot stand on a known support")

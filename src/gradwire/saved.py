@@ -1,0 +1,59 @@
+"""Saved state: the checks that every end makes before it believes one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gradwire.errors import DecodeError, StateError
+from gradwire.layout import Layout
+
+__all__ = ["check_memory", "check_state", "copy_memory", "reading_state", "to_bytes"]
+
+
+def check_state(state: Any, state_format: int, spec: str, layout: Layout) -> None:
+    """Raise StateError unless a saved state names this format, spec and layout."""
+    if not isinstance(state, dict):
+        raise StateError(f"a state is a dict, got {type(state).__name__}")
+    for name, value in {"format": state_format, "spec": spec, "layout": layout.digest.hex()}.items():
+        got = state.get(name)
+        if type(got) is not type(value) or got != value:
+            raise StateError(f"state has {name} {got!r}, expected {value!r}")
+
+
+@contextmanager
+def reading_state() -> Iterator[None]:
+    """Turn whatever goes wrong while a saved state is read into a StateError."""
+    try:
+        yield
+    except (DecodeError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StateError(f"state cannot be read: {type(error).__name__}: {error}") from error
+
+
+def copy_memory(memory: dict[str, Any]) -> dict[str, Any]:
+    """Copy a compressor's memory, arrays included."""
+    return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in memory.items()}
+
+
+def check_memory(memory: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise StateError unless a memory has the names, shapes and dtypes of a fresh one, and finite numbers."""
+    if set(memory) != set(expected):
+        raise StateError(f"state holds {sorted(memory)}, expected {sorted(expected)}")
+    for name, value in expected.items():
+        got = memory[name]
+        if not isinstance(value, np.ndarray):
+            continue
+        if not isinstance(got, np.ndarray) or got.shape != value.shape or got.dtype != value.dtype:
+            raise StateError(f"state's {name} must be {value.shape} {value.dtype}, got {np.shape(got)}")
+        if got.dtype.kind == "f" and not np.isfinite(got).all():
+            raise StateError(f"state's {name} must be finite")
+
+
+def to_bytes(saved: Any) -> bytes:
+    """Turn a saved uint8 array back into bytes, or raise StateError."""
+    if not isinstance(saved, np.ndarray) or saved.dtype != np.uint8 or saved.ndim != 1:
+        raise StateError(f"saved bytes must be a uint8 vector, got {type(saved).__name__}")
+    return saved.tobytes()

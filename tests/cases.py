@@ -1,0 +1,176 @@
+"""The table behind the conformance tests: compressors x updates x layouts.
+
+Adding an algorithm to the library means adding ONE row to ``COMPRESSORS``; every law is then checked on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import gradwire as gw
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compressor under test.
+
+    Attributes:
+        spec: the text that builds it; it must be the canonical text, i.e. ``str(gw.parse(spec)) == spec``.
+        keyed: what its randomness depends on: ``None`` (deterministic), ``"client"`` (seed, round and client)
+            or ``"round"`` (seed and round; the same for all clients).
+        density: where k = min(d, max(1, round(density * d))) bounds num_kept, per piece of ``scope``.
+        scope: pieces the k rule is applied to: ``"model"``, ``"tensor"`` or a block length.
+    """
+
+    spec: str
+    keyed: str | None = None
+    density: float | None = None
+    scope: str | int = "model"
+
+    def build(self) -> gw.Compressor:
+        return gw.parse(self.spec)
+
+
+COMPRESSORS = [
+    Row("dense()"),
+    Row("fp16()"),
+    Row("bf16()"),
+    Row("uniform(1)"),
+    Row("uniform(2, scope='model')"),
+    Row("uniform(8)"),
+    Row("uniform(5, scope=64)"),
+    Row("uniform(1, stochastic=True)", keyed="client"),
+    Row("uniform(4, stochastic=True)", keyed="client"),
+    Row("uniform(3, stochastic=True, scope=64)", keyed="client"),
+    Row("topk(0.01)", density=0.01),
+    Row("topk(0.3)", density=0.3),
+    Row("topk(1.0)", density=1.0),
+    Row("topk(0.05, scope='tensor')", density=0.05, scope="tensor"),
+    Row("topk(0.05, scope=100)", density=0.05, scope=100),
+    Row("topk(num_bytes=120)"),
+    Row("randk(0.05)", keyed="client", density=0.05),
+    Row("randk(0.9)", keyed="client", density=0.9),
+    Row("randk(0.1, shared=True)", keyed="round", density=0.1),
+    Row("randk(0.1, unbiased=True)", keyed="client", density=0.1),
+    Row("topk(0.1) | fp16()", density=0.1),
+    Row("topk(0.1) | bf16()", density=0.1),
+    Row("topk(0.1) | uniform(1)", density=0.1),
+    Row("topk(0.1) | uniform(4)", density=0.1),
+    Row("topk(0.1, scope=50) | uniform(4, scope=64)", density=0.1, scope=50),
+    Row("topk(0.2, scope='tensor') | uniform(8, scope='model')", density=0.2, scope="tensor"),
+    Row("topk(0.1) | uniform(8, stochastic=True)", keyed="client", density=0.1),
+    Row("randk(0.2) | fp16()", keyed="client", density=0.2),
+    Row("randk(0.2) | uniform(4, scope=64)", keyed="client", density=0.2),
+    Row("randk(0.2, unbiased=True) | uniform(8, stochastic=True)", keyed="client", density=0.2),
+    Row("dense() | uniform(6)"),
+    Row("topk(num_bytes=150) | uniform(8)"),
+    Row("topk(0.1) | huffman()", density=0.1),
+    Row("topk(0.1) | uniform(4) | ans()", density=0.1),
+    Row("uniform(1) | rle()"),
+    Row("topk(0.3, scope='tensor') | uniform(3) | auto()", density=0.3, scope="tensor"),
+    Row("ef(topk(0.1) | fp16() | ans())", density=0.1),
+    Row("ef(dense())"),
+    Row("ef(topk(0.01))", density=0.01),
+    Row("ef(topk(1.0))", density=1.0),
+    Row("ef(topk(0.05, scope='tensor'), decay=0.9)", density=0.05, scope="tensor"),
+    Row("ef(topk(0.1) | uniform(4))", density=0.1),
+    Row("ef(randk(0.2) | fp16())", keyed="client", density=0.2),
+    Row("ef(randk(0.2, unbiased=True), unchecked=True)", keyed="client", density=0.2),
+]
+
+
+def _normal(d: int) -> np.ndarray:
+    return np.random.default_rng(d + 1).standard_normal(d).astype(np.float32)
+
+
+def _cauchy(d: int) -> np.ndarray:
+    return np.clip(np.random.default_rng(d + 2).standard_cauchy(d), -1e30, 1e30).astype(np.float32)
+
+
+def _spike(d: int) -> np.ndarray:
+    x = np.zeros(d, np.float32)
+    x[d // 2 : d // 2 + 1] = -3.0
+    return x
+
+
+def _denormals(d: int) -> np.ndarray:
+    steps = np.random.default_rng(d + 3).integers(-2000, 2001, d)
+    return (steps * 2.0**-149).astype(np.float32)
+
+
+def _huge(d: int) -> np.ndarray:
+    return (_normal(d).clip(-3, 3) * np.float32(1e38)).astype(np.float32)
+
+
+def _mixed(d: int) -> np.ndarray:
+    """Magnitudes from 1e-40 to 1e30 side by side, a third of them zeros of either sign."""
+    rng = np.random.default_rng(d + 4)
+    x = (rng.standard_normal(d) * 10.0 ** rng.integers(-40, 31, d)).astype(np.float32)
+    x[::3] = 0.0
+    x[1::6] = -0.0
+    return x
+
+
+def _ties(d: int) -> np.ndarray:
+    return np.where(np.arange(d) % 2, 1.0, -1.0).astype(np.float32)
+
+
+UPDATES: dict[str, Callable[[int], np.ndarray]] = {
+    "zeros": lambda d: np.zeros(d, np.float32),
+    "equal": lambda d: np.full(d, 0.7, np.float32),
+    "spike": _spike,
+    "cauchy": _cauchy,
+    "denormals": _denormals,
+    "huge": _huge,
+    "mixed": _mixed,
+    "normal": _normal,
+    "ties": _ties,
+}
+
+SIZES = (0, 1, 7, 4096)
+LARGE = 1_000_000
+LARGE_SPECS = ("topk(0.01)", "ef(topk(0.01))", "topk(0.1) | uniform(4)", "randk(0.05)", "uniform(8)")
+
+
+def model_layout(d: int) -> gw.Layout:
+    """A layout of exactly d elements cut like a model: matrices, a scalar, an empty tensor, and running statistics."""
+    arrays: dict[str, Any] = {}
+    left = d
+    for name, wanted in (
+        ("conv.weight", d // 2),
+        ("empty", 0),
+        ("conv.bias", 3),
+        ("scalar", 1),
+        ("bn.running_mean", 2),
+    ):
+        take = min(wanted, left)
+        arrays[name] = np.zeros((), np.float32) if name == "scalar" and take else np.zeros(take, np.float32)
+        left -= take
+    arrays["head.weight"] = np.zeros((1, left), np.float32)
+    layout = gw.Layout.from_arrays(arrays)
+    assert layout.d == d
+    return layout
+
+
+LAYOUTS: dict[str, Callable[[int], gw.Layout]] = {"flat": gw.Layout.flat, "model": model_layout}
+
+
+def layout_pieces(layout: gw.Layout, scope: str | int) -> list[int]:
+    """Lengths of the pieces that a scope applies the k rule to; running statistics excluded."""
+    d = layout.num_parameters
+    if scope == "model":
+        return [d] if d else []
+    if scope == "tensor":
+        return [t.num_elements for t in layout.tensors if not t.buffer and t.num_elements]
+    return [min(int(scope), d - start) for start in range(0, d, int(scope))]
+
+
+def largest_k(row: Row, layout: gw.Layout) -> int:
+    """What the k rule of DESIGN section 4 allows, running statistics included."""
+    assert row.density is not None
+    kept = sum(min(n, max(1, round(row.density * n))) for n in layout_pieces(layout, row.scope))
+    return kept + layout.d - layout.num_parameters

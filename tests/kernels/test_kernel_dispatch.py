@@ -1,0 +1,128 @@
+"""Which backend runs, and that Numba stays away until it is needed."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from gradwire.errors import ConfigError
+from gradwire.kernels import cpu, jit, models, ops, reference
+
+USE_ALL = """
+import sys
+import numpy as np
+import gradwire
+from gradwire.kernels import ops
+
+def use(n):
+    indices = 3 * np.arange(n)
+    gaps = ops.gaps(indices)
+    assert ops.golomb_num_bits(gaps, 3) <= 8 * ops.golomb_encode(gaps, 3).size
+    assert (ops.golomb_decode(ops.golomb_encode(gaps, 3), n, 3, 3 * n)[0] == indices).all()
+    symbols = (indices % 5).astype(np.uint16)
+    assert (ops.unpack(ops.pack(symbols, 3), n, 3) == symbols).all()
+    counts = np.bincount(symbols)
+    frequencies, lengths = ops.normalise_frequencies(counts), ops.huffman_lengths(counts)
+    assert (ops.ans_decode(ops.ans_encode(symbols, frequencies), n, frequencies)[0] == symbols).all()
+    assert (ops.huffman_decode(ops.huffman_encode(symbols, lengths), n, lengths)[0] == symbols).all()
+    bits = np.arange(n, dtype=np.uint32)
+    assert (ops.join_float32(*ops.split_float32(bits)) == bits).all()
+    ops.accumulate_at(np.zeros(3 * n, np.float32), indices, np.ones(n, np.float32), 2.0)
+"""
+
+
+def run(code: str, **environment: str) -> None:
+    command = [sys.executable, "-W", "error", "-c", USE_ALL + code]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not done.stdout + done.stderr
+
+
+def test_small_inputs_do_not_load_numba() -> None:
+    run("use(1000)\nassert 'numba' not in sys.modules")
+
+
+def test_large_inputs_load_numba() -> None:
+    run("use(20_000)\nassert 'numba' in sys.modules", GRADWIRE_KERNELS="")
+
+
+def test_reference_can_be_forced() -> None:
+    run("use(20_000)\nassert 'numba' not in sys.modules", GRADWIRE_KERNELS="reference")
+
+
+def test_no_place_for_the_cache() -> None:
+    # Only the user's directory is tried, and it cannot be made.
+    run(
+        "from numba.core import caching\n"
+        "caching.CacheImpl._locator_classes = [caching.UserProvidedCacheLocator]\n"
+        "use(100)",
+        GRADWIRE_KERNELS="cpu",
+        NUMBA_CACHE_DIR="/dev/null/nowhere",
+    )
+
+
+def test_cache_directory_is_used(tmp_path: Path) -> None:
+    run("use(100)", GRADWIRE_KERNELS="cpu", NUMBA_CACHE_DIR=str(tmp_path))
+    assert list(tmp_path.rglob("*.nbc"))
+
+
+def test_backends_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(reference, "gaps", lambda indices: used.append("reference"))
+    monkeypatch.setattr(cpu, "gaps", lambda indices: used.append("cpu"))
+    monkeypatch.delenv("GRADWIRE_KERNELS", raising=False)
+    small, large = np.arange(ops.VECTOR_FROM - 1), np.arange(ops.VECTOR_FROM)
+    for forced in ("", "cpu", "reference"):
+        monkeypatch.setenv("GRADWIRE_KERNELS", forced)
+        ops.gaps(small)
+        ops.gaps(large)
+    assert used == ["reference", "cpu", "cpu", "cpu", "reference", "reference"]
+
+
+def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADWIRE_KERNELS", "fpga")
+    with pytest.raises(ConfigError, match="'reference' or 'cpu', got 'fpga'"):
+        ops.gaps(np.arange(3))
+
+
+def test_same_signatures_everywhere() -> None:
+    for name in ops.__all__:
+        backends = [module for module in (reference, cpu, models) if name in module.__all__]
+        assert backends
+        for module in backends:
+            assert inspect.signature(getattr(module, name)) == inspect.signature(getattr(ops, name)), name
+    assert set(cpu.__all__) <= set(reference.__all__)
+
+
+def test_threads_share_kernels() -> None:
+    gaps = np.arange(5000)
+    expected = reference.golomb_encode(gaps, 100).tobytes()
+    results: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(cpu.golomb_encode(gaps, 100).tobytes())) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 8
+
+
+def test_slow_compilation_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(jit, "_SLOW_SECONDS", -1.0)
+    monkeypatch.setattr(jit, "_told", False)
+    with caplog.at_level("INFO", logger="gradwire.kernels"):
+        for _ in range(2):
+            twice = jit.kernel(numba.types.int64, numba.types.int64)(lambda x: 2 * x)
+            assert twice(21) == twice(21) == 42
+    assert [record.getMessage() for record in caplog.records] == [
+        "compiling kernels; later processes load them from Numba's cache"
+    ]

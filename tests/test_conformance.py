@@ -1,0 +1,301 @@
+"""Every compressor of tests/cases.py keeps every law, on every update and layout."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+import cases
+import gradwire as gw
+
+ROWS = pytest.mark.parametrize("row", cases.COMPRESSORS, ids=lambda row: row.spec)
+F32_MAX = float(np.finfo(np.float32).max)
+
+
+def _round(compressor: gw.Compressor, index: int = 3, client: int = 5, seed: int = 11) -> gw.Round:
+    return gw.Round(index=index, key=gw.Key(seed, index, client), sequence=index)
+
+
+def _compress(row: cases.Row, update: np.ndarray, layout: gw.Layout, **key: int) -> gw.Payload | None:
+    """The payload, or None where the update is refused, which only numbers near float32's end may be."""
+    compressor = row.build()
+    try:
+        return compressor.compress(update, compressor.init(layout), _round(compressor, **key))[0]
+    except gw.UpdateError:
+        assert np.abs(update).max() > 1e36, f"{row.spec} refused an ordinary update"
+        return None
+
+
+def _dense_of(payload: gw.Payload) -> np.ndarray:
+    """Decompress without the library: put each part's numbers where its indices say."""
+    out = np.zeros(payload.d, np.float32)
+    start = 0
+    for part in payload.parts:
+        for i, value in zip(part.support.indices.tolist(), part.numbers(), strict=True):
+            out[start + i] = value + np.float32(0.0)
+        start += part.length
+    return out
+
+
+@ROWS
+def test_text_round_trip(row):
+    compressor = row.build()
+    assert str(compressor) == row.spec
+    again = gw.parse(str(compressor))
+    assert again == compressor
+    assert hash(again) == hash(compressor)
+    assert repr(compressor) == str(compressor)
+    assert len({compressor, again}) == 1
+
+
+def test_rows_are_distinct():
+    built = [row.build() for row in cases.COMPRESSORS]
+    assert len(set(built)) == len(built) == len({str(c) for c in built})
+
+
+def test_every_registered_stage_has_a_row():
+    text = " ".join(row.spec for row in cases.COMPRESSORS)
+    registered = {n for n, c in gw.Compressor.registry.items() if c.__module__.startswith("gradwire.")}
+    assert sorted(n for n in registered if f"{n}(" not in text) == []
+
+
+def _check_laws(row: cases.Row, name: str, d: int, layout: gw.Layout) -> None:
+    what = f"{row.spec} on {name}[{d}]"
+    update = cases.UPDATES[name](d)
+    before = update.copy()
+    update.setflags(write=False)
+    payload = _compress(row, update, layout)
+    assert update.tobytes() == before.tobytes(), f"{what}: update modified"
+    if payload is None:
+        return
+    # the wire is exact
+    blob = gw.encode(payload)
+    assert isinstance(blob, bytes)
+    decoded = gw.decode(blob)
+    assert decoded == payload, f"{what}: decode(encode(p)) != p"
+    if any(coder in row.spec for coder in ("huffman()", "ans()", "rle()")):
+        # which coder was asked for does not travel: written again, the cheapest one is taken
+        assert len(gw.encode(decoded)) <= len(blob), f"{what}: the cheapest coder is dearer than the one asked for"
+        assert gw.decode(gw.encode(decoded)) == payload
+    else:
+        assert gw.encode(decoded) == blob, f"{what}: encode(decode(b)) != b"
+    assert gw.encode(payload) == blob
+    # what the payload stands for
+    dense = gw.decompress(payload)
+    assert dense.dtype == np.float32
+    assert dense.shape == (d,)
+    assert np.isfinite(dense).all(), what
+    assert dense.tobytes() == gw.decompress(decoded).tobytes()
+    assert np.array_equal(dense, _dense_of(decoded)), what
+    # law 3
+    rng = np.random.default_rng(d)
+    for weight in (1.0, 0.37, -1.0):
+        out = rng.standard_normal(d).astype(np.float32)
+        expected = out + dense * np.float32(weight)
+        gw.accumulate(out, decoded, weight)
+        assert np.array_equal(out, expected), f"{what}: accumulate != accumulate(decompress), weight {weight}"
+    # counts and cost
+    info = gw.inspect(blob)
+    assert info["total_bytes"] == len(blob) == info["header_bytes"] + info["support_bytes"] + info["values_bytes"]
+    assert info["d"] == d
+    assert info["round"] == 3
+    assert info["num_kept"] == payload.num_kept <= d
+    if row.density is not None:
+        assert payload.num_kept <= cases.largest_k(row, layout), f"{what}: num_kept > k"
+    allowed = 32 if info["num_parts"] == 1 else 32 + 6 * info["num_parts"]
+    assert info["header_bytes"] <= allowed, (
+        f"{what}: header {info['header_bytes']} bytes over {info['num_parts']} parts"
+    )
+    # running statistics travel whole
+    statistics = slice(layout.num_parameters, d)
+    assert np.array_equal(dense[statistics], before[statistics]), f"{what}: running statistics changed"
+
+
+@ROWS
+@pytest.mark.parametrize("d", cases.SIZES)
+@pytest.mark.parametrize("shape", cases.LAYOUTS)
+def test_laws(row, d, shape):
+    layout = cases.LAYOUTS[shape](d)
+    for name in cases.UPDATES:
+        _check_laws(row, name, d, layout)
+
+
+@pytest.mark.parametrize("spec", cases.LARGE_SPECS)
+def test_laws_large(spec):
+    row = next(r for r in cases.COMPRESSORS if r.spec == spec)
+    d = cases.LARGE
+    update = cases.UPDATES["cauchy"](d)
+    payload = _compress(row, update, gw.Layout.flat(d))
+    blob = gw.encode(payload)
+    assert gw.decode(blob) == payload
+    dense = gw.decompress(payload)
+    out = np.ones(d, np.float32)
+    gw.accumulate(out, gw.decode(blob), 0.5)
+    assert np.array_equal(out, np.float32(1) + dense * np.float32(0.5))
+    assert gw.inspect(blob)["header_bytes"] <= 32
+    if row.density:
+        assert payload.num_kept <= round(row.density * d)
+
+
+@pytest.mark.parametrize("d", [1, 100, 10_000_000])
+def test_header_is_at_most_32_bytes_for_one_part(d):
+    client = gw.Client(gw.topk(1e-5 if d > 100 else 0.5), gw.Layout.flat(d), client_id=2**40, seed=2**60)
+    blob = client.compress(np.linspace(1, 2, d, dtype=np.float32), round=1_000_000)
+    info = gw.inspect(blob)
+    assert info["num_parts"] == 1
+    assert info["header_bytes"] <= 32
+    server = gw.Server(gw.dense(), gw.Layout.flat(d), downlink=gw.topk(1e-5 if d > 100 else 0.5))
+    assert gw.inspect(server.close_round().blob)["header_bytes"] <= 32
+
+
+# --- guarantees -----------------------------------------------------------------------------------
+
+
+def _squared(x: np.ndarray) -> float:
+    return float(np.sum(x.astype(np.float64) ** 2))
+
+
+def _errors(row: cases.Row, update: np.ndarray, layout: gw.Layout, draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """C(x) for many keys: (draws, d) float64, and |C(x) - x|^2 of each."""
+    compressor = row.build()
+    state = compressor.init(layout)
+    out = np.empty((draws, update.size))
+    for i in range(draws):
+        payload, state = compressor.compress(update, state, gw.Round(index=i, key=gw.Key(7, i, 2)))
+        out[i] = gw.decompress(payload)
+    return out, ((out - update.astype(np.float64)) ** 2).sum(axis=1)
+
+
+DETERMINISTIC = [r for r in cases.COMPRESSORS if r.keyed is None and not r.spec.startswith("ef(")]
+KEYED = [r for r in cases.COMPRESSORS if r.keyed is not None and not r.spec.startswith("ef(")]
+
+
+@pytest.mark.parametrize("row", DETERMINISTIC, ids=lambda row: row.spec)
+@pytest.mark.parametrize("shape", cases.LAYOUTS)
+def test_deterministic_guarantee_holds_for_every_draw(row, shape):
+    for d in (1, 7, 300, 4096):
+        layout = cases.LAYOUTS[shape](d)
+        guarantee = row.build().guarantee(d)
+        assert isinstance(guarantee, (gw.Contractive, gw.Absolute)), f"{row.spec}: {guarantee}"
+        for name, make in cases.UPDATES.items():
+            update = make(d)
+            payload = _compress(row, update, layout)
+            error = gw.decompress(payload).astype(np.float64) - update
+            if isinstance(guarantee, gw.Absolute):
+                assert np.abs(error).max() <= guarantee.error
+                continue
+            assert 0 <= guarantee.delta <= 1
+            if row.spec in ("dense()", "topk(1.0)"):
+                assert guarantee == gw.Contractive(1.0)
+                assert not error.any(), f"{row.spec} is lossless, lost {np.abs(error).max()} on {name}[{d}]"
+            # rounding of a grid step: 2^-23 relative, and half of the last denormal times the grid's half width
+            norm = _squared(update)
+            allowed = (1 - guarantee.delta) * norm + 1e-6 * (1 - guarantee.delta) * norm + 1e-12 * norm
+            allowed += d * (128 * 2.0**-149) ** 2
+            assert _squared(error) <= allowed, f"{row.spec} on {name}[{d}]: {guarantee} broken"
+
+
+@pytest.mark.parametrize("row", KEYED, ids=lambda row: row.spec)
+@pytest.mark.parametrize("name", ["normal", "equal", "ties", "spike"])
+def test_random_guarantee_holds_in_the_mean(row, name):
+    d, draws = 100, 1200
+    update = cases.UPDATES[name](d)
+    guarantee = row.build().guarantee(d)
+    drawn, squared_errors = _errors(row, update, gw.Layout.flat(d), draws)
+    mean, standard_error = squared_errors.mean(), squared_errors.std() / math.sqrt(draws)
+    norm = _squared(update)
+    if isinstance(guarantee, gw.Contractive):
+        assert 0 <= guarantee.delta <= 1
+        assert mean <= (1 - guarantee.delta) * norm * (1 + 1e-6) + 4 * standard_error, guarantee
+        return
+    assert isinstance(guarantee, gw.Unbiased), guarantee
+    assert mean <= guarantee.omega * norm * (1 + 1e-6) + 4 * standard_error, guarantee
+    # the mean of the draws is the update: each coordinate within its own standard error, and all together
+    spread = drawn.std(axis=0) / math.sqrt(draws)
+    off = np.abs(drawn.mean(axis=0) - update.astype(np.float64))
+    assert (off <= 5 * spread + 1e-6 * np.abs(update).max()).all(), f"biased by {off.max()} at {off.argmax()}"
+    assert (off**2).sum() <= 3 * guarantee.omega * norm / draws + 1e-9 * norm
+
+
+def test_the_mean_checker_notices_bias():
+    """Meta: a biased compressor must fail the test above."""
+    row = cases.Row("randk(0.1)", keyed="client")
+    update = cases.UPDATES["equal"](100)
+    drawn, _ = _errors(row, update, gw.Layout.flat(100), 400)
+    off = np.abs(drawn.mean(axis=0) - update)
+    assert (off > 5 * drawn.std(axis=0) / 20 + 1e-6).any()
+
+
+def test_exact_guarantees_in_closed_form():
+    assert gw.dense().guarantee(10) == gw.Contractive(1.0)
+    assert gw.topk(0.25).guarantee(8) == gw.Contractive(0.25)
+    assert gw.topk(0.01).guarantee(10) == gw.Contractive(0.1), "k is at least 1"
+    assert gw.randk(0.25).guarantee(8) == gw.Contractive(0.25)
+    assert gw.randk(0.25, unbiased=True).guarantee(8) == gw.Unbiased(3.0)
+    assert isinstance(gw.ef(gw.topk(0.1)).guarantee(8), gw.Guarantee)
+    for refused in (gw.randk(0.1, unbiased=True), gw.uniform(4, stochastic=True)):
+        with pytest.raises(gw.ConfigError, match="contractive"):
+            gw.ef(refused)
+        gw.ef(refused, unchecked=True)
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+@ROWS
+def test_randomness_comes_from_the_key_alone(row):
+    d = 4096
+    layout, update = gw.Layout.flat(d), cases.UPDATES["normal"](d)
+
+    def dense(**key: int) -> bytes:
+        return gw.decompress(_compress(row, update, layout, **key)).tobytes()
+
+    assert gw.encode(_compress(row, update, layout)) == gw.encode(_compress(row, update, layout))
+    base = dense()
+    assert (dense(client=6) != base) == (row.keyed == "client"), "client id"
+    assert (dense(index=4) != base) == (row.keyed is not None), "round"
+    assert (dense(seed=12) != base) == (row.keyed is not None), "seed"
+
+
+@ROWS
+def test_payload_does_not_change_behind_its_back(row):
+    """A payload is frozen: neither the update nor the next compression may reach into it."""
+    d = 64
+    layout, update = cases.model_layout(d), cases.UPDATES["normal"](d)
+    compressor = row.build()
+    payload, state = compressor.compress(update, compressor.init(layout), _round(compressor))
+    blob = gw.encode(payload)
+    compressor.compress(np.ones(d, np.float32), state, _round(compressor))
+    assert gw.encode(payload) == blob, "changed by the next compress"
+
+
+@pytest.mark.parametrize("row", [r for r in cases.COMPRESSORS if r.spec.startswith("ef(")], ids=lambda row: row.spec)
+def test_first_round_of_error_feedback_sends_what_the_inner_compressor_sends(row):
+    d = 300
+    compressor = row.build()
+    layout, update = cases.model_layout(d), cases.UPDATES["normal"](d)
+    inner = compressor.compressor
+    expected, _ = inner.compress(update, inner.init(layout), _round(inner))
+    expected_blob = gw.encode(expected)
+    got, state = compressor.compress(update, compressor.init(layout), _round(compressor))
+    assert gw.encode(got) == expected_blob
+    assert np.array_equal(state.memory["residual"], update - gw.decompress(gw.decode(expected_blob)))
+
+
+@ROWS
+def test_smaller_budget_sends_fewer_bytes_or_is_refused(row):
+    """num_bytes= on a Round is met by every compressor, or refused with ConfigError."""
+    d = 2000
+    layout, update = gw.Layout.flat(d), cases.UPDATES["normal"](d)
+    compressor = row.build()
+    for num_bytes in (10, 100, 500, 10_000):
+        round = gw.Round(index=1, key=gw.Key(1, 1, 1), num_bytes=num_bytes)
+        try:
+            payload, _ = compressor.compress(update, compressor.init(layout), round)
+        except gw.ConfigError as error:
+            assert "num_bytes" in str(error)  # noqa: PT017
+            assert num_bytes < 10_000, "everything fits in 10000 bytes"
+            continue
+        assert len(gw.encode(payload)) <= num_bytes

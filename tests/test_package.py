@@ -1,0 +1,314 @@
+"""The package as a whole: what importing loads, what it exports, who imports whom, and what the docstrings promise."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradwire as gw
+import gradwire.errors
+
+SOURCE = Path(gw.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "flwr", "rich", "safetensors", "pandas")
+
+# DESIGN section 3, left to right; modules of one group may import each other, nobody imports to the right
+ORDER = [
+    {"errors"},
+    {"layout", "rng", "payload", "guarantee", "checks"},
+    {"kernels", "saved"},
+    {"wire"},
+    {"compressor"},
+    {"pipeline"},
+    {"sparsify", "quantize", "coders", "lowrank", "feedback", "rules", "papers", "selection"},
+    {"spec", "aggregate", "packets"},
+    {"client"},
+    {"server"},
+    {"store", "safetensors_io"},
+    {"files"},
+    {"federated", "flower", "ddp", "secagg"},
+    {"report"},
+    {"progress"},
+    {"cli"},
+]
+RANKS = {name: rank for rank, group in enumerate(ORDER) for name in group}
+
+
+def top_name(path: Path) -> str:
+    """``src/gradwire/wire/index.py`` -> ``wire``."""
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def imports_of(source: ast.AST) -> set[str]:
+    """Names of gradwire's own top modules that a syntax tree imports, for type checkers only ones left out."""
+    skipped = {id(child) for node in ast.walk(source) if is_type_checking(node) for child in ast.walk(node)}
+    found = set()
+    for node in ast.walk(source):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the direction"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "gradwire":
+                found.add(parts[1] if len(parts) > 1 else "")
+    return found
+
+
+# --- importing ------------------------------------------------------------------------------------
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which of the heavy modules are in sys.modules after running some code in a fresh interpreter."""
+    script = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_import_loads_nothing_heavy():
+    assert loaded_by("import gradwire") == set()
+
+
+def test_the_checker_notices_torch():
+    """Meta: the check above must be able to fail."""
+    assert "torch" in loaded_by("import gradwire, torch")
+
+
+def test_layouts_of_numpy_arrays_need_no_torch():
+    code = (
+        "import numpy as np, gradwire as gw\n"
+        "layout = gw.Layout.from_arrays({'w': np.ones(4, np.float32)})\n"
+        "gw.Layout.from_arrays({'w': np.ones(4, np.float32)}).unflatten(layout.flatten({'w': np.ones(4, np.float32)}))"
+    )
+    assert loaded_by(code) == set()
+
+
+# --- what is exported -----------------------------------------------------------------------------
+
+
+def test_all_is_sorted_and_complete():
+    assert gw.__all__ == sorted(gw.__all__)
+    assert len(set(gw.__all__)) == len(gw.__all__)
+    for name in gw.__all__:
+        assert hasattr(gw, name), name
+    public = {n for n, v in vars(gw).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    assert public <= set(gw.__all__), "everything imported into the package is meant to be public"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_all_of_each_module(path):
+    names = next(
+        (
+            ast.literal_eval(node.value)
+            for node in tree_of(path).body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__"
+        ),
+        None,
+    )
+    if names is None:
+        return
+    assert len(set(names)) == len(names)
+    assert all(not n.startswith("_") or n == "__version__" for n in names)
+
+
+DESIGN_NAMES = [
+    "parse", "Compressor", "Round", "encode", "decode", "decompress", "inspect", "Limits", "Layout", "Client",
+    "Server", "Aggregator", "dense", "topk", "randk", "fp16", "bf16", "uniform", "ef", "Unbiased", "Contractive",
+    "Absolute", "Unknown",
+]  # fmt: skip
+
+
+def test_names_of_the_design_are_there():
+    assert [n for n in DESIGN_NAMES if n not in gw.__all__] == []
+
+
+def test_error_tree():
+    tree = {
+        "GradwireError": (Exception,),
+        "ConfigError": (gw.GradwireError, ValueError),
+        "UpdateError": (gw.GradwireError, ValueError),
+        "StateError": (gw.GradwireError,),
+        "ProtocolError": (gw.GradwireError,),
+        "Duplicate": (gw.ProtocolError,),
+        "StaleReference": (gw.ProtocolError,),
+        "BackendUnavailable": (gw.GradwireError, ImportError),
+        "DecodeError": (gw.GradwireError, ValueError),
+        "Truncated": (gw.DecodeError,),
+        "BadChecksum": (gw.DecodeError,),
+        "LimitExceeded": (gw.DecodeError,),
+        "UnsupportedVersion": (gw.DecodeError,),
+        "UnknownCodec": (gw.DecodeError,),
+        "Malformed": (gw.DecodeError,),
+    }
+    for name, bases in tree.items():
+        assert name in gw.__all__
+        cls = getattr(gw, name)
+        assert cls.__bases__ == bases, name
+        assert cls.__name__ == name
+        assert f"+-- {name}" in gradwire.errors.__doc__ or name == "GradwireError"
+    defined = {n for n, v in vars(gradwire.errors).items() if isinstance(v, type) and issubclass(v, Exception)}
+    assert defined == set(tree)
+
+
+# --- who imports whom -----------------------------------------------------------------------------
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in FILES:
+        if path.relative_to(SOURCE).parts in (("__init__.py",), ("__main__.py",)):
+            continue
+        importer = top_name(path)
+        assert importer in RANKS, f"{path}: DESIGN section 3 gives {importer} no place"
+        for imported in imports_of(tree_of(path)):
+            if imported not in RANKS:
+                # the package itself: only what stands outside the core may lean on its public names
+                if imported in ("", *gw.__all__) and RANKS[importer] > RANKS["server"]:
+                    continue
+                wrong.append(f"{importer} imports gradwire.{imported}, which has no place")
+            elif RANKS[imported] > RANKS[importer]:
+                wrong.append(f"{importer} imports {imported}")
+            elif importer == "checks" and imported != "errors":
+                wrong.append(f"checks imports {imported}, it may import errors only")
+            elif importer == "wire" and imported not in ("wire", "payload", "kernels", "errors", "rng", "checks"):
+                wrong.append(f"wire imports {imported}, it stands on payload and kernels alone")
+    assert wrong == []
+
+
+def test_the_direction_check_notices():
+    """Meta: the import finder sees every form of import."""
+    code = "import gradwire.server\nfrom gradwire.client import Client\nfrom gradwire import report\nimport numpy\n"
+    code += "def f():\n    from gradwire.wire.index import NAMES\n"
+    code += "if TYPE_CHECKING:\n    from gradwire.cli import main\n"
+    assert imports_of(ast.parse(code)) == {"server", "client", "report", "wire"}
+
+
+def test_no_module_named_utils():
+    assert [p for p in FILES if "util" in p.stem or "helper" in p.stem or p.stem == "common"] == []
+
+
+# --- what must not be in the source ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
+def test_forbidden_in_the_source(path):
+    wrong = []
+    for node in ast.walk(tree_of(path)):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Assert):
+            wrong.append(f"{line}: assert")
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "print" and top_name(path) != "cli":
+                wrong.append(f"{line}: print(")
+            if node.func.id in ("eval", "exec", "__import__"):
+                wrong.append(f"{line}: {node.func.id}(")
+        modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        wrong += [f"{line}: {m}" for m in modules if m.split(".")[0] in ("pickle", "dill", "marshal", "shelve")]
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and getattr(node.value, "value", 1) is not False
+        ):
+            wrong.append(f"{line}: allow_pickle")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Attribute) and node.value.attr == "random":
+            name = getattr(node.value.value, "id", "")
+            if name in ("np", "numpy") and node.attr not in ("Philox", "Generator", "default_rng", "SeedSequence"):
+                wrong.append(f"{line}: the global generator numpy.random.{node.attr}")
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            wrong.append(f"{line}: bare except")
+    assert wrong == []
+
+
+# --- docstrings -----------------------------------------------------------------------------------
+
+PUBLIC = [
+    name
+    for name in gw.__all__
+    if callable(getattr(gw, name))
+    and not (isinstance(getattr(gw, name), type) and issubclass(getattr(gw, name), (Exception, gw.Guarantee)))
+]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_docstring_has_an_example(name):
+    doc = inspect.getdoc(getattr(gw, name)) or ""
+    assert "Example:" in doc
+    assert ">>> " in doc.split("Example:")[1]
+
+
+@pytest.mark.parametrize("name", sorted(gw.Compressor.registry))
+def test_stage_docstring_names_its_source(name):
+    doc = inspect.getdoc(gw.Compressor.registry[name]) or ""
+    assert "Source:" in doc
+    assert "Deviations:" in doc
+    assert gw.Compressor.registry[name].summary
+    assert gw.Compressor.registry[name].citation
+
+
+def test_everything_public_is_documented():
+    missing = []
+    for name in gw.__all__:
+        value = getattr(gw, name)
+        if not callable(value):
+            continue
+        if not (value.__doc__ or "").strip():
+            missing.append(name)
+        if isinstance(value, type):
+            own = [(m, v) for m, v in vars(value).items() if not m.startswith("_")]
+            missing += [
+                f"{name}.{m}"
+                for m, v in own
+                if (inspect.isfunction(v) or isinstance(v, (property, classmethod, staticmethod)))
+                and not (inspect.getdoc(getattr(value, m)) or "").strip()
+            ]
+    assert missing == []
+
+
+def doctest_modules() -> list[str]:
+    skipped = (
+        "gradwire.federated",
+        "gradwire.report",
+        "gradwire.flower",
+        "gradwire.ddp",
+        "gradwire.cli",
+        "gradwire.__main__",
+    )
+    found = [module.name for module in pkgutil.walk_packages(gw.__path__, "gradwire.")]
+    return ["gradwire", *(name for name in found if not name.startswith(skipped))]
+
+
+@pytest.mark.parametrize("name", doctest_modules())
+def test_doctests(name):
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE, report=True)
+    assert results.failed == 0
+
+
+def test_doctests_are_found():
+    """Meta: there are examples to run."""
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    count = sum(len(t.examples) for n in doctest_modules() for t in finder.find(importlib.import_module(n)))
+    assert count > 25
