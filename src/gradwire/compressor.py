@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ class Round:
         sequence: the sender's running number.
         sum_weights: None on the uplink; the round's total weight on the downlink.
         num_kept: keep this many entries instead of what a density says, or None.
+        num_workers: workers that take part in ``phases``.
 
     Example:
         >>> import gradwire as gw
@@ -55,6 +57,7 @@ class Round:
     sequence: int = 0
     sum_weights: float | None = None
     num_kept: int | None = None
+    num_workers: int = 1
 
 
 @dataclass
@@ -144,6 +147,33 @@ class Compressor(ABC):
             The state that remembers it; a compressor without memory loses it.
         """
         return state
+
+    @property
+    def summable(self) -> bool:
+        """Whether ``phases`` can be used: payloads of several workers add up without being decoded."""
+        return False
+
+    def phases(
+        self, update: Vector, state: State, round: Round | None = None
+    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
+        """Compress together with the other workers, in exchanges of arrays that are summed over them.
+
+        Args:
+            update: (d,) float32, finite, not modified.
+            state: from ``init`` or the last call; consumed.
+            round: what all workers agree on; ``num_workers`` says how many there are.
+
+        Yields:
+            (n,) float32 to be summed over all workers; the sum, (n,) float32, is sent back.
+
+        Returns:
+            The mean over workers of what was exchanged, (d,) float32, the same at all of them; and the next state.
+
+        Raises:
+            ConfigError: when the compressor is not ``summable``.
+        """
+        raise ConfigError(f"{self} cannot be summed over workers without being decoded")
+        yield update
 
     def __or__(self, other: object) -> Compressor:
         """Put a stage after this one."""
