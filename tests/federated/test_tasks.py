@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import lzma
+import pickle
 import struct
 import sys
 from collections import Counter
@@ -272,12 +273,40 @@ def test_incomplete_sets_name_what_is_missing(tmp_path):
         load_task("cifar10", tmp_path)
 
 
-def test_pickles_are_never_read(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    for name in [*TRAIN_BATCHES, "test_batch"]:
-        (folder / name).write_bytes(b"not even a pickle")
-    with pytest.raises(ConfigError, match=r"binary version, got only Python pickles.*cifar-10-binary\.tar\.gz"):
+def write_pickle(path, records):
+    """A batch as the Python version has it: protocol 2, pixels as an array, labels as a list."""
+    batch = {
+        "batch_label": "a batch",
+        "labels": [int(label) for label in records[:, 0]],
+        "data": records[:, 1:].copy(),
+        "filenames": [f"{i}.png" for i in range(len(records))],
+    }
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+
+
+def test_pickled_batches_equal_binary_ones(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
+    pickled, binary = tmp_path / "a" / "cifar-10-batches-py", tmp_path / "b"
+    pickled.mkdir(parents=True)
+    binary.mkdir()
+    for name in names:
+        records = rng.integers(0, 256, (7, 3073), np.uint8)
+        records[:, 0] = rng.integers(0, 10, 7)
+        write_pickle(pickled / name, records)
+        (binary / f"{name}.bin").write_bytes(records.tobytes())
+    one, other = load_task("cifar10", tmp_path / "a"), load_task("cifar10", binary)
+    assert (one.test_name, other.test_name) == ("test", "test")
+    assert torch.equal(one.train_inputs, other.train_inputs)
+    assert torch.equal(one.test_inputs, other.test_inputs)
+    assert torch.equal(one.train_targets, other.train_targets)
+
+
+@pytest.mark.parametrize("data", [b"", b"not even a pickle", pickle.dumps({"labels": [1, 2], "data": b"x" * 3072})])
+def test_damaged_pickles(tmp_path, data):
+    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(ConfigError, match=r"CIFAR-10"):
         load_task("cifar10", tmp_path)
 
 

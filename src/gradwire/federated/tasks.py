@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
+from gradwire.federated.cifar_pickles import PICKLE_FILES, read_pickled_batch
 
 if TYPE_CHECKING:
     import torch
@@ -193,11 +194,10 @@ def _find_folder(name: str, data_dir: Path | None) -> Path:
             if missing:
                 raise ConfigError(f"{name} in {str(folder)!r} is incomplete, got no {', '.join(missing)}, {expected}")
             return folder
-    if name == "cifar10" and any((folder / "data_batch_1").exists() for folder in folders):
-        raise ConfigError(
-            f"cifar10 must be the binary version, got only Python pickles (never read) in {str(root)!r}, "
-            f"expected {', '.join(files)} from cifar-10-binary.tar.gz"
-        )
+    if name == "cifar10":
+        for folder in folders:
+            if all((folder / file).is_file() for file in PICKLE_FILES):
+                return folder
     raise ConfigError(f"{name} was not found, got no such file in {str(root)!r}, {expected}")
 
 
@@ -289,10 +289,14 @@ def _load_mnist(folder: Path) -> Task:
 
 
 def _load_cifar10(folder: Path) -> Task:
-    real_test = _find_file(folder, "test_batch.bin") is not None
+    binary = _find_file(folder, _CIFAR_FILES[0]) is not None
+    real_test = not binary or _find_file(folder, "test_batch.bin") is not None
     files = [*_CIFAR_FILES, "test_batch.bin"] if real_test else list(_CIFAR_FILES)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        batches = list(pool.map(lambda file: _read_cifar_batch(folder, file), files))
+        if binary:
+            batches = list(pool.map(lambda file: _read_cifar_batch(folder, file), files))
+        else:
+            batches = [read_pickled_batch(folder / file) for file in PICKLE_FILES]
 
     def join(chosen: list[Pixels]) -> tuple[npt.NDArray[np.float32], Labels]:
         records = np.concatenate(chosen)
