@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 
-NAMES = ("accuracy", "wire")
+NAMES = ("accuracy", "methods", "wire")
 
 
 def main() -> None:

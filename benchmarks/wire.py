@@ -304,7 +304,7 @@ def document() -> None:
                 for r in found["uniform"]
             ],
         ),
-        "Top-k of an update with ResNet-50's layout and log-normal scales (sigma 1) per tensor: below the uniform floor.",
+        "Top-k of an update with ResNet-50's layout and log-normal scales (sigma 1) per tensor: below the floor.",
         table(
             ["density", "bits per index", "uniform floor", "code"],
             [
@@ -318,9 +318,8 @@ def document() -> None:
             ],
         ),
         "### The setting of the largest deployed run",
-        f"`{deployed['spec']}`: {deployed['ratio']:.1f}x against float32, with {deployed['num_kept']:,} entries sent of "
-        f"{deployed['num_selected']:,} selected (those that round to zero are not sent). With a two-bit symbol for "
-        f"every selected entry, all four equally likely: {deployed['same_information_ratio']:.1f}x "
+        f"`{deployed['spec']}`: {deployed['ratio']:.1f}x against float32, with {deployed['num_kept']:,} of "
+        f"{deployed['num_selected']:,} selected entries sent. With all four symbols equally likely: {deployed['same_information_ratio']:.1f}x "
         f"({deployed['same_information_bits_per_index']:.2f} bits an index, "
         f"{deployed['same_information_bits_per_value']:.2f} a value). A fixed 12-bit index and 2-bit value give "
         f"{deployed['fixed_12_bit_ratio']:.1f}x.",
@@ -337,9 +336,11 @@ def document() -> None:
             [[r["way"], f"{r['num_bytes']:,}", f"{1000 * r['seconds']:.1f}"] for r in found["rivals"]],
         ),
         "### A billion parameters",
-        f"`gradwire compress` of a {format_bytes(4 * billion['parameters'])} safetensors file with `{billion['spec']}`: "
+        f"`gradwire compress` of a {format_bytes(4 * billion['parameters'])} safetensors file with "
+        f"`{billion['spec']}`: "
         f"{format_bytes(billion['total_bytes'])}, {billion['seconds']:.0f} s, peak memory "
-        f"{format_bytes(billion['peak_memory_bytes'])} (largest tensor {format_bytes(billion['largest_tensor_bytes'])}). "
+        f"{format_bytes(billion['peak_memory_bytes'])} "
+        f"(largest tensor {format_bytes(billion['largest_tensor_bytes'])}). "
         f"At the same bits per parameter 7 billion parameters take {format_bytes(billion['seven_billion_bytes'])}.",
         describe(found),
     ]
