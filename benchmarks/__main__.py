@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 
-NAMES = ("accuracy", "methods", "wire")
+NAMES = ("accuracy", "methods", "mnist", "wire")
 
 
 def main() -> None:

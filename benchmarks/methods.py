@@ -84,8 +84,11 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
     first = 5 if name == "warmup" else 0
     client = gw.Client(compressor, layout)
     target = np.zeros(layout.d, np.float32)
-    sizes, cosines, ratios = [], [], []
-    for round in range(first, first + 5):
+    server = gw.Server(compressor, layout, num_clients=1)
+    sizes, cosines, ratios, receipts = [], [], [], []
+    for _ in range(first):
+        client.end_round(server.close_round().blob)
+    for _ in range(5):
         update = update_of(layout, rng)
         adds = []
         for _ in range(5):
@@ -93,8 +96,13 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
             np.add(target, update, out=target)
             adds.append(time.perf_counter() - began)
         began = time.perf_counter()
-        blob = client.compress(update, round=round)
+        blob = client.compress(update)
         ratios.append((time.perf_counter() - began) / statistics.median(adds))
+        began = time.perf_counter()
+        server.receive(blob)
+        receipts.append((time.perf_counter() - began) / statistics.median(adds))
+        result = server.close_round()
+        client.end_round(result.blob)
         arrived = gw.decompress(gw.decode(blob))
         sizes.append(len(blob))
         cosines.append(_cosine(update, arrived))
@@ -117,6 +125,7 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
         "state_vectors": state_bytes / (4 * layout.d),
         "peak_vectors": peak / (4 * layout.d),
         "time_in_adds": statistics.median(ratios),
+        "receive_in_adds": statistics.median(receipts),
     }
 
 
@@ -147,6 +156,7 @@ def document() -> None:
             f"{m['state_vectors']:.2f}",
             f"{m['peak_vectors']:.2f}",
             f"{m['time_in_adds']:.0f}",
+            f"{m['receive_in_adds']:.1f}",
             m["citation"],
         ]
         for m in found["methods"]
@@ -161,6 +171,7 @@ def document() -> None:
         "state",
         "peak",
         "time",
+        "receive",
         "source",
     ]
     body = table(headings, rows) + f"\n\n{found['d']:,} parameters. {describe(found)}"

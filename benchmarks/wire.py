@@ -319,7 +319,8 @@ def document() -> None:
         ),
         "### The setting of the largest deployed run",
         f"`{deployed['spec']}`: {deployed['ratio']:.1f}x against float32, with {deployed['num_kept']:,} of "
-        f"{deployed['num_selected']:,} selected entries sent. With all four symbols equally likely: {deployed['same_information_ratio']:.1f}x "
+        f"{deployed['num_selected']:,} selected entries sent. With all four symbols equally likely: "
+        f"{deployed['same_information_ratio']:.1f}x "
         f"({deployed['same_information_bits_per_index']:.2f} bits an index, "
         f"{deployed['same_information_bits_per_value']:.2f} a value). A fixed 12-bit index and 2-bit value give "
         f"{deployed['fixed_12_bit_ratio']:.1f}x.",
