@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import random
 import struct
 import sys
 import zlib
@@ -14,9 +15,12 @@ import pytest
 import gradwire as gw
 import independent_reader as other
 from gradwire import files
-from gradwire.payload import Every, Explicit, Floats, Known, Levels, Seeded, Symbols
+from gradwire.payload import Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values
 from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "attacks"))
+import fuzz
 
 SOURCE = Path(other.__file__)
 
@@ -152,6 +156,10 @@ def test_fresh_values(coder, size):
     for p in (1, 2, 5):
         symbols = np.minimum(RNG.geometric(0.5, size) - 1, 2 * p - 1).astype(np.uint16)
         made.append(Levels(symbols, RNG.random(p).astype(np.float32)))
+    if size in (35, 1023):
+        rows, rank = (5, 3) if size == 35 else (33, 2)
+        p, q = (RNG.standard_normal((n, rank)).astype(np.float32) for n in (rows, size // rows))
+        made.append(Factors(p, q))
     for numbers in made:
         payload = gw.Payload(size, (gw.Part(Every(size), numbers),), coder=coder)
         agree(payload)
@@ -182,6 +190,24 @@ def test_fresh_random_payloads(seed):
         blob = body + struct.pack("<I", zlib.crc32(body))
         assert gw.decode(blob) == payload
         agree(payload, blob=blob)
+
+
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+def test_damaged_payloads_that_still_decode(kernels, monkeypatch):
+    """What no writer wrote, but both readers accept, stands for the same numbers."""
+    monkeypatch.setenv("GRADWIRE_KERNELS", kernels)
+    blobs, rng, num_read = fuzz.honest_blobs(), random.Random(31), 0
+    for _ in range(2500):
+        blob = fuzz.mutate(blobs, rng)
+        try:
+            payload = gw.decode(blob, gw.Limits(max_parameters=6000))
+            reference = np.linspace(-1, 1, payload.d, dtype=np.float32)
+            gw.decompress(payload, reference)
+        except (gw.DecodeError, gw.ProtocolError):
+            continue
+        agree(payload, reference, blob)
+        num_read += 1
+    assert num_read > 200
 
 
 @pytest.mark.parametrize("spec", ["topk(0.1)", "topk(0.2) | uniform(4)", "randk(0.6) | fp16()", "uniform(2) | ans()"])

@@ -30,14 +30,16 @@ from gradwire.errors import (
     UnsupportedVersion,
     UpdateError,
 )
-from gradwire.feedback import ef
+from gradwire.feedback import ef, ef21, momentum_correction
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.layout import Layout
+from gradwire.lowrank import powersgd
 from gradwire.payload import Part, Payload
-from gradwire.quantize import bf16, fp16, uniform
+from gradwire.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
 from gradwire.rng import Key
+from gradwire.rules import by_tensor, warmup
 from gradwire.server import Result, Server
-from gradwire.sparsify import dense, randk, topk
+from gradwire.sparsify import dense, randk, threshold, topk
 from gradwire.spec import parse
 from gradwire.wire import Limits, decode, encode, inspect
 
@@ -81,17 +83,28 @@ __all__ = [
     "ans",
     "auto",
     "bf16",
+    "by_tensor",
     "decode",
     "decompress",
     "dense",
     "ef",
+    "ef21",
     "encode",
+    "fixed",
     "fp16",
+    "fractional",
     "huffman",
     "inspect",
+    "momentum_correction",
     "parse",
+    "powersgd",
+    "qsgd",
     "randk",
     "rle",
+    "sign",
+    "ternary",
+    "threshold",
     "topk",
     "uniform",
+    "warmup",
 ]

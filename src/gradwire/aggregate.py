@@ -10,10 +10,10 @@ from gradwire.checks import check_integer, check_number
 from gradwire.compressor import Vector, accumulate
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
-from gradwire.payload import Payload
+from gradwire.payload import Factors, Part, Payload
 from gradwire.saved import check_memory, reading_state
 
-__all__ = ["Aggregator", "check_weight"]
+__all__ = ["Aggregator", "Mirrors", "check_weight"]
 
 _LARGEST_SUM = float(np.finfo(np.float32).max) / 2
 
@@ -63,7 +63,7 @@ class Aggregator:
         weight = check_weight(weight)
         if payload.d != self.layout.d:
             raise ProtocolError(f"payload must have d = {self.layout.d}, got {payload.d}")
-        largest = max((float(np.abs(p.numbers()).max()) for p in payload.parts if p.support.num_kept), default=0.0)
+        largest = max((_largest(part) for part in payload.parts if part.support.num_kept), default=0.0)
         if self._bound + weight * largest > _LARGEST_SUM:
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
         accumulate(self._sum, payload, weight, reference)
@@ -99,6 +99,10 @@ class Aggregator:
         """
         return self._sum / np.float32(self.sum_weights) if self.num_received else self._sum.copy()
 
+    def next_round(self) -> Aggregator:
+        """Return what the next round is added to: an empty aggregator."""
+        return Aggregator(self.layout)
+
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
         return {
@@ -125,6 +129,76 @@ class Aggregator:
             if sum_weights < 0 or (num_received > 0) != (sum_weights > 0):
                 raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
         self._sum, self.sum_weights, self.num_received, self._bound = total, sum_weights, num_received, bound
+
+
+class Mirrors(Aggregator):
+    """The running sum of every client's mirror, one vector however many clients there are, kept from round to round.
+
+    A payload is a step of its sender's mirror: it is added as it is, and its weight only counts towards
+    ``sum_weights``. ``mean`` is the mean of all mirrors, those of silent clients included.
+
+    Args:
+        layout: the model's layout.
+        num_clients: how many mirrors there are.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.aggregate import Mirrors
+        >>> layout = gw.Layout.flat(2)
+        >>> mirrors = Mirrors(layout, 4)
+        >>> mirrors.add(gw.decode(gw.Client(gw.dense(), layout).compress(np.array([4, 8], np.float32))), 7.0)
+        >>> mirrors.mean().tolist(), mirrors.next_round().mean().tolist()
+        ([1.0, 2.0], [1.0, 2.0])
+
+    Source: EF21, Richtarik et al. 2021 (arXiv 2106.05203), Algorithm 2, the master's g.
+    Deviations: none.
+    """
+
+    def __init__(self, layout: Layout, num_clients: int) -> None:
+        super().__init__(layout)
+        self.num_clients = num_clients
+
+    def add(self, payload: Payload, weight: float = 1.0, reference: Vector | None = None, count: bool = True) -> None:
+        """Add a step of a mirror; see ``Aggregator.add``. The weight does not scale it."""
+        weight = check_weight(weight)
+        super().add(payload, 1.0, reference, count=False)
+        if count:
+            self.sum_weights += weight
+            self.num_received += 1
+
+    def merge(self, other: Aggregator) -> None:
+        """Refuse: mirrors outlast a round, so merging them every round would count them again and again."""
+        raise ConfigError("mirrors are kept from round to round and cannot be merged")
+
+    def mean(self) -> Vector:
+        """Return the mean of all mirrors, (d,) float32, newly made."""
+        return self._sum / np.float32(self.num_clients)
+
+    def next_round(self) -> Mirrors:
+        """Return mirrors that stand where these do, with nothing received yet; these must not be used any more."""
+        mirrors = Mirrors(self.layout, self.num_clients)
+        mirrors._sum = self._sum
+        mirrors._bound = max(float(self._sum.max()), -float(self._sum.min())) if self._sum.size else 0.0
+        return mirrors
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the sum and its counts, and ``num_clients``."""
+        return super().state_dict() | {"num_clients": self.num_clients}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
+
+        Raises:
+            StateError: on a sum of another length or over other clients; nothing is changed then.
+        """
+        if state.get("num_clients") != self.num_clients:
+            raise StateError(f"state has num_clients {state.get('num_clients')!r}, expected {self.num_clients}")
+        super().load_state_dict(state)
+
+
+def _largest(part: Part) -> float:
+    """A bound of the magnitudes of a part that is not empty: the largest, or what its factors say without a product."""
+    return part.values.bound if isinstance(part.values, Factors) else float(np.abs(part.numbers()).max())
 
 
 def check_weight(weight: float) -> float:

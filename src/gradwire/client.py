@@ -190,6 +190,8 @@ class Client:
                 f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
                 f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
             )
+        if payload.round >= 2**63 - 1:
+            raise ProtocolError(f"blob is of round {payload.round}, after which there is none")
         if payload.round < self._synced:
             raise ProtocolError(
                 f"blob is of round {payload.round}, which ended before; expected {self._synced} or later"

@@ -102,6 +102,11 @@ class Compressor(ABC):
         """Whether ``Round.reference`` is read."""
         return False
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
+        return False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls) and cls.__name__.islower() and not cls.__name__.startswith("_"):

@@ -1,24 +1,61 @@
-"""Error feedback: what was not sent is kept and added to the next update."""
+"""Error feedback: what was not sent is remembered, and sent later."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from gradwire.checks import check_flag, check_number
-from gradwire.compressor import Compressor, Round, State, Vector, accumulate
+from gradwire.compressor import Compressor, Round, State, Vector, accumulate, decompress
 from gradwire.errors import ConfigError
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload
 
-__all__ = ["ef"]
+__all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
+
+_FEEDBACK = {"residual", "mirror", "momentum"}
+
+
+def has_feedback(compressor: Compressor) -> bool:
+    """Tell whether a compressor, or one inside it, keeps a residual, a mirror or a momentum."""
+    names = compressor.init(Layout.flat(1)).memory
+    return any(name.rpartition(".")[2] in _FEEDBACK for name in names)
 
 
 @dataclass(frozen=True, repr=False)
-class ef(Compressor):
+class _Feedback(Compressor):
+    """What the wrappers of this module share."""
+
+    compressor: Compressor
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the inner compressor reads the reference."""
+        return self.compressor.uses_reference
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Nothing about a single round: what one round loses a later one sends."""
+        return Unknown()
+
+    def _check_inner(self, accepted: tuple[type[Guarantee], ...], else_: str) -> None:
+        name = type(self).__name__
+        if not isinstance(self.compressor, Compressor):
+            raise ConfigError(f"{name} wraps a compressor, got {self.compressor!r}")
+        if has_feedback(self.compressor):
+            raise ConfigError(f"{name} cannot wrap {self.compressor}: one residual is enough")
+        guarantee = self.compressor.guarantee(1024)
+        if not isinstance(guarantee, accepted):
+            raise ConfigError(
+                f"{name} needs a contractive compressor, got {self.compressor} with guarantee {guarantee}: {else_}"
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class ef(_Feedback):
     """Add the residual to the update, compress, keep what was not sent: e' = (u + decay e) - C(u + decay e).
 
     Args:
@@ -39,10 +76,10 @@ class ef(Compressor):
 
     Source: Stich et al. 2018 (arXiv 1809.07599), Algorithm 1; Karimireddy et al. 2019 (arXiv 1901.09847); TCS
         (arXiv 2101.08837) Eq. (9), (10). decay: DeMo and SparseLoCo (arXiv 2508.15706).
-    Deviations: none.
+    Deviations: none. In ``phases``, where one result is exchanged by all workers, each keeps its corrected update less
+        that result, as in PowerSGD (arXiv 1905.13727), Algorithm 2: conserved in the mean over workers.
     """
 
-    compressor: Compressor
     decay: float = 1.0
     unchecked: bool = False
 
@@ -50,20 +87,14 @@ class ef(Compressor):
     citation: ClassVar[str] = "Karimireddy et al. 2019, arXiv:1901.09847"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.compressor, Compressor):
-            raise ConfigError(f"ef wraps a compressor, got {self.compressor!r}")
-        if isinstance(self.compressor, ef):
-            raise ConfigError(f"ef cannot wrap ef: one residual is enough, got {self.compressor}")
         object.__setattr__(self, "decay", check_number("decay", self.decay))
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay must be in (0, 1], got {self.decay!r}")
         check_flag("unchecked", self.unchecked)
-        guarantee = self.compressor.guarantee(1024)
-        if not self.unchecked and not isinstance(guarantee, (Contractive, Absolute)):
-            raise ConfigError(
-                f"ef needs a contractive compressor, got {self.compressor} with guarantee {guarantee}: its residual "
-                "can grow without bound; pass unchecked=True to use it all the same"
-            )
+        self._check_inner(
+            (Guarantee,) if self.unchecked else (Contractive, Absolute),
+            "its residual can grow without bound; pass unchecked=True to use it all the same",
+        )
 
     def init(self, layout: Layout) -> State:
         """Make the state: a residual of zeros beside the inner compressor's memory."""
@@ -77,29 +108,198 @@ class ef(Compressor):
         Raises:
             UpdateError: where residual and update add up to more than float32 holds.
         """
-        residual: Vector = state.memory["residual"]
-        with np.errstate(over="ignore"):
-            corrected = residual + update if self.decay == 1.0 else residual * np.float32(self.decay) + update
-        check_finite(corrected, "residual + update")
+        corrected = self._corrected(update, state)
         payload, state = self.compressor.compress(corrected, state, round)
         accumulate(corrected, payload, -1.0, None if round is None else round.reference)
         state.memory["residual"] = corrected
         return payload, state
 
     @property
-    def uses_reference(self) -> bool:
-        """Whether the inner compressor reads the reference."""
-        return self.compressor.uses_reference
+    def summable(self) -> bool:
+        """Whether the inner compressor is."""
+        return self.compressor.summable
+
+    def phases(
+        self, update: Vector, state: State, round: Round | None = None
+    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
+        """Correct, exchange, keep corrected - mean: conserved in the mean over workers, not at each of them.
+
+        Raises:
+            UpdateError: where residual and update add up to more than float32 holds.
+        """
+        corrected = self._corrected(update, state)
+        mean, state = yield from self.compressor.phases(corrected, state, round)
+        with np.errstate(over="ignore"):
+            corrected -= mean
+        check_finite(corrected, "residual")
+        state.memory["residual"] = corrected
+        return mean, state
 
     def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
-        state = self.compressor.restore(payload, state, reference)
-        residual = state.memory["residual"].copy()
-        with np.errstate(over="ignore"):
-            accumulate(residual, payload, reference=reference)
-        check_finite(residual, "residual + what was not delivered")
-        return State(state.layout, {**state.memory, "residual": residual})
+        return _restored(payload, self.compressor.restore(payload, state, reference), reference)
 
-    def guarantee(self, d: int) -> Guarantee:
-        """Nothing about a single round: what one round loses a later one sends."""
-        return Unknown()
+    def _corrected(self, update: Vector, state: State) -> Vector:
+        residual: Vector = state.memory["residual"]
+        with np.errstate(over="ignore"):
+            corrected = residual + update if self.decay == 1.0 else residual * np.float32(self.decay) + update
+        check_finite(corrected, "residual + update")
+        return corrected
+
+
+@dataclass(frozen=True, repr=False)
+class ef21(_Feedback):
+    """Keep a mirror g of the update at both ends and send what takes it nearer: c = C(u - g), g' = g + c.
+
+    The server keeps the sum of all mirrors and needs ``Server(num_clients=N)``: its ``result.update`` is their mean,
+    (1/N) sum_i g_i, also of clients that were silent in a round and whatever the weights, which only enter
+    ``result.sum_weights``. A client that loses its state has lost its mirror and cannot go on.
+
+    Args:
+        compressor: C, contractive.
+
+    Raises:
+        ConfigError: on a compressor that is not contractive, or has a residual or mirror of its own.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.feedback import ef21
+        >>> layout = gw.Layout.flat(2)
+        >>> client, server = gw.Client(ef21(gw.topk(0.5)), layout), gw.Server(ef21(gw.topk(0.5)), layout, num_clients=1)
+        >>> for _ in range(2):
+        ...     server.receive(client.compress(np.array([4, 1], np.float32)))
+        ...     result = server.close_round()
+        ...     applied = client.end_round(result.blob)
+        >>> result.update.tolist()
+        [4.0, 1.0]
+
+    Source: Richtarik et al. 2021 (arXiv 2106.05203), Algorithm 2.
+    Deviations: g starts at 0 before the first round, so that the first payload is C(u), which is the paper's g^0;
+        clients may miss rounds, as in EF21-PP (arXiv 2110.03294), and their mirrors then stand still.
+    """
+
+    summary: ClassVar[str] = "a mirror of the update at both ends; differences are sent"
+    citation: ClassVar[str] = "Richtarik et al. 2021, arXiv:2106.05203"
+
+    def __post_init__(self) -> None:
+        self._check_inner((Contractive,), "its mirror need not come nearer to the update")
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether payloads are steps of a mirror that the server keeps: yes."""
+        return True
+
+    def init(self, layout: Layout) -> State:
+        """Make the state: a mirror of zeros beside the inner compressor's memory."""
+        state = self.compressor.init(layout)
+        state.memory["mirror"] = np.zeros(layout.d, np.float32)
+        return state
+
+    def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
+        """Send a step from the mirror towards the update; the mirror given is left as it was when this fails.
+
+        Raises:
+            UpdateError: where update and mirror are further apart than float32 holds.
+        """
+        mirror: Vector = state.memory["mirror"]
+        with np.errstate(over="ignore"):
+            difference = update - mirror
+        check_finite(difference, "update - mirror")
+        payload, state = self.compressor.compress(difference, state, round)
+        state.memory["mirror"] = _moved(mirror, payload, 1.0, None if round is None else round.reference)
+        return payload, state
+
+    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+        """Take a step that the server did not get out of the mirror again."""
+        state = self.compressor.restore(payload, state, reference)
+        return State(state.layout, {**state.memory, "mirror": _moved(state.memory["mirror"], payload, -1.0, reference)})
+
+
+def _moved(mirror: Vector, payload: Payload, sign: float, reference: Vector | None) -> Vector:
+    moved = mirror.copy()
+    with np.errstate(over="ignore"):
+        accumulate(moved, payload, sign, reference)
+    check_finite(moved, "mirror")
+    return moved
+
+
+@dataclass(frozen=True, repr=False)
+class momentum_correction(_Feedback):
+    """Accumulate momentum locally and send the largest sums: u = m u + g, v = v + u, C(v) is sent.
+
+    What was sent leaves v, and u is set to zero there (momentum factor masking), so that stale momentum does not
+    push a coordinate again. v is the residual: what was delivered plus v is the sum over rounds of u. The server then
+    takes plain steps, without a momentum of its own. Running statistics have no momentum.
+
+    Args:
+        compressor: C; contractive or of bounded absolute error.
+        momentum: m, in [0, 1); 0 is ``ef``.
+
+    Raises:
+        ConfigError: on a compressor that promises neither or has feedback of its own, or a momentum outside [0, 1).
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.feedback import momentum_correction
+        >>> compressor = momentum_correction(gw.topk(0.5), momentum=0.5)
+        >>> state = compressor.init(gw.Layout.flat(2))
+        >>> for _ in range(2):
+        ...     payload, state = compressor.compress(np.array([4, 1], np.float32), state)
+        >>> state.memory["momentum"].tolist(), state.memory["residual"].tolist()
+        ([0.0, 1.5], [0.0, 2.5])
+
+    Source: DGC, Lin et al. 2018 (arXiv 1712.01887): momentum correction, section 3.2, Eq. (4)-(7); momentum factor
+        masking, section 3.3.
+    Deviations: C is any compressor; a coordinate counts as sent where what arrives is not zero. A payload that was not
+        delivered goes back into v, not into u: its momentum stays masked. Gradient clipping is the host's.
+    """
+
+    momentum: float = 0.9
+
+    summary: ClassVar[str] = "momentum before the residual, masked where sent"
+    citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "momentum", check_number("momentum", self.momentum))
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        self._check_inner((Contractive, Absolute), "its residual can grow without bound")
+
+    def init(self, layout: Layout) -> State:
+        """Make the state: a momentum and a residual of zeros beside the inner compressor's memory."""
+        state = self.compressor.init(layout)
+        state.memory["momentum"] = np.zeros(layout.d, np.float32)
+        state.memory["residual"] = np.zeros(layout.d, np.float32)
+        return state
+
+    def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
+        """Turn an update into a payload; momentum and residual are left as they were when this fails.
+
+        Raises:
+            UpdateError: where residual and momentum add up to more than float32 holds.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            momentum = state.memory["momentum"] * np.float32(self.momentum)
+            momentum += update
+            residual = state.memory["residual"] + momentum
+        check_finite(residual, "residual + momentum")
+        payload, state = self.compressor.compress(residual, state, round)
+        sent = decompress(payload, None if round is None else round.reference)
+        residual -= sent
+        momentum[sent != 0] = 0
+        momentum[state.layout.num_parameters :] = 0
+        state.memory["momentum"], state.memory["residual"] = momentum, residual
+        return payload, state
+
+    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+        """Add a payload that was not delivered back to the residual."""
+        return _restored(payload, self.compressor.restore(payload, state, reference), reference)
+
+
+def _restored(payload: Payload, state: State, reference: Vector | None) -> State:
+    """The state with a payload back in its residual; the one given is left as it was."""
+    residual = state.memory["residual"].copy()
+    with np.errstate(over="ignore"):
+        accumulate(residual, payload, reference=reference)
+    check_finite(residual, "residual + what was not delivered")
+    return State(state.layout, {**state.memory, "residual": residual})

@@ -6,6 +6,7 @@ the file.
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 
 from gradwire.aggregate import Aggregator
 from gradwire.compressor import Compressor, Round, Vector, accumulate, decompress
-from gradwire.errors import BadChecksum, ConfigError, DecodeError, Malformed, Truncated, UpdateError
+from gradwire.errors import BadChecksum, ConfigError, DecodeError, LimitExceeded, Malformed, Truncated, UpdateError
 from gradwire.feedback import ef
 from gradwire.layout import Layout, check_finite
 from gradwire.pipeline import Stage
@@ -98,9 +99,11 @@ class GwReader:
         with _naming(self.path):
             for info in self.tensors:
                 size = _read_varint(self._file, f"size of tensor {info.name!r}")
+                if info.dtype not in _FLOATS and size != info.num_bytes + 4:
+                    raise Malformed(f"tensor {info.name!r} must take {info.num_bytes + 4} bytes, got {size}")
                 blob = _take(self._file, size, f"tensor {info.name!r}")
                 if info.dtype not in _FLOATS:
-                    if size != info.num_bytes + 4 or struct.unpack("<I", blob[-4:])[0] != zlib.crc32(blob[:-4]):
+                    if struct.unpack("<I", blob[-4:])[0] != zlib.crc32(blob[:-4]):
                         raise BadChecksum(f"tensor {info.name!r}: raw data damaged")
                     blob = blob[:-4]
                 yield info, blob
@@ -110,9 +113,11 @@ class GwReader:
     def payload_of(self, info: TensorInfo, blob: bytes) -> Any:
         """Decode a float tensor's container, checked against the file's header."""
         with _naming(self.path):
-            payload = decode(blob, Limits(max_parameters=max(1, info.num_elements)))
+            payload = decode(blob, Limits())
             if payload.d != info.num_elements:
                 raise Malformed(f"tensor {info.name!r} has {info.num_elements} elements, its container {payload.d}")
+            if payload.reference_digest is not None:
+                raise Malformed(f"tensor {info.name!r} leans on a reference, which a file has none of")
             return payload
 
     def __enter__(self) -> GwReader:
@@ -246,9 +251,10 @@ def aggregate_files(
             if info.dtype not in _FLOATS:
                 writer.write(np.frombuffer(rows[0][1], np.uint8))
             else:
+                payloads = [reader.payload_of(info, blob) for reader, (_, blob) in zip(readers, rows, strict=True)]
                 aggregator = Aggregator(Layout.flat(info.num_elements))
-                for reader, (_, blob), weight in zip(readers, rows, weights, strict=True):
-                    aggregator.add(reader.payload_of(info, blob), weight)
+                for payload, weight in zip(payloads, weights, strict=True):
+                    aggregator.add(payload, weight)
                 writer.write(aggregator.mean().view(np.uint8))
             if progress is not None:
                 progress(info.name, info.num_bytes)
@@ -374,6 +380,8 @@ def _read_tensor(reader: Reader) -> TensorInfo:
         raise Malformed(f"dtype code must be below {len(DTYPES)}, got {code}")
     shape = tuple(reader.varint("dimension", below=2**48) for _ in range(reader.varint("dimensions", below=65)))
     info = TensorInfo(name, list(DTYPES)[code], shape)
+    if name == "__metadata__":
+        raise Malformed("no tensor can be named '__metadata__'")
     if info.num_elements >= 2**48:
         raise Malformed(f"tensor {name!r} must have fewer than 2^48 elements")
     return info
@@ -389,6 +397,9 @@ def _read_varint(file: IO[bytes], what: str) -> int:
 
 
 def _take(file: IO[bytes], size: int, what: str) -> bytes:
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    if size > left:
+        raise Truncated(f"{what}: expected {size} bytes, got {left}")
     data = file.read(size)
     if len(data) != size:
         raise Truncated(f"{what}: expected {size} bytes, got {len(data)}")
@@ -410,5 +421,7 @@ class _naming:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MemoryError):
+            raise LimitExceeded(f"{self._path}: a tensor of it is too large for this machine's memory") from None
         if isinstance(error, DecodeError) and not str(error).startswith(str(self._path)):
             raise type(error)(f"{self._path}: {error}") from None

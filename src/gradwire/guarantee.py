@@ -59,7 +59,7 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
 
     Returns:
         The composite's: with |x - S(x)|^2 <= (1 - a)|x|^2 and a quantizer of contraction b,
-        |x - Q(S(x))|^2 = |x - S(x)|^2 + |S(x) - Q(S(x))|^2 <= (1 - ab)|x|^2.
+        |x - Q(S(x))|^2 = |x - S(x)|^2 + |S(x) - Q(S(x))|^2 <= (1 - ab)|x|^2. A threshold keeps entries whole too.
     """
     if first == Contractive(1.0):
         return second
@@ -72,5 +72,9 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
             return Contractive(a * (1 - omega))
         case Unbiased(a), Unbiased(b):
             return Unbiased((1 + a) * (1 + b) - 1)
+        case Absolute(_), Contractive(_):
+            return Contractive(0.0)
+        case Absolute(_), Unbiased(omega) if omega <= 1:
+            return Contractive(0.0)
         case _:
             return Unknown()

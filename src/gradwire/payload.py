@@ -19,6 +19,7 @@ from gradwire.rng import Key
 __all__ = [
     "Every",
     "Explicit",
+    "Factors",
     "Floats",
     "Known",
     "Levels",
@@ -32,6 +33,7 @@ __all__ = [
 
 SUPPORT_PURPOSE = "support"
 FLOAT_CODINGS = ("float32", "float16", "bfloat16")
+_BLOCK = 2**15  # products worked on at a time: they stay in the cache
 
 
 class _Frozen:
@@ -163,7 +165,7 @@ class Known(Support):
 
 @dataclass(frozen=True, eq=False)
 class Values(_Frozen):
-    """The numbers at a support's coordinates. One of Floats, Symbols, Levels."""
+    """The numbers at a support's coordinates. One of Floats, Symbols, Levels, Factors."""
 
     @property
     def num_values(self) -> int:
@@ -174,6 +176,11 @@ class Values(_Frozen):
     def num_bytes(self) -> int:
         """Bytes they take on the wire when nothing is entropy-coded."""
         raise NotImplementedError
+
+    @property
+    def num_coded(self) -> int:
+        """How many numbers or symbols travel for them."""
+        return self.num_values
 
     def take(self, chosen: NDArray[np.int64], support: Support) -> Values:
         """Return some of the values.
@@ -309,6 +316,70 @@ class Levels(Values):
         return table[self.symbols]
 
 
+@dataclass(frozen=True, eq=False)
+class Factors(Values):
+    """A matrix of low approximation rank, row by row: entry (i, j) is the sum over k of p[i, k] q[j, k].
+
+    The products are exact in float64, added there in order of k, and the sum is rounded to float32 once: no order
+    is left to a linear algebra library, so that the numbers are the same everywhere.
+
+    Attributes:
+        p: (m, r) float32.
+        q: (n, r) float32, r >= 1.
+    """
+
+    p: NDArray[np.float32]
+    q: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.p.ndim != 2 or self.q.ndim != 2 or self.p.shape[1] != self.q.shape[1] or self.p.shape[1] == 0:
+            raise ConfigError(f"factors must be (m, r) and (n, r) with r >= 1, got {self.p.shape} and {self.q.shape}")
+
+    @property
+    def num_values(self) -> int:
+        """How many there are: m n."""
+        return int(self.p.shape[0] * self.q.shape[0])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return self.p.nbytes + self.q.nbytes
+
+    @property
+    def num_coded(self) -> int:
+        """How many numbers travel: r (m + n)."""
+        return int(self.p.size + self.q.size)
+
+    @property
+    def bound(self) -> float:
+        """No number is of larger magnitude: the sum over k of max_i |p[i, k]| max_j |q[j, k]|, in float64."""
+        largest = (np.abs(x).max(axis=0, initial=0.0).astype(np.float64) for x in (self.p, self.q))
+        total = 0.0
+        for p, q in zip(*largest, strict=True):
+            total += float(p) * float(q)
+        return total
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Floats:
+        """Return some of the values, as floats: part of a matrix has no factors."""
+        return Floats(self.numbers(support)[chosen])
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (m n,) float32: the product, row by row."""
+        rows, columns = self.p.shape[0], self.q.shape[0]
+        p, q = self.p.astype(np.float64), np.ascontiguousarray(self.q.T, np.float64)
+        out = np.empty((rows, columns), np.float32)
+        step = max(1, _BLOCK // max(1, columns))
+        with np.errstate(over="ignore"):  # decoded factors are bounded; what is computed here is checked by its maker
+            for start in range(0, rows, step):
+                block = p[start : start + step]
+                total = block[:, :1] * q[0]
+                product = np.empty_like(total)
+                for k in range(1, q.shape[0]):
+                    total += np.multiply(block[:, k : k + 1], q[k], out=product)
+                out[start : start + step] = total
+        return out.reshape(-1)
+
+
 def block_ranks(support: Support, block: int) -> NDArray[np.int64]:
     """Number the blocks that hold a kept entry from 0 on and give each kept entry its block's number.
 
@@ -395,6 +466,8 @@ class Payload(_Frozen):
                 raise ConfigError(
                     f"part {number}: {part.support.num_kept} coordinates but {part.values.num_values} values"
                 )
+            if isinstance(part.values, Factors) and not isinstance(part.support, Every):
+                raise ConfigError(f"part {number}: factors need every coordinate, got {type(part.support).__name__}")
 
     @property
     def num_kept(self) -> int:

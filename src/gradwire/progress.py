@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ from gradwire.report import tables
 if TYPE_CHECKING:
     from gradwire.federated.simulate import RoundMetrics, Simulation
 
-__all__ = ["FileProgress", "RunDisplay", "print_compressed", "print_facts", "print_methods"]
+__all__ = ["FileProgress", "RunDisplay", "print_compressed", "print_facts", "print_methods", "signature_of"]
 
 # the report has every column; a terminal of 80 characters has room for these
 _SHOWN = {
@@ -154,16 +157,38 @@ def print_compressed(source_bytes: int, num_bytes: int, output: Path) -> None:
 
 
 def print_methods() -> None:
-    """Print every stage with its parameters, what it does and where it comes from."""
-    import inspect
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("stage", "what it does", "source"):
-        table.add_column(heading, overflow="fold")
+    """Print every stage: parameters, what it does, its source, and what was measured at a typical setting."""
+    console = Console(highlight=False)
+    measured = {entry["name"]: entry for entry in _measured_methods()}
     for name, stage in sorted(Compressor.registry.items()):
-        signature = str(inspect.signature(stage)).split(" -> ")[0]
-        table.add_row(escape(name + _plain(signature)), escape(stage.summary), escape(stage.citation))
-    Console(highlight=False).print(table)
+        console.print(f"[bold]{escape(signature_of(stage))}[/bold]")
+        console.print(f"    {escape(stage.summary)} [dim]({escape(stage.citation)})[/dim]", soft_wrap=True)
+        if entry := measured.get(name):
+            figures = (
+                f"{entry['typical']}: {entry['bits_per_parameter']:.3f} bits a parameter, cosine "
+                f"{entry['first_cosine']:.2f}, {entry['state_vectors']:.1f} vectors kept, "
+                f"{entry['peak_vectors']:.1f} at peak, time of {entry['time_in_adds']:.0f} adds; {entry['guarantee']}"
+            )
+            console.print(f"    {escape(figures)}", soft_wrap=True)
+
+
+def signature_of(stage: type[Compressor]) -> str:
+    """Return a stage as a spec writes it, with its parameters and defaults."""
+    parts = [
+        p.name
+        if p.default is p.empty
+        else f"{p.name}={p.default}"
+        if isinstance(p.default, Compressor)
+        else f"{p.name}={p.default!r}"
+        for p in inspect.signature(stage).parameters.values()
+    ]
+    return f"{stage.__name__}({', '.join(parts)})"
+
+
+def _measured_methods() -> list[dict[str, Any]]:
+    """What ``python -m benchmarks methods`` measured, which is shipped with the package."""
+    found: list[dict[str, Any]] = json.loads((files("gradwire") / "methods.json").read_text())["methods"]
+    return found
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -209,13 +234,3 @@ def _results(rows: list[tables.Row]) -> Table:
         partial = f" ({row.rounds_done} of {row.rounds} rounds)" if row.status == "partial" else ""
         table.add_row(escape(row.method) + partial, *map(escape, cells))
     return table
-
-
-def _plain(signature: str) -> str:
-    """A signature without its annotations, as a spec is written."""
-    parts = []
-    for parameter in signature.strip("()").split(", "):
-        name, _, rest = parameter.partition(":")
-        default = rest.rpartition(" = ")[2] if " = " in rest else ""
-        parts.append(f"{name}={default}" if default else name)
-    return f"({', '.join(p for p in parts if p)})"

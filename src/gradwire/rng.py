@@ -122,15 +122,21 @@ class Key:
         return np.sort(self._distinct(d, k))
 
     def _distinct(self, d: int, k: int) -> NDArray[np.int64]:
+        """The first k different indices drawn, in no particular order."""
         generator = self.generator()
-        drawn = np.empty(0, np.int64)
-        while True:
-            words = np.asarray(generator.random_raw(max(16, k + k // 4 - drawn.size, k // 4)), np.uint64)
-            drawn = np.concatenate([drawn, _scale(words, d)])
-            values, first = np.unique(drawn, return_index=True)
-            if values.size >= k:
-                in_order = np.argsort(first, kind="stable")[:k]
-                return values[in_order]
+        seen = np.zeros(d if k > d // 64 else 0, bool)
+        found = np.empty(0, np.int64)
+        while found.size < k:
+            words = np.asarray(generator.random_raw(max(16, k - found.size + k // 4)), np.uint64)
+            values, first = np.unique(_scale(words, d), return_index=True)
+            new = ~seen[values] if seen.size else ~np.isin(values, found, assume_unique=True)
+            values, first = values[new], first[new]
+            if found.size + values.size > k:
+                values = values[np.argsort(first, kind="stable")[: k - found.size]]
+            if seen.size:
+                seen[values] = True
+            found = np.concatenate([found, values])
+        return found
 
 
 def _scale(words: NDArray[np.uint64], d: int) -> NDArray[np.int64]:

@@ -107,22 +107,29 @@ class SafetensorsReader:
             for name, entry in header.items():
                 if name == "__metadata__":
                     continue
-                info = TensorInfo(name, entry["dtype"], tuple(int(n) for n in entry["shape"]))
-                start, stop = (int(n) for n in entry["data_offsets"])
+                name.encode()
+                info = TensorInfo(name, entry["dtype"], _whole_numbers(entry["shape"]))
+                start, stop = _whole_numbers(entry["data_offsets"])
                 if info.dtype not in DTYPES:
                     raise ConfigError(
                         f"{self.path}: tensor {name!r} has dtype {info.dtype}, known: {', '.join(DTYPES)}"
                     )
-                if min(info.shape, default=0) < 0 or start < 0 or stop - start != info.num_bytes:
+                if stop - start != info.num_bytes:
                     raise ConfigError(f"{self.path}: tensor {name!r}: shape and bytes do not agree")
                 if 8 + header_bytes + stop > size:
                     raise ConfigError(f"{self.path}: cut short: tensor {name!r} ends past the {size} bytes there are")
                 found[info] = 8 + header_bytes + start
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             if isinstance(error, ConfigError):
                 raise
             raise ConfigError(f"{self.path}: not a safetensors file: {type(error).__name__} in its header") from None
-        return dict(sorted(found.items(), key=lambda item: item[1]))
+        ordered = dict(sorted(found.items(), key=lambda item: (item[1], item[0].num_bytes)))
+        end = 0
+        for info, offset in ordered.items():
+            if offset < end:
+                raise ConfigError(f"{self.path}: tensor {info.name!r} overlaps the one before it")
+            end = offset + info.num_bytes
+        return ordered
 
     def raw(self, info: TensorInfo) -> NDArray[np.uint8]:
         """Read a tensor's bytes: (num_bytes,) uint8, a copy."""
@@ -194,6 +201,13 @@ class SafetensorsWriter:
             self._output.commit()
         else:
             self._output.discard()
+
+
+def _whole_numbers(values: Any) -> tuple[int, ...]:
+    """A JSON list of integers of 0 or more, below 2^48."""
+    if not isinstance(values, list) or any(type(n) is not int or not 0 <= n < 2**48 for n in values):
+        raise ValueError("not a list of sizes")
+    return tuple(values)
 
 
 def open_output(path: Path) -> AtomicFile:

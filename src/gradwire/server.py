@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.aggregate import Aggregator, check_weight
+from gradwire.aggregate import Aggregator, Mirrors, check_weight
 from gradwire.checks import check_integer
 from gradwire.client import reference_digest
 from gradwire.compressor import Compressor, Round, State, Vector, decompress
@@ -30,7 +30,8 @@ class Result:
     """What a round came to.
 
     Attributes:
-        update: (d,) float32: the weighted mean of what arrived; zeros when nothing did.
+        update: (d,) float32: the weighted mean of what arrived; zeros when nothing did. For ``ef21`` the mean of all
+            clients' mirrors, silent ones included, each counting the same whatever its weight.
         applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model.
         blob: what goes to each client.
         sum_weights: total weight received.
@@ -66,8 +67,12 @@ class Server:
         downlink: what compresses the way down; lossless by default.
         step: update -> delta, run inside ``close_round`` on the (d,) float32 mean (a server optimiser, clipping); the
             mean itself when None.
-        num_clients: how many clients there are, for schemes that mirror each of them.
+        num_clients: how many clients there are, for schemes that mirror each of them (``ef21`` needs it); client ids
+            are then below it.
         max_staleness: accept payloads of this many closed rounds.
+
+    Raises:
+        ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, or on the way down.
 
     Attributes:
         round: the round that is open.
@@ -101,6 +106,10 @@ class Server:
             raise ConfigError(f"layout must be a Layout, got {type(layout).__name__}")
         if step is not None and not callable(step):
             raise ConfigError(f"step must be a function update -> delta or None, got {step!r}")
+        if compressor.mirrored and num_clients is None:
+            raise ConfigError(f"{compressor} keeps a mirror of each client: Server needs num_clients, got None")
+        if downlink.mirrored:
+            raise ConfigError(f"downlink must send what is applied, {downlink} sends steps of a mirror; use ef")
         self.compressor = compressor
         self.layout = layout
         self.seed = Key(seed).seed
@@ -110,13 +119,18 @@ class Server:
         self.max_staleness = check_integer("max_staleness", max_staleness, 0)
         self.round = 0
         self._limits = Limits(max_parameters=max(1, layout.d))
-        self._aggregator = Aggregator(layout)
+        self._aggregator = self._new_aggregator()
         self._accepted: list[tuple[int, int]] = []
         self._arrived: dict[tuple[int, int], set[int]] = {}
         self._partial: dict[tuple[int, int], set[int]] = {}
         self._counted: dict[int, list[list[int]]] = {}
         self._downlink_state = downlink.init(layout)
         self._references: dict[bytes, bytes] = {}
+
+    def _new_aggregator(self) -> Aggregator:
+        if self.compressor.mirrored and self.num_clients is not None:
+            return Mirrors(self.layout, self.num_clients)
+        return Aggregator(self.layout)
 
     def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
         """Count one client's blob into the open round.
@@ -185,7 +199,7 @@ class Server:
             packets={name: frozenset(numbers) for name, numbers in self._arrived.items() if numbers},
             round=self.round,
         )
-        self._aggregator = Aggregator(self.layout)
+        self._aggregator = self._aggregator.next_round()
         self._accepted, self._arrived = [], {}
         self._references[reference_digest(blob)] = blob
         while len(self._references) > self.max_staleness + 1:
@@ -226,8 +240,9 @@ class Server:
 
         Returns:
             ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32,
-            weighted and not divided), ``sum_weights``, ``num_received``, ``accepted``, what was ``counted`` of each
-            client, the downlink's ``scheme`` memory and the past ``references``. The step's own state is the caller's.
+            weighted and not divided; for ``ef21`` of all mirrors, with ``num_clients``), ``sum_weights``,
+            ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory and
+            the past ``references``. The step's own state is the caller's.
         """
         aggregator = self._aggregator
         return {
@@ -260,7 +275,7 @@ class Server:
         if not isinstance(downlink, str) or downlink != str(self.downlink):
             raise StateError(f"state has downlink {downlink!r}, expected {str(self.downlink)!r}")
         with reading_state():
-            aggregator = Aggregator(self.layout)
+            aggregator = self._new_aggregator()
             aggregator.load_state_dict(state)
             memory = copy_memory(state["scheme"])
             check_memory(memory, self.downlink.init(self.layout).memory)

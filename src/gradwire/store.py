@@ -54,9 +54,11 @@ def load_state(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise StateError(f"{path}: format must be {_FORMAT!r}, got {metadata.get('format')!r}")
-            tree: dict[str, Any] = _fill(json.loads(metadata["tree"]), file)
+            tree = _fill(json.loads(metadata["tree"]), file)
+            if not isinstance(tree, dict):
+                raise StateError(f"{path}: a state is a dict, got {type(tree).__name__}")
             return tree
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise StateError(f"{path}: cannot be read: {error}") from error
 
 
@@ -122,7 +124,9 @@ class AtomicFile:
 def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
     if isinstance(value, np.ndarray):
         name = f"a{len(arrays)}"
-        arrays[name] = np.ascontiguousarray(value)
+        if value.dtype.kind not in "biuf":
+            raise StateError(f"{where}: arrays must be of numbers, got {value.dtype}")
+        arrays[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
         return {_ARRAY: name}
     if isinstance(value, dict):
         bad = next((k for k in value if not isinstance(k, str) or k == _ARRAY), None)

@@ -1,8 +1,8 @@
 """The op table as callers see it: each op picks its backend by the size of its input.
 
-Small inputs run the plain NumPy and Python of ``reference.py``, at once; from a number of elements on, an op runs
-its compiled twin in ``cpu.py``, which imports Numba at the first use and gives the same bits. What each op computes is
-said in ``reference.py`` and ``models.py``. The environment variable ``GRADWIRE_KERNELS``, read at each call, forces one
+Small inputs run the plain NumPy and Python of ``reference.py``, at once; from a number of elements on, or once
+many small ones have been looped over in Python, an op runs its compiled twin in ``cpu.py``, which imports Numba at the
+first use and gives the same bits. What each op computes is said in ``reference.py`` and ``models.py``. The environment variable ``GRADWIRE_KERNELS``, read at each call, forces one
 backend: ``reference`` or ``cpu``.
 """
 
@@ -42,13 +42,23 @@ LOOP_FROM = 4096
 """Elements from which a compiled kernel is worth loading (half a second) where the reference is a Python loop."""
 VECTOR_FROM = 16384
 """The same where the reference is NumPy."""
+LOOP_BUDGET = 65536
+"""Elements that Python loops may work through in all, before compiled kernels are loaded for small inputs too."""
+
+_looped = 0
 
 
 def _compiled(num_elements: int, threshold: int) -> bool:
     forced = os.environ.get("GRADWIRE_KERNELS", "")
     if forced not in ("", "reference", "cpu"):
         raise ConfigError(f"GRADWIRE_KERNELS must be 'reference' or 'cpu', got {forced!r}")
-    return forced == "cpu" or (not forced and num_elements >= threshold)
+    if forced or num_elements >= threshold:
+        return forced != "reference"
+    if threshold != LOOP_FROM or num_elements == 0:
+        return False
+    global _looped
+    _looped += num_elements
+    return _looped > LOOP_BUDGET
 
 
 def accumulate_at(

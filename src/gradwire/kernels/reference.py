@@ -221,7 +221,9 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     if window is None:
         return None
     width, short = remainder_code(m)
-    bits = np.unpackbits(window, bitorder="little")
+    bits = np.unpackbits(window[: -(-num_gaps * (width + 3) // 8)], bitorder="little")
+    while np.count_nonzero(bits[num_gaps * (width + (m > 1)) :]) < num_gaps and bits.size < 8 * window.size:
+        bits = np.unpackbits(window[: bits.size // 2], bitorder="little")  # four times as far
     heads = _fields(bits, num_gaps, width)
     cursor = num_gaps * width
     remainders = heads

@@ -33,7 +33,7 @@ __all__ = ["decode", "encode", "inspect"]
 MAGIC = b"GW"
 VERSION = 1
 DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET = 1, 2, 4, 8
-_SAFE_EXPANSION = 512  # half of what readers allow by default
+_SAFE_EXPANSION = 128  # half of what readers allow by default
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def encode(payload: Payload) -> bytes:
         True
     """
     blob = _write(payload, payload.coder)
-    if payload.num_kept > _SAFE_EXPANSION * len(blob):
+    if sum(part.values.num_coded for part in payload.parts) > _SAFE_EXPANSION * len(blob):
         blob = _write(payload, "packed")  # so few bytes for so many entries would look like a bomb to a reader
     return blob
 
@@ -180,9 +180,10 @@ def _join(names: Iterable[str]) -> str:
 def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes]]:
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ConfigError(f"a blob is bytes, got {type(blob).__name__}")
+    num_bytes = memoryview(blob).nbytes
+    if num_bytes > limits.max_bytes:
+        raise LimitExceeded(f"blob must be at most {limits.max_bytes} bytes, got {num_bytes}")
     view = memoryview(bytes(blob))  # a buffer that may change later is copied, bytes are not
-    if len(view) > limits.max_bytes:
-        raise LimitExceeded(f"blob must be at most {limits.max_bytes} bytes, got {len(view)}")
     if len(view) >= 2 and bytes(view[:2]) != MAGIC:
         raise Malformed(f"not a gradwire payload: it must start with {MAGIC!r}, got {bytes(view[:2])!r}")
     if len(view) < 8:
@@ -191,7 +192,9 @@ def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload
         raise UnsupportedVersion(f"format version must be {VERSION}, got {view[2]}")
     expected, got = struct.unpack("<I", view[-4:])[0], zlib.crc32(view[:-4])
     if expected != got:
-        raise BadChecksum(f"CRC-32 of the {len(view) - 4} bytes must be {expected:08x}, got {got:08x}")
+        raise BadChecksum(
+            f"CRC-32 of the {len(view) - 4} bytes must be {expected:08x}, got {got:08x}: damaged or cut short"
+        )
     reader = Reader(view[:-4])
     try:
         payload, sizes = _read_container(reader, limits)
@@ -235,12 +238,15 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
         raise Malformed(f"several parts announced, got {num_parts}")
     parts: list[Part] = []
     sizes: list[_Sizes] = []
-    covered = 0
+    covered = coded = 0
     for _ in range(num_parts):
         start = reader.position
         length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
         covered += length
         part, size = _read_part(reader, start, length, round_index, limits)
+        coded += part.values.num_coded
+        if coded > limits.max_expansion * reader.size:
+            raise LimitExceeded(f"{coded} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte")
         parts.append(part)
         sizes.append(size)
     if covered != d:
@@ -258,10 +264,6 @@ def _read_part(reader: Reader, start: int, length: int, round_index: int, limits
     support_name = index.NAMES[codec]
     if support.num_kept == 0:
         return Part(support, Floats(np.empty(0, np.float32))), _Sizes(support_name, "none", middle - start, 0)
-    if support.num_kept > limits.max_expansion * reader.size:
-        raise LimitExceeded(
-            f"{support.num_kept} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte"
-        )
     codec = reader.byte("value codec")
     numbers = values.decode_values(codec, support, reader, limits)
     return Part(support, numbers), _Sizes(support_name, values.name_of(codec), middle - start, reader.position - middle)

@@ -179,8 +179,7 @@ def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.i
     if int(quotients.max()) > cap:
         raise Malformed(f"quotients must be at most {cap}, got {int(quotients.max())}")
     reader.need(large.size, "large quotients")
-    for position in large:
-        quotients[position] += reader.varint("large quotient", below=(length >> b) + 1)
+    quotients[large] += reader.varints(large.size, "large quotient", below=(length >> b) + 1)
     gaps = (quotients << b) + ops.unpack(data, count, b)
     if float(gaps.sum(dtype=np.float64)) + count > 2.0 * length + 1:
         raise Malformed(f"entropy-coded indices must be below {length}")

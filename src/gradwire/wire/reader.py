@@ -74,6 +74,31 @@ class Reader:
         """Look at all bytes not read yet, as uint8, without moving."""
         return np.frombuffer(self._data[self.position :], np.uint8)
 
+    def varints(self, count: int, what: str, below: int) -> NDArray[np.int64]:
+        """Read ``count`` integers written by ``varint``, each below ``below`` <= 2^49.
+
+        Raises:
+            Truncated: when there are fewer.
+            Malformed: when one is out of range or not written in the shortest way.
+        """
+        data = self.rest()[: 8 * count]
+        ends = np.flatnonzero(data < 0x80)[:count]
+        if ends.size < count:
+            raise Truncated(f"{what}: expected {count} integers at offset {self.position}")
+        if not count:
+            return np.empty(0, np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
+        lengths = ends - starts + 1
+        data = data[: ends[-1] + 1].astype(np.int64)
+        if int(lengths.max()) > 7 or ((data[ends] == 0) & (lengths > 1)).any():
+            raise Malformed(f"{what}: integer not in its shortest form, or too large")
+        shifts = 7 * (np.arange(data.size) - np.repeat(starts, lengths))
+        values: NDArray[np.int64] = np.add.reduceat((data & 0x7F) << shifts, starts)
+        if int(values.max()) >= below:
+            raise Malformed(f"{what} must be below {below}, got {int(values.max())}")
+        self.position += data.size
+        return values
+
     def byte(self, what: str) -> int:
         """Read one byte."""
         return self.take(1, what)[0]

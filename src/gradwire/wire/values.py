@@ -10,21 +10,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.errors import ConfigError, Malformed, UnknownCodec
+from gradwire.errors import ConfigError, LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
-from gradwire.payload import Floats, Known, Levels, Support, Symbols, Values, block_ranks
+from gradwire.payload import Every, Factors, Floats, Known, Levels, Support, Symbols, Values, block_ranks
 from gradwire.wire.entropy import CODERS, PACKED, decode_symbols, encode_symbols
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
 __all__ = ["decode_values", "encode_values", "name_of"]
 
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS = range(5)
-_KINDS = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16", CENTRED: "centred", LEVELS: "levels"}
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK = range(6)
+_KINDS = {
+    FLOAT32: "float32",
+    FLOAT16: "float16",
+    BFLOAT16: "bfloat16",
+    CENTRED: "centred",
+    LEVELS: "levels",
+    LOW_RANK: "low_rank",
+}
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
 _EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def name_of(codec: int) -> str:
@@ -53,6 +61,9 @@ def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
         head = varint(values.levels.size) + values.levels.astype("<f4").tobytes()
         number, stream = encode_symbols(values.symbols, 2 * values.levels.size, coder)
         return LEVELS | number << 4, head + stream
+    if isinstance(values, Factors):
+        codec, stream = _encode_floats(Floats(np.concatenate([values.p.reshape(-1), values.q.reshape(-1)])), coder)
+        return LOW_RANK | codec & 0xF0, varint(values.p.shape[0]) + varint(values.p.shape[1]) + stream
     raise ConfigError(f"values of type {type(values).__name__} have no coding")
 
 
@@ -76,11 +87,17 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         raise UnknownCodec(
             f"value kind must be one of {sorted(_KINDS)}, coder of {sorted(_CODER_NAMES)}; got {codec:#04x}"
         )
+    if kind == LOW_RANK:
+        return _decode_factors(coder, support, reader, limits)
+    if support.num_kept > limits.max_expansion * reader.size:
+        raise LimitExceeded(
+            f"{support.num_kept} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte"
+        )
     if kind == CENTRED:
         return _decode_centred(coder, support, reader, limits)
     if kind == LEVELS:
         return _decode_levels(coder, support, reader, limits)
-    return _decode_floats(kind, coder, support, reader, limits)
+    return _decode_floats(kind, coder, support.num_kept, reader, limits)
 
 
 # floats: whole, or exponents as a symbol stream and the rest packed
@@ -103,8 +120,8 @@ def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
     return (kind | number << 4, coded) if len(coded) < len(whole) or coder != "auto" else (kind | PACKED << 4, whole)
 
 
-def _decode_floats(kind: int, coder: int, support: Support, reader: Reader, limits: Limits) -> Floats:
-    count, dtype = support.num_kept, _DTYPES[kind]
+def _decode_floats(kind: int, coder: int, count: int, reader: Reader, limits: Limits) -> Floats:
+    dtype = _DTYPES[kind]
     if coder == PACKED:
         data = np.frombuffer(reader.take(count * dtype.itemsize, _KINDS[kind]), dtype)
         bits = data.astype(dtype.newbyteorder("="), copy=False)
@@ -141,6 +158,27 @@ def _unpack_rest(reader: Reader, count: int, width: int) -> NDArray[np.uint32]:
     if used and data[-1] >> used:
         raise Malformed("unused bits after signs and mantissas must be 0")
     return ops.unpack(data, count, width).astype(np.uint32)
+
+
+# two factors of a matrix: floats
+
+
+def _decode_factors(coder: int, support: Support, reader: Reader, limits: Limits) -> Factors:
+    """Read factors, whose bytes pay for them alone: the matrix may be any number of times larger."""
+    if not isinstance(support, Every):
+        raise Malformed("factors stand for every coordinate of a part, got another support")
+    rows = reader.varint("rows", below=support.length + 1)
+    if rows == 0 or support.length % rows:
+        raise Malformed(f"rows must divide the part's {support.length} coordinates, got {rows}")
+    columns = support.length // rows
+    rank = reader.varint("approximation rank", below=min(rows, columns) + 1)
+    if rank == 0:
+        raise Malformed("approximation rank must be 1 or more, got 0")
+    data = _decode_floats(FLOAT32, coder, rank * (rows + columns), reader, limits).data
+    factors = Factors(data[: rank * rows].reshape(rows, rank), data[rank * rows :].reshape(columns, rank))
+    if factors.bound > _LARGEST:
+        raise Malformed(f"factors must keep every number within float32, they may reach {factors.bound:g}")
+    return factors
 
 
 # symbols on a grid or in a table

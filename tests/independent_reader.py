@@ -1,0 +1,200 @@
+"""A second reader of docs/format.md in plain Python: it imports nothing from gradwire and none of its dependencies."""
+
+import hashlib
+import struct
+import zlib
+from itertools import accumulate, pairwise
+
+
+class Reader:
+    def __init__(self, data):
+        self.data, self.at = data, 0  # bytes, and the next bit
+
+    def field(self, width):
+        first, self.at = self.at, self.at + width
+        assert self.at <= 8 * len(self.data), "truncated"
+        return int.from_bytes(self.data[first // 8 : -(-self.at // 8)], "little") >> first % 8 & ((1 << width) - 1)
+
+    def fields(self, k=0, width=0):
+        found = [self.field(width) for _ in range(k)]
+        assert self.field(-self.at % 8) == 0, "unused bits"
+        return found
+
+    def take(self, n):
+        return self.field(8 * n).to_bytes(n, "little")
+
+    def varint(self, low=0, high=2**64 - 1):
+        groups = [self.field(8)]
+        while groups[-1] > 127:
+            groups.append(self.field(8))
+        value = sum((group & 127) << 7 * i for i, group in enumerate(groups))
+        assert max(low, 128 ** (len(groups) - 1) - (len(groups) == 1)) <= value <= high, "varint"
+        return value
+
+    def golomb(self, k, limit):
+        m = self.varint(1, limit)
+        b = (m - 1).bit_length()
+        u, at, out = 2**b - m, -1, []
+        heads = [self.field(b - 1) if m > 1 else 0 for _ in range(k)]
+        for r in [r if r < u or m == 1 else 2 * r + self.field(1) - u for r in heads]:
+            while not self.field(1):
+                r += m
+            at += r + 1
+            out.append(at)
+        self.fields()
+        assert at < limit, "position beyond its limit"
+        return out
+
+    def symbols(self, coder, k, n):
+        assert coder < 4, "coder"
+        if coder in (0, 3):
+            ends = self.varint(0, k - 1) if coder == 3 else k - 1
+            heads = self.fields(ends + 1, (n - 1).bit_length())
+            assert max(heads) < n, "symbol beyond the alphabet"
+            assert coder == 0 or all(a != b for a, b in pairwise(heads)), "runs that are one"
+            ends = pairwise([-1, *(self.golomb(ends, k - 1) if coder and ends else range(ends)), k - 1])
+            return [head for head, (a, b) in zip(heads, ends, strict=True) for _ in range(b - a)]
+        low, out = self.varint(0, n - 1), []
+        if coder == 1:
+            sizes = [(size, low + i) for i, size in enumerate(self.fields(self.varint(1, n - low), 4)) if size]
+            total = sum(4096 >> size or 5000 for size, _ in sizes)
+            assert total == 4096 or [size for size, _ in sizes] == [1], "code lengths"
+            codes, code, before = {}, 0, 0
+            for size, symbol in sorted(sizes):
+                code, before = code << size - before, size
+                codes[size, code], code = symbol, code + 1
+            for _ in range(k):
+                size, code = 1, self.field(1)
+                while (size, code) not in codes:
+                    size, code = size + 1, 2 * code + self.field(1)
+                out.append(codes[size, code])
+            self.fields()
+            return out
+        frequencies = [self.varint(0, 4096) for _ in range(self.varint(1, min(4096, n - low)))]
+        assert sum(frequencies) == 4096, "frequencies"
+        slots = [(low + i, f, at) for i, f in enumerate(frequencies) for at in range(f)]
+        states = [self.field(32) for _ in range(4 if k >= 1024 else 1)]
+        for i in range(k):
+            symbol, f, offset = slots[states[i % len(states)] % 4096]
+            x = f * (states[i % len(states)] // 4096) + offset
+            states[i % len(states)] = x if x >= 65536 else x * 65536 + self.field(16)
+            out.append(symbol)
+        assert set(states) == {65536}, "final states"
+        return out
+
+    def seeded(self, d, k, seed, counter):
+        found, purpose = {}, int.from_bytes(hashlib.sha256(b"support").digest()[:8], "little")
+        while len(found) < min(k, d - k):
+            counter[0] += 1
+            c, k0, k1 = counter, seed, purpose
+            for _ in range(10):
+                x, y = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
+                c = [y >> 64 ^ c[1] ^ k0, y % 2**64, x >> 64 ^ c[3] ^ k1, x % 2**64]
+                k0, k1 = (k0 + 0x9E3779B97F4A7C15) % 2**64, (k1 + 0xBB67AE8584CAA73B) % 2**64
+            found.update((word * d >> 64, None) for word in c)
+        found = list(found)[: min(k, d - k)]
+        return sorted(found) if k <= d // 2 else sorted({*range(d)} - {*found})
+
+    def support(self, codec, length, round_, reference):
+        if codec in (0, 1):
+            return list(range(length * codec))
+        if codec == 2:
+            return self.golomb(self.varint(1, length), length)
+        if codec == 3:
+            return [i for i, bit in enumerate(self.fields(length, 1)) if bit]
+        if codec == 4:
+            return self.seeded(length, self.varint(1, length), self.varint(), [0, 0, round_, self.varint()])
+        if codec == 5:
+            k, inner = self.varint(0, length), self.field(8)
+            assert inner in (0, 2, 3, 6, 7, 8), "codec of extra indices"
+            known = sorted(i for _, i in sorted((-abs(x), i) for i, x in enumerate(reference) if x)[:k])
+            extra = self.support(inner, length, round_, None)
+            assert len({*known, *extra}) == k + len(extra), "reference does not fit"
+            return known + extra
+        out, at = [], -1
+        if codec == 6:
+            k = self.varint(1, length)
+            skipped, kept = (pairwise([-1, *self.golomb(k, length + 1)]) for _ in range(2))
+            for (a, b), (c, e) in zip(skipped, kept, strict=True):
+                out += range(at + b - a, at + b - a + e - c)
+                at = out[-1] + 1
+        elif codec == 7:
+            k, b, cap = self.varint(1, length), self.varint(0, 32), self.varint(1, 255)
+            quotients, low = self.symbols(2, k, cap + 1), self.fields(k, b)
+            for q, r in zip([q + self.varint() if q == cap else q for q in quotients], low, strict=True):
+                at += (q << b) + r + 1
+                out.append(at)
+        else:
+            assert codec == 8, "support codec"
+            for left in reversed(range(self.varint(2))):
+                size = self.varint(1, length - at - 2) if left else length - at - 1
+                out += [at + 1 + i for i in self.golomb(k, size)] if (k := self.varint(0, size)) else []
+                at += size
+        assert 0 <= max(out, default=-1) < length, "index beyond the end"
+        return out
+
+    def floats(self, kind, coder, k):
+        w, t = ((8, 23), (5, 10), (8, 7))[kind]
+        if coder:
+            exponents, rest = self.symbols(coder, k, 2**w), self.fields(k, t + 1)
+            bits = [(r >> t << w + t) + (e << t) + r % 2**t for e, r in zip(exponents, rest, strict=True)]
+        else:
+            bits = self.fields(k, w + t + 1)
+        assert all(~b >> t & (2**w - 1) for b in bits), "not finite"
+        raw, number, shift = (("I", "f", 0), ("H", "e", 0), ("I", "f", 16))[kind]
+        return struct.unpack(f"<{k}{number}", struct.pack(f"<{k}{raw}", *(b << shift for b in bits)))
+
+    def values(self, kind, coder, indices):
+        k = len(indices)
+        if kind < 3:
+            return self.floats(kind, coder, k)
+        if kind == 3:
+            n, block = self.varint(2, 2**16), self.varint(0, 2**48 - 1)
+            blocks = [i // block if block else 0 for i in indices]
+            scales = dict.fromkeys(blocks)
+            scales = dict(zip(scales, self.floats(0, 0, len(scales)), strict=True))
+            numbers = [scales[b] * (s - (n - 1) / 2) for b, s in zip(blocks, self.symbols(coder, k, n), strict=True)]
+        elif kind == 4:
+            table = self.floats(0, 0, self.varint(1, 2**15))
+            numbers = [table[s // 2] * (-1) ** s for s in self.symbols(coder, k, 2 * len(table))]
+        else:
+            m, r = self.varint(1, k), self.varint(1)
+            x = self.floats(0, coder, r * (m + k // m))
+            rows = [x[i : i + r] for i in range(0, len(x), r)]
+            numbers = [list(accumulate(a * q[i] for i, a in enumerate(p)))[-1] for p in rows[:m] for q in rows[m:]]
+        return struct.unpack(f"<{k}f", struct.pack(f"<{k}f", *numbers))
+
+
+def read_container(blob, reference=None):
+    """(header, indices, values), values in the order of the indices; ``reference`` is a list of d floats."""
+    assert blob[:3] + blob[-4:] == b"GW\x01" + struct.pack("<I", zlib.crc32(blob[:-4])), "no container"
+    source, all_indices, all_values, start = Reader(blob[:-4]), [], [], 0
+    flags = source.take(4)[3]
+    header = {name: source.varint() for name in ("d", "round", "sequence")} | {"layout": source.take(4).hex()}
+    header["reference"] = source.take(8).hex() if flags & 2 else None
+    header["sum_weights"] = struct.unpack("<d", source.take(8))[0] if flags & 1 else None
+    header["packet"] = [source.varint(), source.varint()] if flags & 8 else None
+    for _ in range(source.varint(2) if flags & 4 else 1):
+        length = source.varint() if flags & 4 else header["d"]
+        piece = reference and reference[start : start + length]
+        indices = source.support(source.field(8), length, header["round"], piece)
+        all_values += source.values(source.field(4), source.field(4), indices) if indices else []
+        all_indices += [start + i for i in indices]
+        start += length
+    assert (start, source.at) == (header["d"], 8 * len(source.data)), "parts that do not fit, or bytes left over"
+    return header, all_indices, all_values
+
+
+def read_file(data):
+    """(spec, [(name, dtype code, shape, blob)]) of a .gw file; a float tensor's blob is a container."""
+    file, heads = Reader(data), []
+    assert file.take(7) == b"GWFILE\x01", "no .gw file of version 1"
+    end = file.varint() + file.at // 8
+    spec = file.take(file.varint()).decode()
+    for _ in range(file.varint()):
+        name = file.take(file.varint()).decode()
+        heads.append((name, file.field(8), [file.varint() for _ in range(file.varint())]))
+    assert file.take(4) == struct.pack("<I", zlib.crc32(data[:end])), "header checksum"
+    tensors = [(*head, file.take(file.varint())) for head in heads]
+    assert file.at == 8 * len(data), "bytes left over"
+    return spec, tensors

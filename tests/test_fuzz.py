@@ -1,0 +1,53 @@
+"""Twenty thousand damaged and forged containers; attacks/fuzz.py tries a million of the same."""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+import gradwire as gw
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "attacks"))
+import fuzz
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_only_payloads_and_decode_errors_come_out(seed):
+    found = fuzz.fuzz(10_000, seed, memory_every=25)
+    assert not found["failures"], found["failures"][:3]
+    assert found["cases"] == 10_000
+    assert found["outcomes"]["Payload"] > 1000, "the fuzzer gets through"
+    errors = {"Malformed", "Truncated", "LimitExceeded", "UnknownCodec", "BadChecksum", "UnsupportedVersion"}
+    assert errors <= set(found["outcomes"]), "and reaches every error"
+    assert found["peak_memory_factor"] <= 1
+
+
+def test_cases_are_the_same_every_time():
+    blobs = fuzz.honest_blobs()
+    first, second = random.Random(5), random.Random(5)
+    assert [fuzz.mutate(blobs, first) for _ in range(300)] == [fuzz.mutate(blobs, second) for _ in range(300)]
+
+
+def test_limits_are_respected_in_all_their_sizes():
+    """The smaller the limits, the more is refused, and what is refused never becomes a payload."""
+    blobs = fuzz.honest_blobs()
+    rng = random.Random(9)
+    sizes = (1, 2, 5, 50, 1000, 2**20)
+    for _ in range(1500):
+        blob = fuzz.mutate(blobs, rng)
+        accepted = False
+        for size in sizes:
+            limits = gw.Limits(max_parameters=size, max_parts=size, max_bytes=8 * size, max_expansion=size)
+            try:
+                payload = gw.decode(blob, limits)
+            except gw.DecodeError:
+                assert not accepted, "larger limits accept whatever smaller ones do"
+            else:
+                accepted = True
+                assert payload.d <= size
+                assert len(payload.parts) <= size
+                assert len(blob) <= 8 * size
+                assert all(part.support.num_kept <= size * len(blob) for part in payload.parts)
