@@ -241,7 +241,7 @@ def refused(
     what: str,
     attempt: Callable[[], object],
     *errors: type[Exception],
-    max_bytes: int = 2_000_000,
+    max_bytes: int = 3_000_000,
     max_seconds: float = 2.0,
 ) -> None:
     """Run an attempt that must end in one of these errors, with little memory and in little time.

@@ -5,7 +5,6 @@ python -m benchmarks methods
 
 from __future__ import annotations
 
-import inspect
 import json
 import statistics
 import time
@@ -17,6 +16,7 @@ import numpy as np
 
 import gradwire as gw
 from benchmarks.machine import DOCS, describe, load, machine, save, table, write_section
+from gradwire.progress import signature_of
 
 PACKAGED = Path(gw.__file__).parent / "methods.json"
 
@@ -115,7 +115,7 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
     stage = gw.Compressor.registry[name]
     return {
         "name": name,
-        "signature": _signature(stage),
+        "signature": signature_of(stage),
         "summary": stage.summary,
         "citation": stage.citation,
         "typical": spec,
@@ -132,14 +132,6 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
 def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     norms = float(np.linalg.norm(a.astype(np.float64)) * np.linalg.norm(b.astype(np.float64)))
     return float(a.astype(np.float64) @ b.astype(np.float64)) / norms if norms else 0.0
-
-
-def _signature(stage: type[gw.Compressor]) -> str:
-    parts = []
-    for parameter in inspect.signature(stage).parameters.values():
-        has_default = parameter.default is not parameter.empty
-        parts.append(f"{parameter.name}={parameter.default!r}" if has_default else parameter.name)
-    return f"{stage.__name__}({', '.join(parts)})"
 
 
 def document() -> None:

@@ -53,7 +53,7 @@ def _measure(partition: str, data_dir: str | None) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     values: dict[str, Any] = {"data": "mnist", "partition": partition, "methods": METHODS, "seeds": [0, 1, 2]}
-    values |= {"rounds": 50, "evaluate_every": 50} | ({"data_dir": data_dir} if data_dir else {})
+    values |= {"rounds": 40, "evaluate_every": 40} | ({"data_dir": data_dir} if data_dir else {})
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", Experiment.build(values))
         run_experiment(folder, lambda *_: None, lambda *_: None, lambda: False)

@@ -73,6 +73,45 @@ COMPRESSORS = [
     Row("uniform(1) | rle()"),
     Row("topk(0.3, scope='tensor') | uniform(3) | auto()", density=0.3, scope="tensor"),
     Row("ef(topk(0.1) | fp16() | ans())", density=0.1),
+    Row("sign()"),
+    Row("sign(scope=64)"),
+    Row("qsgd(4)", keyed="client"),
+    Row("qsgd(1)", keyed="client"),
+    Row("ternary()", keyed="client"),
+    Row("fixed(2, 0.5)"),
+    Row("fixed(16, 10.0)"),
+    Row("fractional(1)"),
+    Row("fractional(5)"),
+    Row("fractional(16)"),
+    Row("threshold(0.5)"),
+    Row("threshold(density=0.05)", keyed="client"),
+    Row("topk(0.1) | qsgd(8)", keyed="client", density=0.1),
+    Row("randk(0.2, unbiased=True) | ternary()", keyed="client", density=0.2),
+    Row("topk(0.1) | sign(scope='model')", density=0.1),
+    Row("topk(0.1) | fractional(16) | ans()", density=0.1),
+    Row("randk(0.2, shared=True) | fixed(8, 1.0)", keyed="round", density=0.2),
+    Row("randk(0.2) | fractional(4)", keyed="client", density=0.2),
+    Row("threshold(density=0.05) | uniform(8)", keyed="client"),
+    Row("threshold(0.5) | fp16()"),
+    Row("powersgd(1)"),
+    Row("powersgd(4)"),
+    Row("warmup(topk(0.1), 2)", density=0.1),
+    Row("warmup(randk(0.1), 9, first=uniform(4, stochastic=True))", keyed="client"),
+    Row("warmup(ef(topk(0.1)), 2)", density=0.1),
+    Row("by_tensor(topk(0.05))"),
+    Row("by_tensor(topk(0.1) | uniform(4), min_elements=1)"),
+    Row("by_tensor(uniform(4, scope=7), others=topk(0.5) | uniform(3, scope=5), min_elements=2)"),
+    Row("ef21(topk(0.1))", density=0.1),
+    Row("ef21(randk(0.2) | fp16())", keyed="client", density=0.2),
+    Row("momentum_correction(topk(0.1) | uniform(4))", density=0.1),
+    Row("momentum_correction(randk(0.2), momentum=0.5)", keyed="client", density=0.2),
+    Row("ef(threshold(0.5))"),
+    Row("ef(topk(0.1) | fractional(16))", density=0.1),
+    Row("ef(topk(0.1) | sign())", density=0.1),
+    Row("ef(fixed(8, 1.0))"),
+    Row("ef(powersgd(2))"),
+    Row("ef(warmup(topk(0.1), 9))"),
+    Row("ef(by_tensor(topk(0.1), others=fp16(), min_elements=1))"),
     Row("ef(dense())"),
     Row("ef(topk(0.01))", density=0.01),
     Row("ef(topk(1.0))", density=1.0),
@@ -156,7 +195,25 @@ def model_layout(d: int) -> gw.Layout:
     return layout
 
 
-LAYOUTS: dict[str, Callable[[int], gw.Layout]] = {"flat": gw.Layout.flat, "model": model_layout}
+def matrices_layout(d: int) -> gw.Layout:
+    """A layout of exactly d elements that is mostly matrices, wide and square, with a bias between them."""
+    rows = 8 if d >= 300 else 2
+    wide = d // 2 // rows
+    bias = min(5, d - rows * wide)
+    left = d - rows * wide - bias
+    side = int(left**0.5)
+    square = (side, left // side, 1) if side else (0, 0, 1)
+    arrays = {"wide": np.zeros((rows, wide)), "bias": np.zeros(bias), "square": np.zeros(square)}
+    layout = gw.Layout.from_arrays({**arrays, "rest": np.zeros(left - square[0] * square[1])})
+    assert layout.d == d
+    return layout
+
+
+LAYOUTS: dict[str, Callable[[int], gw.Layout]] = {
+    "flat": gw.Layout.flat,
+    "model": model_layout,
+    "matrices": matrices_layout,
+}
 
 
 def layout_pieces(layout: gw.Layout, scope: str | int) -> list[int]:

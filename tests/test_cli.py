@@ -320,7 +320,7 @@ BAD_RUNS = {
     "unchecked-ef": (["--method", "ef(randk(0.1, unbiased=True))"], ["unchecked=True"]),
     "unknown-data": (["--data", "digit"], ["'digit'", "did you mean 'digits'?"]),
     "no-data-folder-given": (["--data", "mnist"], ["mnist", "--data-dir", "GRADWIRE_DATA"]),
-    "missing-data-folder": (["--data", "mnist", "--data-dir", "away"], ["'away'", "--data-dir"]),
+    "missing-data-folder": (["--data", "mnist", "--data-dir", "away"], ["away'", "--data-dir"]),
     "empty-data-folder": (["--data", "shakespeare", "--data-dir", "."], ["shakespeare", "input.txt"]),
     "unknown-model": (["--model", "mpl"], ["'mpl'", "did you mean 'mlp'?"]),
     "wrong-model": (["--model", "cnn"], ["cnn", "digits"]),
@@ -503,7 +503,7 @@ def test_inspect_refuses_what_is_no_blob(blob, tmp_path, here):
         refused(here("inspect", path, "--json"))
     refused(here("inspect", tmp_path), str(tmp_path), "directory")
     refused(here("inspect", tmp_path / "none"), str(tmp_path / "none"), "No such file")
-    refused(here("inspect"), "blob")
+    refused(here("inspect"), "IN.gw")
     assert sorted(os.listdir(tmp_path)) == sorted(files)
 
 

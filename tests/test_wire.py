@@ -408,7 +408,7 @@ def mutate(body: bytes, rng: random.Random) -> bytes:
     """A few random edits; most keep the magic and version so that they get past the first checks."""
     out = bytearray(body)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        at = rng.randrange(4 if rng.random() < 0.97 else 0, len(out) + 1)
+        at = rng.randrange(min(4, len(out)) if rng.random() < 0.97 else 0, len(out) + 1)
         kind = rng.randrange(7)
         if kind == 0 and at < len(out):
             out[at] ^= 1 << rng.randrange(8)

@@ -16,6 +16,7 @@ from gradwire.saved import check_memory, reading_state
 __all__ = ["Aggregator", "Mirrors", "check_weight"]
 
 _LARGEST_SUM = float(np.finfo(np.float32).max) / 2
+_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.999  # some room for rounding
 
 
 class Aggregator:
@@ -64,13 +65,18 @@ class Aggregator:
         if payload.d != self.layout.d:
             raise ProtocolError(f"payload must have d = {self.layout.d}, got {payload.d}")
         largest = max((_largest(part) for part in payload.parts if part.support.num_kept), default=0.0)
-        if self._bound + weight * largest > _LARGEST_SUM:
+        divisor = self._divisor(self.sum_weights + (weight if count else 0.0))
+        if self._bound + weight * largest > min(_LARGEST_SUM, _LARGEST_MEAN * divisor):
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
         accumulate(self._sum, payload, weight, reference)
         self._bound += weight * largest
         if count:
             self.sum_weights += weight
             self.num_received += 1
+
+    def _divisor(self, sum_weights: float) -> float:
+        """What the sum is divided by for the mean, once this much weight was received."""
+        return sum_weights
 
     def merge(self, other: Aggregator) -> None:
         """Add what another aggregator holds, which is left as it was.
@@ -173,6 +179,9 @@ class Mirrors(Aggregator):
     def mean(self) -> Vector:
         """Return the mean of all mirrors, (d,) float32, newly made."""
         return self._sum / np.float32(self.num_clients)
+
+    def _divisor(self, sum_weights: float) -> float:
+        return float(self.num_clients)
 
     def next_round(self) -> Mirrors:
         """Return mirrors that stand where these do, with nothing received yet; these must not be used any more."""

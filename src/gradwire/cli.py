@@ -6,16 +6,22 @@ Exit codes: 0 done; 1 the run failed; 2 bad input or a damaged file; 130 interru
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradwire.errors import ConfigError, GradwireError, ProtocolError, UpdateError
+from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError
+
+if TYPE_CHECKING:
+    from gradwire.federated.runs import RunFolder
+    from gradwire.federated.tasks import Task
 
 __all__ = ["app", "main"]
 
@@ -34,7 +40,7 @@ _RUN_FAILED = (UpdateError, ProtocolError)
 def main() -> None:
     """Run the command and exit with its code; every error is one line on stderr."""
     try:
-        code = app(standalone_mode=False)
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _RUN_FAILED as error:
         _fail(str(error), 1)
     except (GradwireError, OSError) as error:
@@ -71,20 +77,22 @@ def _root(
 @app.command()
 def run(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits, mnist, cifar10 or shakespeare.")] = None,
+    data: Annotated[str | None, typer.Option(help="digits (default), mnist, cifar10 or shakespeare.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
     model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or char_transformer.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="A spec such as 'ef(topk(0.01))'; may be repeated.")] = None,
-    clients: Annotated[int | None, typer.Option(help="Number of clients.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
-    local_steps: Annotated[int | None, typer.Option(help="Local SGD steps in a round.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Examples to a local step.")] = None,
+    clients: Annotated[int | None, typer.Option(help="Number of clients (default 10).")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds (default 100).")] = None,
+    local_steps: Annotated[int | None, typer.Option(help="Local SGD steps in a round (default 5).")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples to a local step (default 32).")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Step size of local SGD.")] = None,
-    partition: Annotated[str | None, typer.Option(help="iid, dirichlet:A, shards:S or natural.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed; may be repeated: each method runs with each.")] = None,
-    device: Annotated[str | None, typer.Option(help="A torch device.")] = None,
+    partition: Annotated[str | None, typer.Option(help="iid (default), dirichlet:A, shards:S or natural.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed (default 0); may be repeated: each method runs with each.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="A torch device (default cpu).")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Rounds between evaluations.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results (default runs/<time>).")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
@@ -107,51 +115,75 @@ def run(
     }
     given = {name: value for name, value in given.items() if value is not None}
     from gradwire.federated.experiment import Experiment, read_toml
-    from gradwire.federated.runs import RunFolder
+    from gradwire.federated.runs import RunFolder, prepare
+    from gradwire.report.page import import_report
 
-    if resume is not None:
-        if given or experiment is not None or out is not None:
-            extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
-            raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
-        folder = RunFolder.open(resume)
-    else:
+    import_report()
+    with Interruption() as interruption:
+        if resume is not None:
+            if given or experiment is not None or out is not None:
+                extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
+                raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
+            return _run(RunFolder.open(resume), None, interruption)
         settings = {**(read_toml(experiment) if experiment else {}), **given}
-        source = str(experiment) if experiment else "gradwire run"
-        checked = Experiment.build(settings, source)
+        checked = Experiment.build(_with_data_dir(settings), str(experiment) if experiment else "options")
+        task = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
-    return _run(folder)
+        return _run(folder, task, interruption)
 
 
 def _option(name: str) -> str:
     return "--" + {"methods": "method", "seeds": "seed"}.get(name, name).replace("_", "-")
 
 
-def _run(folder: Any) -> int:
-    from gradwire import progress
+def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the data folder written out, so that the run can be resumed from anywhere."""
+    found = settings.get("data_dir") or os.environ.get("GRADWIRE_DATA")
+    if not isinstance(found, str) or settings.get("data", "digits") == "digits":
+        return settings
+    return {**settings, "data_dir": str(Path(found).expanduser().resolve())}
+
+
+class Interruption:
+    """Turns the first Ctrl-C (or a request to terminate) into a flag, the second into an end at once.
+
+    Attributes:
+        requested: whether there was a first.
+        say: called then, with what to tell the user.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.say: Callable[[str], None] = lambda text: None
+
+    def __enter__(self) -> Interruption:
+        self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.say("stopping after this round; press Ctrl-C again to stop at once")
+
+
+def _run(folder: RunFolder, task: Task | None, interruption: Interruption) -> int:
     from gradwire.federated.runs import run_experiment
+    from gradwire.progress import RunDisplay
     from gradwire.report import build_report
 
-    stopping = False
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        nonlocal stopping
-        if stopping:
-            raise KeyboardInterrupt
-        stopping = True
-        display.say("stopping after this round; press Ctrl-C again to stop at once")
-
-    try:
-        with progress.RunDisplay(folder.path) as display:
-            before = signal.signal(signal.SIGINT, interrupted)
-            try:
-                complete = run_experiment(folder, display.started, display.progressed, lambda: stopping)
-            finally:
-                signal.signal(signal.SIGINT, before)
-    except BaseException:
-        folder.discard_if_empty()
-        raise
-    report = build_report(folder.path)
-    display.finish(report, complete)
+    with RunDisplay(folder.path) as display:
+        interruption.say = display.say
+        try:
+            complete = run_experiment(folder, display.started, display.progressed, lambda: interruption.requested, task)
+        except _RUN_FAILED:
+            build_report(folder.path)
+            raise
+    display.finish(build_report(folder.path), complete)
     return 0 if complete else 130
 
 
@@ -174,7 +206,10 @@ def inspect(
     from gradwire.wire import inspect as inspect_blob
 
     data = _read(file, len(MAGIC))
-    found = inspect_file(file) if data == MAGIC else inspect_blob(_read(file))
+    try:
+        found = inspect_file(file) if data == MAGIC else inspect_blob(_read(file))
+    except DecodeError as error:
+        raise error if str(file) in str(error) else type(error)(f"{file}: {error}") from None
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -212,7 +212,9 @@ def decompress_file(source: Path, target: Path, progress: Progress | None = None
     with GwReader(source) as reader, SafetensorsWriter(target, reader.tensors) as writer:
         for info, blob in reader.blobs():
             if info.dtype in _FLOATS:
-                writer.write(from_float32(decompress(reader.payload_of(info, blob)), info.dtype))
+                with _naming(source):
+                    vector = decompress(reader.payload_of(info, blob))
+                writer.write(from_float32(vector, info.dtype))
             else:
                 writer.write(np.frombuffer(blob, np.uint8))
             if progress is not None:
@@ -252,7 +254,8 @@ def aggregate_files(
                 writer.write(np.frombuffer(rows[0][1], np.uint8))
             else:
                 payloads = [reader.payload_of(info, blob) for reader, (_, blob) in zip(readers, rows, strict=True)]
-                aggregator = Aggregator(Layout.flat(info.num_elements))
+                with _naming(target):
+                    aggregator = Aggregator(Layout.flat(info.num_elements))
                 for payload, weight in zip(payloads, weights, strict=True):
                     aggregator.add(payload, weight)
                 writer.write(aggregator.mean().view(np.uint8))

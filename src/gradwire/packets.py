@@ -36,6 +36,9 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     for part in payload.parts:
         if isinstance(part.support, Known):
             raise ConfigError("a support that leans on a reference cannot be cut into packets")
+    whole = replace(payload, packet=(0, 1))
+    if len(encode(whole)) <= mtu:
+        return [whole]
     owners, positions = _by_magnitude(payload)
     pieces = [list(piece) for piece in _cut(payload, owners, positions, mtu)]
     return [

@@ -29,7 +29,7 @@ _SHOWN = {
     "uplink_bytes": "uplink",
     "downlink_bytes": "downlink",
     "compression_ratio": "ratio",
-    "compression_share": "its time",
+    "compression_share": "codec time",
 }
 
 

@@ -428,13 +428,17 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     return Levels(symbols.astype(np.uint16), (sums[used] / counts[used]).astype(np.float32))
 
 
-def _inner_edges(largest: float, smallest: float, intervals: int) -> Vector:
-    """e_(P-1) .. e_1, increasing, as float32; logarithms keep the ratio of a denormal to 1e38 from vanishing."""
+def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.float64]:
+    """e_(P-1) .. e_1, increasing; logarithms keep the ratio of a denormal to 1e38 from vanishing.
+
+    Rounded to 40 bits, so that an edge which is a float32 number is that number and not a last bit beside it.
+    """
     if largest == 0:
-        return np.empty(0, np.float32)
+        return np.empty(0)
     top, bottom = math.log2(largest), math.log2(smallest)
     logs = (top + p / intervals * (bottom - top) for p in range(intervals - 1, 0, -1))
-    return np.minimum([math.exp2(x) for x in logs], _LARGEST).astype(np.float32)
+    mantissas, exponents = np.frexp(np.minimum([math.exp2(x) for x in logs], _LARGEST))
+    return np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
 
 
 def _on_grid(

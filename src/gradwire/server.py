@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.aggregate import Aggregator, Mirrors, check_weight
 from gradwire.checks import check_integer
@@ -122,6 +123,7 @@ class Server:
         self._aggregator = self._new_aggregator()
         self._accepted: list[tuple[int, int]] = []
         self._arrived: dict[tuple[int, int], set[int]] = {}
+        self._covered: dict[tuple[int, int], tuple[int, NDArray[np.int64]]] = {}
         self._partial: dict[tuple[int, int], set[int]] = {}
         self._counted: dict[int, list[list[int]]] = {}
         self._downlink_state = downlink.init(layout)
@@ -155,9 +157,12 @@ class Server:
         self._check(payload, client_id)
         name = (client_id, payload.sequence)
         first = name not in self._arrived
+        covered = self._coverage(payload, name)
         self._aggregator.add(payload, weight, self._reference_of(payload), count=first)
         if first:
             self._accepted.append(name)
+        if covered is not None:
+            self._covered[name] = covered
         numbers = self._arrived.setdefault(name, set())
         if payload.packet is not None:
             numbers.add(payload.packet[0])
@@ -200,7 +205,7 @@ class Server:
             round=self.round,
         )
         self._aggregator = self._aggregator.next_round()
-        self._accepted, self._arrived = [], {}
+        self._accepted, self._arrived, self._covered = [], {}, {}
         self._references[reference_digest(blob)] = blob
         while len(self._references) > self.max_staleness + 1:
             del self._references[next(iter(self._references))]
@@ -226,6 +231,28 @@ class Server:
                 f"payload is of round {payload.round}, expected {self.round}"
                 + (f" or one of the {self.max_staleness} before" if self.max_staleness else "")
             )
+
+    def _coverage(self, payload: Payload, name: tuple[int, int]) -> tuple[int, NDArray[np.int64]] | None:
+        """The number of packets and the coordinates they cover with this one; None where there are no packets.
+
+        Its weight counts once for all packets, so that none may send a coordinate of another again.
+        """
+        if payload.packet is None:
+            return None
+        starts = np.cumsum([0, *(part.length for part in payload.parts)])
+        inside = [start + part.support.indices for start, part in zip(starts, payload.parts, strict=False)]
+        new = np.concatenate(inside)
+        count, before = self._covered.get(name, (payload.packet[1], np.empty(0, np.int64)))
+        if payload.packet[1] != count:
+            raise ProtocolError(
+                f"payload {name[1]} of client {name[0]} has {count} packets, got one of {payload.packet[1]}"
+            )
+        together = np.union1d(before, new)
+        if together.size != before.size + new.size:
+            raise ProtocolError(
+                f"packet {payload.packet[0]} of payload {name[1]} repeats coordinates of another packet"
+            )
+        return count, together
 
     def _reference_of(self, payload: Payload) -> Vector | None:
         if payload.reference_digest is None:
@@ -256,6 +283,7 @@ class Server:
             "accepted": [list(pair) for pair in self._accepted],
             "arrived": _plain(self._arrived),
             "partial": _plain(self._partial),
+            "covered": [[*name, count, indices.copy()] for name, (count, indices) in self._covered.items()],
             "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
             "scheme": copy_memory(self._downlink_state.memory),
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
@@ -282,12 +310,16 @@ class Server:
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
             counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
             arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])
+            covered = {
+                (int(client), int(sequence)): (int(count), np.array(indices, np.int64))
+                for client, sequence, count, indices in state["covered"]
+            }
             blobs = [to_bytes(blob) for blob in state["references"]]
             for blob in blobs:
                 decode(blob)
             seed, round_index = Key(state["seed"]).seed, check_integer("round", state["round"], 0, 2**63 - 1)
         self._aggregator, self._accepted, self._counted = aggregator, accepted, counted
-        self._arrived, self._partial = arrived, partial
+        self._arrived, self._partial, self._covered = arrived, partial, covered
         self._downlink_state = State(self.layout, memory)
         self._references = {reference_digest(blob): blob for blob in blobs}
         self.seed, self.round = seed, round_index

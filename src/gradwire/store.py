@@ -145,7 +145,7 @@ def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
 def _fill(value: Any, file: Any) -> Any:
     if isinstance(value, dict):
         if set(value) == {_ARRAY}:
-            return file.get_tensor(value[_ARRAY])
+            return np.asarray(file.get_tensor(value[_ARRAY]))
         return {k: _fill(v, file) for k, v in value.items()}
     if isinstance(value, list):
         return [_fill(v, file) for v in value]

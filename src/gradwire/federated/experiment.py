@@ -92,6 +92,10 @@ class Experiment(BaseModel):
             name = ".".join(str(part) for part in first["loc"])
             reason = first["msg"][:1].lower() + first["msg"][1:]
             raise ConfigError(f"{source}: {name}: {reason}, got {first['input']!r}") from None
+        try:
+            made.toml().encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{source}: data_dir must be Unicode text, got {made.data_dir!r}") from None
         parse_partition(made.partition)
         methods = [str(compressor) for compressor in made.compressors()]
         repeated = next((m for i, m in enumerate(methods) if m in methods[:i]), None)
@@ -99,7 +103,7 @@ class Experiment(BaseModel):
             raise ConfigError(f"{source}: method {repeated} is given twice")
         bad_seed = next((s for s in made.seeds if not 0 <= s < 2**63 or made.seeds.count(s) > 1), None)
         if bad_seed is not None:
-            raise ConfigError(f"{source}: seeds must be different integers in [0, 2^63), got {made.seeds}")
+            raise ConfigError(f"{source}: seeds must be integers in [0, 2^63), each given once; got {made.seeds}")
         return made.model_copy(update={"methods": methods})
 
     @classmethod
@@ -123,7 +127,8 @@ class Experiment(BaseModel):
 
     def toml(self) -> str:
         """Return the experiment as a TOML file that ``read`` takes; settings left at None are left out."""
-        lines = (f"{k} = {json.dumps(v)}" for k, v in self.model_dump().items() if v is not None)
+        dumped = ((k, json.dumps(v, ensure_ascii=False)) for k, v in self.model_dump().items() if v is not None)
+        lines = (f"{k} = {text}".replace("\x7f", "\\u007f") for k, text in dumped)  # JSON lets DEL stand, TOML does not
         return "\n".join(lines) + "\n"
 
     @property
@@ -148,5 +153,5 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # what tomllib raises on anything but TOML
         raise ConfigError(f"{path}: not a TOML file: {error}") from None

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gradwire.compressor import Compressor
-from gradwire.errors import ConfigError, StateError
+from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.federated.experiment import Experiment, read_toml
 from gradwire.federated.simulate import RoundMetrics, Simulation
 from gradwire.federated.tasks import Task, load_task
 from gradwire.store import load_state, save_state, write_atomically
 
-__all__ = ["RunFolder", "run_experiment"]
+__all__ = ["RunFolder", "prepare", "run_experiment"]
 
 _CHECKPOINT_SECONDS = 20.0
 
@@ -63,18 +66,6 @@ class RunFolder:
         file = path / "experiment.toml"
         return cls(path, Experiment.build(read_toml(file), str(file)))
 
-    def discard_if_empty(self) -> None:
-        """Remove the folder of a run that failed before its first round: nothing half-made stays behind."""
-        names = {file.name for file in self.path.iterdir()}
-        if names <= {"experiment.toml", "metrics.jsonl"} and not self._num_metrics_bytes():
-            for name in names:
-                (self.path / name).unlink()
-            self.path.rmdir()
-
-    def _num_metrics_bytes(self) -> int:
-        file = self.path / "metrics.jsonl"
-        return file.stat().st_size if file.is_file() else 0
-
     @property
     def runs(self) -> list[tuple[Compressor, int]]:
         """Each (method, seed) of the experiment in the order they are run."""
@@ -88,7 +79,7 @@ class RunFolder:
         try:
             entries = json.loads(file.read_text())["runs"]
             return {(r["method"], r["seed"]): r for r in entries if r["status"] == "complete"}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file}: not a run's summary: {error}") from None
 
     @property
@@ -102,17 +93,62 @@ class RunFolder:
         write_atomically(self.path / "summary.json", (text + "\n").encode())
 
     def cut_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop lines of metrics.jsonl that a checkpoint does not cover, and a last line cut short."""
+        """Drop lines of metrics.jsonl that a checkpoint does not cover, and a last line cut short.
+
+        Raises:
+            ConfigError: on a line that is no record of a round.
+        """
         file = self.path / "metrics.jsonl"
         kept: list[str] = []
-        for line in file.read_text().splitlines() if file.is_file() else []:
+        lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
+        for number, line in enumerate(lines):
+            if number == len(lines) - 1 and not line.endswith(b"\n"):
+                break
             try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if keep(record):
-                kept.append(line)
-        write_atomically(file, "".join(f"{line}\n" for line in kept).encode())
+                if keep(json.loads(line)):
+                    kept.append(line.decode())
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
+                raise ConfigError(f"{file}, line {number + 1}: no record of a round: {error}") from None
+        write_atomically(file, "".join(kept).encode())
+
+    def load_checkpoint(self) -> _Checkpoint | None:
+        """Read the state of the run under way, if there is one.
+
+        Raises:
+            StateError: when it is damaged or of something else.
+        """
+        if not self.checkpoint.is_file():
+            return None
+        state = load_state(self.checkpoint)
+        try:
+            rounds_done = state["totals"]["rounds_done"]
+            found = _Checkpoint(str(state["method"]), int(state["seed"]), int(rounds_done), state)
+            if type(rounds_done) is not int:
+                raise TypeError(f"rounds_done must be an integer, got {rounds_done!r}")
+        except (LookupError, TypeError, ValueError) as error:
+            raise StateError(f"{self.checkpoint}: not a run's state: {type(error).__name__}: {error}") from error
+        return found
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """A run under way: which, how far, and its whole state."""
+
+    method: str
+    seed: int
+    rounds_done: int
+    state: dict[str, Any]
+
+
+def prepare(experiment: Experiment) -> Task:
+    """Load an experiment's data and check that every setting fits it, before anything is written.
+
+    Raises:
+        ConfigError: on data, model, partition or device that cannot be used.
+    """
+    task = load_task(experiment.data, Path(experiment.data_dir) if experiment.data_dir else None)
+    Simulation(experiment, experiment.compressors()[0], task, experiment.seeds[0])
+    return task
 
 
 def run_experiment(
@@ -120,6 +156,7 @@ def run_experiment(
     started: Callable[[Simulation, int, int], None],
     progressed: Callable[[Simulation, RoundMetrics], None],
     stop: Callable[[], bool],
+    task: Task | None = None,
 ) -> bool:
     """Run what is left of an experiment, keeping its folder valid at every moment.
 
@@ -128,45 +165,64 @@ def run_experiment(
         started: called with each simulation, its number and the number of runs.
         progressed: called after each round.
         stop: asked after each round whether to end early; everything is saved then.
+        task: from ``prepare``, or None to load it.
 
     Returns:
         True when all runs are complete, False when stopped early.
 
     Raises:
         ConfigError: on data or settings that cannot be used.
+        StateError: on a damaged checkpoint.
+        UpdateError: where training diverges, naming the run; what was done is in the folder.
     """
     done = folder.finished()
     if all((str(method), seed) in done for method, seed in folder.runs):
         return True
     experiment = folder.experiment
-    task = load_task(experiment.data, Path(experiment.data_dir) if experiment.data_dir else None)
-    saved = load_state(folder.checkpoint) if folder.checkpoint.is_file() else None
-    under_way = (saved["method"], saved["seed"], saved["totals"]["rounds_done"]) if saved else ("", -1, 0)
+    task = prepare(experiment) if task is None else task
+    saved = folder.load_checkpoint()
+    covered = (saved.method, saved.seed) if saved else None
     folder.cut_metrics(
         lambda r: (
             (r["method"], r["seed"]) in done
-            or ((r["method"], r["seed"]) == under_way[:2] and r["round"] < under_way[2])
+            or (saved is not None and (r["method"], r["seed"]) == covered and r["round"] < saved.rounds_done)
         )
     )
     for number, (method, seed) in enumerate(folder.runs):
         if (str(method), seed) in done:
             continue
         simulation = Simulation(experiment, method, task, seed)
-        if saved is not None and (str(method), seed) == under_way[:2]:
+        if saved is not None and (str(method), seed) == covered:
             try:
-                simulation.load_state_dict(saved)
-            except (KeyError, TypeError, ValueError) as error:
+                simulation.load_state_dict(saved.state)
+            except (StateError, LookupError, TypeError, ValueError) as error:
                 raise StateError(f"{folder.checkpoint}: cannot be resumed: {error}") from error
         started(simulation, number, len(folder.runs))
-        stopped = _run_one(folder, simulation, progressed, stop)
-        entry = simulation.summary()
-        entries = [*done.values(), entry]
-        folder.write_summary(entries, describe(experiment, task, simulation))
+        try:
+            stopped = _run_one(folder, simulation, progressed, stop)
+        except (UpdateError, ProtocolError) as error:
+            where = f"{method}, seed {seed}, round {simulation.totals.rounds_done}"
+            raise type(error)(f"{where}: {error}; did training diverge?") from error
+        finally:
+            entry = simulation.summary()
+            folder.write_summary([*done.values(), entry], describe(experiment, task, simulation))
         if stopped:
             return False
         done[(str(method), seed)] = entry
         folder.checkpoint.unlink(missing_ok=True)
     return True
+
+
+@contextmanager
+def _threads(simulation: Simulation) -> Iterator[None]:
+    """One torch thread while clients of a small model are trained in one batch: more only wait for each other."""
+    before = torch.get_num_threads()
+    if simulation.trainer.batched:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def describe(experiment: Experiment, task: Task, simulation: Simulation) -> dict[str, Any]:
@@ -191,7 +247,7 @@ def _run_one(
 ) -> bool:
     """Run one simulation to its end; True when stopped before it."""
     last_saved = time.monotonic()
-    with (folder.path / "metrics.jsonl").open("a") as file:
+    with _threads(simulation), (folder.path / "metrics.jsonl").open("a") as file:
         for metrics in simulation.rounds():
             file.write(json.dumps(asdict(metrics)) + "\n")
             progressed(simulation, metrics)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gradwire.client import Client
 from gradwire.compressor import Compressor, Round, decompress
+from gradwire.errors import StateError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
 from gradwire.federated.partition import parse_partition
@@ -236,7 +237,10 @@ class Simulation:
         self.server.load_state_dict(state["server"])
         for client, saved in zip(self.clients, state["clients"], strict=True):
             client.load_state_dict(saved)
-        self.model = np.array(state["model"], np.float32)
+        model = np.array(state["model"], np.float32)
+        if model.shape != self.model.shape:
+            raise StateError(f"model must have shape {self.model.shape}, got {model.shape}")
+        self.model = model
         self.totals = Totals(**state["totals"])
 
 

@@ -2,8 +2,8 @@
 
 Small inputs run the plain NumPy and Python of ``reference.py``, at once; from a number of elements on, or once
 many small ones have been looped over in Python, an op runs its compiled twin in ``cpu.py``, which imports Numba at the
-first use and gives the same bits. What each op computes is said in ``reference.py`` and ``models.py``. The environment variable ``GRADWIRE_KERNELS``, read at each call, forces one
-backend: ``reference`` or ``cpu``.
+first use and gives the same bits. What each op computes is said in ``reference.py`` and ``models.py``. The environment
+variable ``GRADWIRE_KERNELS``, read at each call, forces one backend: ``reference`` or ``cpu``.
 """
 
 from __future__ import annotations

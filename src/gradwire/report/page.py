@@ -108,6 +108,16 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
     )
 
 
+def import_report() -> None:
+    """Check that a report can be built later, before hours are spent on what it would show.
+
+    Raises:
+        BackendUnavailable: plotly or jinja2 is not installed.
+    """
+    _template()
+    plots.plotly_js()
+
+
 def _template() -> tuple[Any, Any]:
     try:
         import jinja2

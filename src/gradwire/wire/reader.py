@@ -83,6 +83,8 @@ class Reader:
         """
         data = self.rest()[: 8 * count]
         ends = np.flatnonzero(data < 0x80)[:count]
+        if ends.size < count and data.size == 8 * count:
+            raise Malformed(f"{what}: integers too large")
         if ends.size < count:
             raise Truncated(f"{what}: expected {count} integers at offset {self.position}")
         if not count:
