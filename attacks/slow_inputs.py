@@ -103,7 +103,7 @@ def compressible_seconds(num_bytes: int) -> float:
     """
     spec = gw.randk(0.25) | gw.uniform(1)
     drawn = gw.Client(spec, gw.Layout.flat(32 * num_bytes)).compress(_signs(num_bytes))
-    count = max(1, num_bytes * 128)
+    count = max(1, num_bytes * 64)
     p = max(1, (num_bytes - 40) // 4)
     runs = bytes([forge.RUNS]) + varint(1) + golomb([0], 1) + golomb([count - 1], count)
     rle = bytes([forge.LEVELS | forge.RLE]) + varint(p) + floats(*([1.0] * p)) + varint(0) + bytes(2)

@@ -438,7 +438,8 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
     top, bottom = math.log2(largest), math.log2(smallest)
     logs = (top + p / intervals * (bottom - top) for p in range(intervals - 1, 0, -1))
     mantissas, exponents = np.frexp(np.minimum([math.exp2(x) for x in logs], _LARGEST))
-    return np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
+    edges: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
+    return edges
 
 
 def _on_grid(

@@ -33,7 +33,7 @@ __all__ = ["decode", "encode", "inspect"]
 MAGIC = b"GW"
 VERSION = 1
 DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET = 1, 2, 4, 8
-_SAFE_EXPANSION = 128  # half of what readers allow by default
+_SAFE_EXPANSION = 64  # half of what readers allow by default
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Limits:
     max_parameters: int = 2**34
     max_parts: int = 2**14
     max_bytes: int = 2**36
-    max_expansion: int = 256
+    max_expansion: int = 128
 
     def __post_init__(self) -> None:
         for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion"):
