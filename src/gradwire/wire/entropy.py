@@ -52,12 +52,13 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
         return number, _ENCODERS[number](symbols, counts)
     best, size, written = PACKED, -(-symbols.size * symbol_bits(num_symbols) // 8), b""
     for number, least in sorted(_least_bytes(symbols, counts).items(), key=lambda item: item[1]):
-        if least >= size or (number == HUFFMAN and _huffman_bytes(counts) >= size):
+        if least >= size:
             continue
-        tried = _ENCODERS[number](symbols, counts)
-        if len(tried) < size:
-            best, size, written = number, len(tried), tried
-    return best, written or _encode_packed(symbols, counts)
+        tried = b"" if number == HUFFMAN else _ENCODERS[number](symbols, counts)
+        num_bytes = len(tried) or _huffman_bytes(counts)
+        if num_bytes < size:
+            best, size, written = number, num_bytes, tried
+    return best, written or _ENCODERS[best](symbols, counts)
 
 
 def _huffman_bytes(counts: Counts) -> int:
@@ -184,7 +185,7 @@ def _encode_rle(symbols: Symbols, counts: Counts) -> bytes:
     out = varint(starts.size) + ops.pack(heads, symbol_bits(counts.size)).tobytes()
     if starts.size:
         gaps = ops.gaps(starts)
-        m = golomb_parameter(gaps)
+        m, _ = golomb_parameter(gaps)
         out += varint(m) + ops.golomb_encode(gaps, m).tobytes()
     return out
 

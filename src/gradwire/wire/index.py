@@ -71,9 +71,9 @@ def _encode_explicit(length: int, indices: NDArray[np.int64], cuts: tuple[int, .
     if count == 0:
         return NONE, b""
     gaps = ops.gaps(indices)
-    m = golomb_parameter(gaps)
+    m, num_bits = golomb_parameter(gaps)
     head = varint(count) + varint(m)
-    best, size = GOLOMB, len(head) + -(-ops.golomb_num_bits(gaps, m) // 8)
+    best, size = GOLOMB, len(head) + -(-num_bits // 8)
     written: bytes | None = None
     segments = choose_segments(length, indices, cuts, size) if cuts else None
     if segments is not None:
@@ -116,7 +116,7 @@ def _encode_runs(indices: NDArray[np.int64], num_runs: int) -> bytes:
     skipped[1:] -= 1  # runs that touch would be one run
     out = varint(num_runs)
     for lengths in (skipped, run_lengths - 1):
-        m = golomb_parameter(lengths)
+        m, _ = golomb_parameter(lengths)
         out += varint(m) + ops.golomb_encode(lengths, m).tobytes()
     return out
 
@@ -147,7 +147,8 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
         return None
     b = max(0, int(gaps.mean() / 12).bit_length() - 1)
     quotients = gaps >> b
-    counts = np.bincount(np.minimum(quotients, _MAX_QUOTIENT))
+    symbols = np.minimum(quotients, _MAX_QUOTIENT).astype(np.uint16)
+    counts = np.bincount(symbols)
     rare = np.flatnonzero(np.cumsum(counts[::-1])[::-1] <= gaps.size * _RARE)
     cap = int(rare[0]) if rare.size else counts.size - 1
     cap = max(1, cap)
@@ -156,8 +157,8 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     entropy_bits = float(np.sum(counts * np.log2(gaps.size / counts)))
     if (entropy_bits + gaps.size * b) / 8 + cap + 20 >= below:
         return None
-    large = quotients[quotients >= cap]
-    _, stream = encode_symbols(np.minimum(quotients, cap).astype(np.uint16), cap + 1, "ans")
+    large = quotients[symbols >= cap]
+    _, stream = encode_symbols(np.minimum(symbols, np.uint16(cap)), cap + 1, "ans")
     low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()
     head = varint(gaps.size) + varint(b) + varint(cap)
     return head + stream + low_bits + b"".join(varint(int(q) - cap) for q in large)

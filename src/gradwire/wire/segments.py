@@ -50,7 +50,7 @@ def choose_segments(length: int, indices: NDArray[np.int64], cuts: tuple[int, ..
         out += varint(inside.size)
         if inside.size:
             gaps = ops.gaps(inside)
-            m = golomb_parameter(gaps)
+            m, _ = golomb_parameter(gaps)
             out += varint(m) + ops.golomb_encode(gaps, m).tobytes()
         if len(out) >= below:
             return None
