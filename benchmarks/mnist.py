@@ -1,4 +1,4 @@
-"""Fourteen methods on MNIST, iid and two shards a client: final accuracy against measured uplink bytes.
+"""Fifteen methods on MNIST, iid and two shards a client: final accuracy against measured uplink bytes.
 
     python -m benchmarks mnist --data-dir DIR
 
@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from gradwire.errors import ConfigError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.tasks import load_task
 from gradwire.report.tables import format_bytes
 
 PARTITIONS = ("iid", "shards:2")
@@ -41,6 +43,11 @@ METHODS = [
 
 def run(data_dir: str | None) -> None:
     """Measure and write benchmarks/results/mnist.json, then docs/results.md and its plot."""
+    try:
+        load_task("mnist", Path(data_dir) if data_dir else None)
+    except ConfigError as error:
+        print(f"mnist is left out: {error}")
+        return
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(PARTITIONS)) as pool:
         found = dict(zip(PARTITIONS, pool.starmap(_measure, [(p, data_dir) for p in PARTITIONS]), strict=True))

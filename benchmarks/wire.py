@@ -209,7 +209,9 @@ def _rivals() -> list[dict[str, Any]]:
         "zlib of int32 + float32": lambda: len(zlib.compress(raw)),
         "zstd (level 3) of int32 + float32": lambda: len(zstandard.compress(raw, 3)),
         "zlib of gaps (uint16) + float32": lambda: len(zlib.compress(gaps.astype(np.uint16).tobytes())) + len(values),
-        "fixed 12-bit index in blocks of 4096 + float32 (size only)": lambda: math.ceil(indices.size * 12 / 8) + len(values),
+        "fixed 12-bit index in blocks of 4096 + float32 (size only)": lambda: (
+            math.ceil(indices.size * 12 / 8) + len(values)
+        ),
         "gradwire": lambda: len(gw.encode(payload)),
         "gzip of the dense int32 signs + one scale": lambda: (
             len(gzip.compress(ternary.tobytes())) + len(mean.tobytes())
