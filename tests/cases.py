@@ -227,7 +227,7 @@ def layout_pieces(layout: gw.Layout, scope: str | int) -> list[int]:
 
 
 def largest_k(row: Row, layout: gw.Layout) -> int:
-    """What the k rule of DESIGN section 4 allows, running statistics included."""
+    """What the k rule allows, running statistics included."""
     assert row.density is not None
     kept = sum(min(n, max(1, round(row.density * n))) for n in layout_pieces(layout, row.scope))
     return kept + layout.d - layout.num_parameters

@@ -22,7 +22,7 @@ from gradwire.store import save_state
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 FAST = ["--rounds", "2", "--clients", "2", "--local-steps", "1", "--batch-size", "4"]
 TWO = ["--method", "dense()", "--method", "ef(topk(0.01))"]
-RUN_KEYS = {  # DESIGN.md section 5
+RUN_KEYS = {  # fixed: programs outside read them
     "method": str,
     "seed": int,
     "clients": int,
@@ -135,7 +135,7 @@ def test_a_run_prints_the_table_and_the_report_s_path_and_writes_its_files(finis
     assert all(len(line) <= 80 for line in lines[:-1])
 
 
-def test_summary_has_every_key_the_design_names(finished):
+def test_summary_has_every_fixed_key(finished):
     folder, _ = finished
     summary = json.loads((folder / "summary.json").read_text())
     runs = summary["runs"]

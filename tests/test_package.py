@@ -20,7 +20,7 @@ SOURCE = Path(gw.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "flwr", "rich", "safetensors", "pandas")
 
-# DESIGN section 3, left to right; modules of one group may import each other, nobody imports to the right
+# docs/architecture.md, left to right; modules of one group may import each other, nobody imports to the right
 ORDER = [
     {"errors"},
     {"layout", "rng", "payload", "guarantee", "checks"},
@@ -133,15 +133,15 @@ def test_all_of_each_module(path):
     assert all(not n.startswith("_") or n == "__version__" for n in names)
 
 
-DESIGN_NAMES = [
+FIXED_NAMES = [
     "parse", "Compressor", "Round", "encode", "decode", "decompress", "inspect", "Limits", "Layout", "Client",
     "Server", "Aggregator", "dense", "topk", "randk", "fp16", "bf16", "uniform", "ef", "Unbiased", "Contractive",
     "Absolute", "Unknown",
 ]  # fmt: skip
 
 
-def test_names_of_the_design_are_there():
-    assert [n for n in DESIGN_NAMES if n not in gw.__all__] == []
+def test_fixed_names_are_there():
+    assert [n for n in FIXED_NAMES if n not in gw.__all__] == []
 
 
 def test_error_tree():
@@ -181,7 +181,7 @@ def test_imports_point_one_way():
         if path.relative_to(SOURCE).parts in (("__init__.py",), ("__main__.py",)):
             continue
         importer = top_name(path)
-        assert importer in RANKS, f"{path}: DESIGN section 3 gives {importer} no place"
+        assert importer in RANKS, f"{path}: docs/architecture.md gives {importer} no place"
         for imported in imports_of(tree_of(path)):
             if imported not in RANKS:
                 # the package itself: only what stands outside the core may lean on its public names

@@ -76,7 +76,7 @@ def test_canonical_text(text, canonical):
     assert str(gw.parse(text)) == canonical
 
 
-def test_str_from_design():
+def test_str_of_a_known_spec():
     compressor = gw.ef(gw.topk(0.01) | gw.uniform(4))
     assert str(compressor) == "ef(topk(0.01) | uniform(4))"
     assert compressor == gw.parse("ef(topk(0.01) | uniform(4))")

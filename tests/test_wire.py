@@ -220,7 +220,7 @@ def repaired(body: bytes) -> bytes:
 
 
 def header(blob: bytes) -> tuple[int, dict[str, int]]:
-    """Offset of the sections and the fields before them, parsed as DESIGN section 6 lists them."""
+    """Offset of the sections and the fields before them, parsed by hand."""
     assert blob[:2] == b"GW"
     assert blob[2] == 1
     fields, at = {"flags": blob[3]}, 4

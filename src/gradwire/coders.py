@@ -19,7 +19,7 @@ class huffman(Coder):
         >>> str(gw.topk(0.01) | gw.uniform(4) | gw.huffman())
         'topk(0.01) | uniform(4) | huffman()'
 
-    Source: seed glossary "Gradient Compression", Huffman & entropy coding; Huffman 1952.
+    Source: glossary "Gradient Compression", Huffman & entropy coding; Huffman 1952.
     Deviations: lengths are limited to 12 bits (package-merge); floats have their exponents coded, the rest is packed.
     """
 
@@ -36,7 +36,7 @@ class ans(Coder):
         >>> str(gw.topk(0.01) | gw.uniform(4) | gw.ans())
         'topk(0.01) | uniform(4) | ans()'
 
-    Source: seed glossary "Gradient Compression", arithmetic coding; Duda 2013 (arXiv 1311.2540).
+    Source: glossary "Gradient Compression", arithmetic coding; Duda 2013 (arXiv 1311.2540).
     Deviations: an asymmetric numeral system instead of an arithmetic coder: the same rate, faster.
     """
 
@@ -53,7 +53,7 @@ class rle(Coder):
         >>> str(gw.uniform(1) | gw.rle())
         'uniform(1) | rle()'
 
-    Source: seed glossary "Gradient Compression", run-length encoding of sign sequences; Golomb 1966.
+    Source: glossary "Gradient Compression", run-length encoding of sign sequences; Golomb 1966.
     Deviations: none.
     """
 

@@ -101,7 +101,7 @@ class uniform(Quantizer):
         >>> gw.uniform(8, stochastic=True).guarantee(100).omega < 0.01
         True
 
-    Source: seed glossary "Gradient Compression", quantized gradient communication; TCS (arXiv 2101.08837) Eq. (11).
+    Source: glossary "Gradient Compression", quantized gradient communication; TCS (arXiv 2101.08837) Eq. (11).
     Deviations: a step is at most the largest float32: one-bit grids end at half of it.
     """
 

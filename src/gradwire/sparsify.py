@@ -76,7 +76,7 @@ class topk(Sparsifier):
         >>> gw.topk(0.01).guarantee(1000)
         Contractive(delta=0.01)
 
-    Source: seed glossary "Top-k Sparsification"; Stich et al. 2018 (arXiv 1809.07599), Definition 2.2.
+    Source: glossary "Top-k Sparsification"; Stich et al. 2018 (arXiv 1809.07599), Definition 2.2.
     Deviations: none.
     """
 
