@@ -18,6 +18,8 @@ from gradwire.errors import ConfigError
 __all__ = ["Key"]
 
 _WORD = 2**64
+_SPARSE = 64  # up to a 64th of the range the indices drawn are kept as a list, above as a bitmap
+_BATCH = 16384  # small batches are sorted inside the cache
 
 
 @dataclass(frozen=True)
@@ -119,24 +121,37 @@ class Key:
             keep = np.ones(d, bool)
             keep[self._distinct(d, d - k)] = False
             return np.flatnonzero(keep)
-        return np.sort(self._distinct(d, k))
+        return self._distinct(d, k)
 
     def _distinct(self, d: int, k: int) -> NDArray[np.int64]:
-        """The first k different indices drawn, in no particular order."""
+        """The first k different indices drawn, increasing; the batches they are drawn in do not matter."""
         generator = self.generator()
-        seen = np.zeros(d if k > d // 64 else 0, bool)
-        found = np.empty(0, np.int64)
-        while found.size < k:
-            words = np.asarray(generator.random_raw(max(16, k - found.size + k // 4)), np.uint64)
-            values, first = np.unique(_scale(words, d), return_index=True)
-            new = ~seen[values] if seen.size else ~np.isin(values, found, assume_unique=True)
-            values, first = values[new], first[new]
-            if found.size + values.size > k:
-                values = values[np.argsort(first, kind="stable")[: k - found.size]]
-            if seen.size:
-                seen[values] = True
-            found = np.concatenate([found, values])
-        return found
+        if k <= d // _SPARSE:  # few are drawn twice: remember a list
+            found = np.empty(0, np.int64)
+            while found.size < k:
+                values, first = self._batch(generator, d, k - found.size + k // 4)
+                new = ~np.isin(values, found, assume_unique=True)
+                found = np.concatenate([found, _earliest(values[new], first[new], k - found.size)])
+            return np.sort(found)
+        seen = np.zeros(d, bool)
+        missing = k
+        while missing:
+            values, first = self._batch(generator, d, min(missing + missing // 4, _BATCH))
+            new = ~seen[values]
+            values = _earliest(values[new], first[new], missing)
+            seen[values] = True
+            missing -= values.size
+        return np.flatnonzero(seen)
+
+    def _batch(self, generator: np.random.Philox, d: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Different indices among the next draws, increasing, and when each was drawn first."""
+        words = np.asarray(generator.random_raw(max(16, count)), np.uint64)
+        return np.unique(_scale(words, d), return_index=True)
+
+
+def _earliest(values: NDArray[np.int64], first: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The ``count`` values that were drawn first, or all where there are fewer."""
+    return values if values.size <= count else values[np.argsort(first, kind="stable")[:count]]
 
 
 def _scale(words: NDArray[np.uint64], d: int) -> NDArray[np.int64]:
