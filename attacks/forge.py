@@ -255,7 +255,7 @@ def refused(
     """
     warm_up()
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         attempt()
     except errors as error:
@@ -266,7 +266,7 @@ def refused(
     else:
         return escaped(f"{what}: must raise {', '.join(e.__name__ for e in errors)}, was accepted")
     finally:
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     if peak > max_bytes or seconds > max_seconds:
@@ -288,7 +288,7 @@ def bounded(what: str, attempt: Callable[[], object], max_bytes: int, max_second
     """
     warm_up()
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         outcome = attempt()
     except gw.GradwireError as error:
@@ -297,7 +297,7 @@ def bounded(what: str, attempt: Callable[[], object], max_bytes: int, max_second
         escaped(f"{what}: {type(error).__name__}: {error}")
         return error
     finally:
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     if peak > max_bytes or seconds > max_seconds:

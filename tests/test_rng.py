@@ -136,9 +136,9 @@ def test_every_set_is_equally_likely():
 
 def test_choice_takes_time_in_proportion_to_d():
     """Drawing half of the range must not fall into a loop of tiny steps."""
-    start = time.perf_counter()
+    start = time.process_time()
     assert gw.Key(0).choice(100_000, 50_000).size == 50_000
-    assert time.perf_counter() - start < 0.7
+    assert time.process_time() - start < 0.7
 
 
 @pytest.mark.parametrize(("d", "k"), [(10, 11), (10, -1), (2**48, 1), (-1, 0)])

@@ -352,10 +352,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_bombs_are_config_errors_and_quick(bomb):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(gw.ConfigError) as caught:
         gw.parse(BOMBS[bomb])
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(str(caught.value)) < 30_000
 
 

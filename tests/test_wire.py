@@ -641,6 +641,6 @@ def test_many_small_parts_before_a_large_one_decode_in_proportion():
     small = gw.Part(Explicit(1000, np.array([500, 700], np.int64)), Floats(np.ones(2, np.float32)))
     whole = gw.Part(Explicit(big + 1, np.arange(big)), Floats(values))
     blob = gw.encode(gw.Payload(100 * 1000 + big + 1, (small,) * 100 + (whole,)))
-    start = time.perf_counter()
+    start = time.process_time()
     gw.decode(blob)
-    assert time.perf_counter() - start < 1.0, f"{len(blob)} bytes"
+    assert time.process_time() - start < 1.0, f"{len(blob)} bytes"
