@@ -34,6 +34,9 @@ from gradwire.feedback import ef, ef21, momentum_correction
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.layout import Layout
 from gradwire.lowrank import powersgd
+from gradwire.papers.adaptopk import adaptopk, adaptopk_online
+from gradwire.papers.regtopk import regtopk
+from gradwire.papers.tcs import tcs
 from gradwire.payload import Part, Payload
 from gradwire.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
 from gradwire.rng import Key
@@ -80,6 +83,8 @@ __all__ = [
     "UpdateError",
     "__version__",
     "accumulate",
+    "adaptopk",
+    "adaptopk_online",
     "ans",
     "auto",
     "bf16",
@@ -100,8 +105,10 @@ __all__ = [
     "powersgd",
     "qsgd",
     "randk",
+    "regtopk",
     "rle",
     "sign",
+    "tcs",
     "ternary",
     "threshold",
     "topk",

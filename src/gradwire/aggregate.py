@@ -131,7 +131,7 @@ class Aggregator:
                 check_number("bound", state["bound"]),
             )
             num_received = check_integer("num_received", state["num_received"], 0)
-            check_memory({"sum": total}, {"sum": self._sum})
+            check_memory({"sum": total}, {"sum": self._sum}, self._sum.size)
             if sum_weights < 0 or (num_received > 0) != (sum_weights > 0):
                 raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
         self._sum, self.sum_weights, self.num_received, self._bound = total, sum_weights, num_received, bound

@@ -21,10 +21,10 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_density(value: Any) -> float:
+def check_density(value: Any, name: str = "density") -> float:
     """Return a density of (0, 1] as a float, or raise ConfigError."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value <= 1:
-        raise ConfigError(f"density must be in (0, 1], got {value!r}")
+        raise ConfigError(f"{name} must be in (0, 1], got {value!r}")
     return float(value)
 
 

@@ -149,11 +149,13 @@ class Client:
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
         vector = as_update(update, self.layout.d)
         current = self.compressor.uses_reference and self._reference is not None and index == self._synced
-        reference = decompress(decode(self._reference)) if current and self._reference is not None else None
+        known = decode(self._reference) if current and self._reference is not None else None
         agreed = Round(
             index=index,
             key=Key(self.seed, index, self.client_id),
-            reference=reference,
+            reference=None if known is None else decompress(known),
+            reference_digest=None if self._reference is None else reference_digest(self._reference),
+            reference_weights=1.0 if known is None or not known.sum_weights else known.sum_weights,
             weight=weight,
             num_bytes=num_bytes,
             num_rounds=self.num_rounds,
@@ -274,7 +276,7 @@ class Client:
             memory = copy_memory(state["scheme"])
             if state["residual"] is not None:
                 memory["residual"] = np.array(state["residual"], np.float32)
-            check_memory(memory, self.compressor.init(self.layout).memory)
+            check_memory(memory, self.compressor.init(self.layout).memory, self.layout.d)
             pending = [
                 _Pending(check_integer("sequence", p["sequence"], 0, 2**63 - 1), tuple(map(to_bytes, p["blobs"])))
                 for p in state["pending"]

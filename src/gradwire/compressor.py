@@ -34,6 +34,8 @@ class Round:
         index: the round, 0 or more.
         key: randomness for (seed, round, client).
         reference: (d,) float32: what decoding the last downlink blob gave, or None without one.
+        reference_digest: eight bytes that name the reference, or None to make them of its numbers.
+        reference_weights: sum of the weights of the round the reference came from.
         weight: the client's weight in the mean, > 0.
         num_bytes: the payload must fit in this many bytes, or None.
         num_rounds: rounds of the whole run, where known.
@@ -51,6 +53,8 @@ class Round:
     index: int = 0
     key: Key = field(default_factory=lambda: Key(0))
     reference: Vector | None = None
+    reference_digest: bytes | None = None
+    reference_weights: float = 1.0
     weight: float = 1.0
     num_bytes: int | None = None
     num_rounds: int | None = None
@@ -66,7 +70,8 @@ class State:
 
     Attributes:
         layout: the layout it was made for.
-        memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32.
+        memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32. Empty vectors of a fresh
+            state may have any length later, all the same one; those of int64 are lists of coordinates.
 
     Example:
         >>> import gradwire as gw

@@ -24,18 +24,16 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     of the entries inside a packet is that of their coordinates. The packets' entries are the payload's.
 
     Args:
-        payload: with supports that stand alone: explicit, seeded (its indices then travel), or every coordinate.
+        payload: the indices of a seeded or known support then travel, so that no packet leans on a reference.
         mtu: most bytes of a packet, container included.
 
     Returns:
         One packet or more, each a payload whose ``packet`` is (its number, their count).
 
     Raises:
-        ConfigError: on an mtu too small for a single entry, or a support that cannot be cut.
+        ConfigError: on an mtu too small for a single entry.
     """
-    for part in payload.parts:
-        if isinstance(part.support, Known):
-            raise ConfigError("a support that leans on a reference cannot be cut into packets")
+    payload = replace(payload, parts=tuple(map(_standing_alone, payload.parts)), reference_digest=None)
     whole = replace(payload, packet=(0, 1))
     if len(encode(whole)) <= mtu:
         return [whole]
@@ -44,6 +42,14 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     return [
         replace(_pick(payload, owners, positions, a, b), packet=(i, len(pieces))) for i, (a, b) in enumerate(pieces)
     ]
+
+
+def _standing_alone(part: Part) -> Part:
+    """A part without a known support: its indices, in order, travel instead."""
+    if not isinstance(part.support, Known):
+        return part
+    order = np.argsort(part.support.indices)
+    return Part(Explicit(part.length, part.support.indices[order]), part.values.take(order, part.support))
 
 
 def _by_magnitude(payload: Payload) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import abstractmethod
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from gradwire.compressor import Compressor, Round, State, Vector
 from gradwire.errors import ConfigError
 from gradwire.guarantee import Contractive, Guarantee, compose
 from gradwire.layout import Layout
-from gradwire.payload import Every, Explicit, Floats, Part, Payload
+from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -21,7 +22,7 @@ __all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage"]
 
 
 class Stage(Compressor):
-    """A compressor without memory that can stand in a pipeline."""
+    """A compressor that can stand in a pipeline; only sparsifiers may remember something between rounds."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -34,7 +35,10 @@ class Stage(Compressor):
 
     def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
         """Turn an update into a payload; see ``Compressor.compress``."""
-        return _run(self.stages, update, state.layout, round or Round()), state
+        round = round or Round()
+        payload = _run(self.stages, update, state, round)
+        sparsifier = _sparsifier_of(self.stages)
+        return payload, state if sparsifier is None else sparsifier.remember(update, payload, state, round)
 
     def __or__(self, other: object) -> Compressor:
         """Put a stage after this one."""
@@ -47,18 +51,32 @@ class Sparsifier(Stage):
     """Choose coordinates."""
 
     @abstractmethod
-    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Choose coordinates of an update and give the float32 values there.
 
         Args:
-            update: (num_parameters,) float32.
-            layout: the model's layout.
+            update: (num_parameters,) float32, not modified.
+            state: the model's layout, and what was remembered; not modified.
             round: what both ends agree on.
             num_kept: keep about this many instead of what the density says; None: as the density says.
 
         Returns:
             Parts with Floats values that tile the update.
         """
+
+    def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
+        """Return the state after a round; nothing is remembered here.
+
+        Args:
+            update: (d,) float32: what was compressed, not modified.
+            payload: what is sent of it, later stages included.
+            state: the state before; consumed.
+            round: what both ends agree on.
+
+        Returns:
+            The state for the next round.
+        """
+        return state
 
     @property
     def budget(self) -> int | None:
@@ -118,6 +136,19 @@ class Pipeline(Stage):
         """The stages in order."""
         return self.members
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether a stage reads the reference."""
+        return any(stage.uses_reference for stage in self.members)
+
+    def init(self, layout: Layout) -> State:
+        """Make the state: the sparsifier's."""
+        return self.members[0].init(layout)
+
+    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+        """Tell the sparsifier what was not delivered."""
+        return self.members[0].restore(payload, state, reference)
+
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised: see ``compose``."""
         guarantee: Guarantee = Contractive(1.0)
@@ -141,8 +172,13 @@ def _rank(stage: Stage) -> int:
     raise ConfigError(f"{stage} cannot stand in a pipeline")
 
 
-def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round) -> Payload:
-    sparsifier = next((s for s in stages if isinstance(s, Sparsifier)), None)
+def _sparsifier_of(stages: tuple[Stage, ...]) -> Sparsifier | None:
+    return next((s for s in stages if isinstance(s, Sparsifier)), None)
+
+
+def _run(stages: tuple[Stage, ...], update: Vector, state: State, round: Round) -> Payload:
+    layout = state.layout
+    sparsifier = _sparsifier_of(stages)
     quantizer = next((s for s in stages if isinstance(s, Quantizer)), None)
     coder = next((type(s).__name__ for s in stages if isinstance(s, Coder)), "auto")
 
@@ -151,7 +187,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
         if sparsifier is None:
             parts = [Part(Every(parameters.size), Floats(parameters))]
         else:
-            parts = sparsifier.sparsify(parameters, layout, round, num_kept)
+            parts = sparsifier.sparsify(parameters, state, round, num_kept)
         if quantizer is not None:
             parts = _quantize(quantizer, parts, layout, round)
         if layout.num_parameters < layout.d:
@@ -163,6 +199,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
             round=round.index,
             sequence=round.sequence,
             layout_digest=layout.digest,
+            reference_digest=_digest_for(parts, round),
             sum_weights=round.sum_weights,
             coder=coder,
         )
@@ -181,6 +218,13 @@ def _run(stages: tuple[Stage, ...], update: Vector, layout: Layout, round: Round
             f"which has no number of entries to lower, got {num_bytes}"
         )
     return made
+
+
+def _digest_for(parts: list[Part], round: Round) -> bytes | None:
+    """The name of the reference, where a part leans on it: that of its blob, or else of its numbers."""
+    if round.reference is None or not any(isinstance(part.support, Known) for part in parts):
+        return None
+    return round.reference_digest or hashlib.sha256(round.reference.astype("<f4").tobytes()).digest()[:8]
 
 
 def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:

@@ -235,6 +235,8 @@ class by_tensor(Compressor):
                 raise ConfigError(f"by_tensor's {name} must be a stage or pipeline, got {inner!r}{outside}")
             if inner.uses_reference:
                 raise ConfigError(f"by_tensor's {name} cannot lean on the whole model's reference, got {inner}")
+            if inner.init(Layout.flat(1)).memory:
+                raise ConfigError(f"by_tensor's {name} cannot remember anything between rounds, got {inner}")
             if any(isinstance(s, Sparsifier) and s.budget is not None for s in _stages(inner)):
                 raise ConfigError(f"by_tensor's {name} cannot have num_bytes of its own, got {inner}")
         object.__setattr__(self, "min_elements", check_integer("min_elements", self.min_elements, 0))

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.errors import DecodeError, StateError
 from gradwire.layout import Layout
@@ -38,18 +39,39 @@ def copy_memory(memory: dict[str, Any]) -> dict[str, Any]:
     return {name: value.copy() if isinstance(value, np.ndarray) else value for name, value in memory.items()}
 
 
-def check_memory(memory: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Raise StateError unless a memory has the names, shapes and dtypes of a fresh one, and finite numbers."""
+def check_memory(memory: dict[str, Any], expected: dict[str, Any], d: int) -> None:
+    """Raise StateError unless a memory is one that a compressor could have.
+
+    Args:
+        memory: name -> array or plain value.
+        expected: the memory of a fresh state: names, shapes and dtypes are compared, and numbers are finite. Vectors
+            that are empty there may have any length, one for all those of the same prefix; int64 ones are increasing.
+        d: coordinates are below it.
+    """
+    lengths: dict[str, int] = {}
     if set(memory) != set(expected):
         raise StateError(f"state holds {sorted(memory)}, expected {sorted(expected)}")
     for name, value in expected.items():
         got = memory[name]
         if not isinstance(value, np.ndarray):
+            if type(got) is not type(value) or not np.isfinite(got):
+                raise StateError(f"state's {name} must be a finite {type(value).__name__}, got {got!r}")
             continue
-        if not isinstance(got, np.ndarray) or got.shape != value.shape or got.dtype != value.dtype:
-            raise StateError(f"state's {name} must be {value.shape} {value.dtype}, got {np.shape(got)}")
+        shape: tuple[int, ...] = value.shape
+        if shape == (0,) and d and np.ndim(got) == 1:
+            length = lengths.setdefault(name.rpartition(".")[0], np.size(got))
+            shape = (min(length, d),)
+        if not isinstance(got, np.ndarray) or got.shape != shape or got.dtype != value.dtype:
+            raise StateError(f"state's {name} must be {shape} {value.dtype}, got {np.shape(got)}")
         if got.dtype.kind == "f" and not np.isfinite(got).all():
             raise StateError(f"state's {name} must be finite")
+        if value.shape == (0,) and got.dtype == np.int64 and not _are_coordinates(got, d):
+            raise StateError(f"state's {name} must be increasing coordinates below {d}")
+
+
+def _are_coordinates(numbers: NDArray[np.int64], d: int) -> bool:
+    inside = not numbers.size or (numbers[0] >= 0 and numbers[-1] < d)
+    return bool(inside and (np.diff(numbers) > 0).all())
 
 
 def to_bytes(saved: Any) -> bytes:

@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_bytes, check_density, check_flag, check_number, check_scope
-from gradwire.compressor import Round, Vector
+from gradwire.compressor import Round, State, Vector
 from gradwire.errors import ConfigError
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased
 from gradwire.kernels import ops
-from gradwire.layout import Layout, check_finite
+from gradwire.layout import check_finite
 from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.pipeline import Sparsifier
 from gradwire.rng import Key
 
-__all__ = ["dense", "num_kept_of", "randk", "threshold", "topk"]
+__all__ = ["dense", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
@@ -48,7 +48,7 @@ class dense(Sparsifier):
     summary: ClassVar[str] = "every coordinate, lossless"
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
 
-    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Keep everything."""
         return [Part(Every(update.size), Floats(update))]
 
@@ -105,14 +105,16 @@ class topk(Sparsifier):
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
 
-    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes."""
         if self.scope == "model":
-            return [_part(update, ops.topk(update, self._count(update.size, update.size, num_kept)), layout.cuts)]
+            return [
+                part_at(update, ops.topk(update, self._count(update.size, update.size, num_kept)), state.layout.cuts)
+            ]
         if self.scope == "tensor":
-            pieces = [update[t.offset : t.stop] for t in layout.tensors if not t.buffer and t.num_elements]
-            parts = [_part(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
-            return parts or [_part(update, np.empty(0, np.int64))]
+            pieces = [update[t.offset : t.stop] for t in state.layout.tensors if not t.buffer and t.num_elements]
+            parts = [part_at(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
+            return parts or [part_at(update, np.empty(0, np.int64))]
         block = int(self.scope)
         starts = range(0, update.size, block)
         chosen = [
@@ -120,7 +122,7 @@ class topk(Sparsifier):
             for start in starts
             for x in [update[start : start + block]]
         ]
-        return [_part(update, np.concatenate(chosen) if chosen else np.empty(0, np.int64))]
+        return [part_at(update, np.concatenate(chosen) if chosen else np.empty(0, np.int64))]
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d); 2/3 of the density where scoped, the worst that rounding k can do; 0 under a budget."""
@@ -177,12 +179,12 @@ class randk(Sparsifier):
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
 
-    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Draw the coordinates."""
         d = update.size
         count = num_kept if num_kept is not None else num_kept_of(self.density, d) if d else 0
         if count == 0:
-            return [_part(update, np.empty(0, np.int64))]
+            return [part_at(update, np.empty(0, np.int64))]
         support = Seeded(d, count, round.key.derive(purpose=SUPPORT_PURPOSE, shared=self.shared))
         values = update[support.indices]
         if self.unbiased:
@@ -246,9 +248,9 @@ class threshold(Sparsifier):
         if not 0 < (self.value or 0.0) <= _LARGEST:
             raise ConfigError(f"value must be in (0, {_LARGEST!r}], got {self.value!r}")
 
-    def sparsify(self, update: Vector, layout: Layout, round: Round, num_kept: int | None) -> list[Part]:
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select what reaches the threshold."""
-        return [_part(update, self._select(update, round.key), layout.cuts)]
+        return [part_at(update, self._select(update, round.key), state.layout.cuts)]
 
     def guarantee(self, d: int) -> Guarantee:
         """Absolute(value); under a density Contractive(n / d), n what the sample alone is sure to hold."""
@@ -282,7 +284,17 @@ def _reaching(update: Vector, least: np.float32) -> NDArray[np.int64]:
     return np.flatnonzero(np.abs(update) >= max(least, np.float32(2.0**-149)))
 
 
-def _part(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
+def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
+    """Return the part that sends some coordinates of an update.
+
+    Args:
+        update: (d,) float32.
+        chosen: (k,) int64, increasing.
+        cuts: see ``Explicit``.
+
+    Returns:
+        The part; its support is every coordinate where all are chosen.
+    """
     if chosen.size == update.size:
         return Part(Every(update.size), Floats(update))
     return Part(Explicit(update.size, chosen, cuts), Floats(update[chosen]))

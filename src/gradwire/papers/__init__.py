@@ -1,0 +1,1 @@
+"""The papers' schemes: one published scheme a file, equation numbers at the lines."""

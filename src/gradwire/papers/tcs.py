@@ -1,0 +1,104 @@
+"""TCS: the support follows the last aggregate, which both ends hold; only new coordinates travel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.checks import check_density
+from gradwire.compressor import Round, State, Vector
+from gradwire.guarantee import Contractive, Guarantee
+from gradwire.kernels import ops
+from gradwire.payload import Floats, Known, Part
+from gradwire.pipeline import Sparsifier
+from gradwire.sparsify import num_kept_of, part_at
+
+__all__ = ["tcs"]
+
+
+@dataclass(frozen=True, repr=False)
+class tcs(Sparsifier):
+    """Send the coordinates where the last aggregate was largest, without naming them, and a few others, named.
+
+    m_global = S_top(reference, K_global) and m_local = S_top(u outside m_global, K_local); u is sent on both. The
+    reference is what the server sent down last, so that only m_local's indices travel. Error feedback goes outside,
+    and a quantizer inside, so that its error is fed back too: ``ef(tcs(0.01, 0.001) | fractional(16))`` is the paper's
+    TCS with 5 bits. A client without the current reference, as in round 0, sends its own top K_global with indices.
+    Warm-up rounds are ``ef(warmup(tcs(0.01, 0.001), 5))``.
+
+    K_global = min(d, max(1, round(global_density * d))), but no more than the reference has entries that are not zero;
+    K_local likewise, among the other coordinates. Ties go to the lower index.
+
+    Args:
+        global_density: phi_global, in (0, 1].
+        local_density: phi_local, in (0, 1].
+
+    Raises:
+        ConfigError: on a density outside (0, 1].
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> compressor = gw.tcs(0.25, 0.25)
+        >>> round = gw.Round(index=1, reference=np.array([0, 9, 1, 0], np.float32))
+        >>> update = np.array([3, 1, 2, 4], np.float32)
+        >>> payload, _ = compressor.compress(update, compressor.init(gw.Layout.flat(4)), round)
+        >>> gw.decompress(payload, round.reference).tolist()
+        [0.0, 1.0, 0.0, 4.0]
+
+    Source: TCS (arXiv 2101.08837) Algorithm 2; Eq. (4)-(6); lines 5, 9 and 10.
+    Deviations: S_top takes exactly K entries and never a zero, where the paper's takes all ties; m_local is chosen
+        outside m_global, as line 9 means.
+    """
+
+    global_density: float
+    local_density: float
+
+    summary: ClassVar[str] = "where the last aggregate was largest, unnamed, and a few others"
+    citation: ClassVar[str] = "TCS, arXiv:2101.08837"
+
+    def __post_init__(self) -> None:
+        for name in ("global_density", "local_density"):
+            object.__setattr__(self, name, check_density(getattr(self, name), name))
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the reference is read: it is the last aggregate."""
+        return True
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether a byte budget can be met by keeping fewer: yes, of both kinds in proportion."""
+        return True
+
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
+        """Take the known coordinates and the largest of the others."""
+        num_global, num_local = self._counts(update.size, num_kept)
+        if round.reference is None:
+            first = num_global if num_kept is None else num_kept
+            return [part_at(update, ops.topk(update, first), state.layout.cuts)]
+        known = ops.topk(round.reference[: update.size], num_global)  # line 5
+        extra = _largest_outside(update, known, num_local)  # line 9
+        support = Known(update.size, int(known.size), extra, known)
+        return [Part(support, Floats(update[support.indices]))]  # line 10
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(min(K_global, K_local) / d): the largest K_local of what is not known are sent."""
+        return Contractive(min(self._counts(d, None)) / d if d else 1.0)
+
+    def _counts(self, d: int, num_kept: int | None) -> tuple[int, int]:
+        if d == 0:
+            return 0, 0
+        if num_kept is None:
+            return num_kept_of(self.global_density, d), num_kept_of(self.local_density, d)
+        num_global = round(num_kept * self.global_density / (self.global_density + self.local_density))
+        return num_global, num_kept - num_global
+
+
+def _largest_outside(update: Vector, known: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """The ``count`` largest entries that are not known: all of them are among the ``count + known.size`` largest."""
+    largest = ops.topk(update, min(update.size, count + known.size))
+    others = np.setdiff1d(largest, known, assume_unique=True)
+    return others[ops.topk(update[others], min(count, others.size))]
