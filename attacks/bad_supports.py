@@ -32,7 +32,9 @@ def attacks() -> None:
     support("seeded count 0", forge.SEEDED, varint(0) + varint(0) + varint(0))
     support("seeded count above d", forge.SEEDED, varint(11) + varint(0) + varint(0))
     support("known without a reference", forge.KNOWN, varint(1) + b"\0")
-    for inner in (forge.EVERY, forge.SEEDED, forge.KNOWN):
+    support("cyclic count 0", forge.CYCLIC, varint(0))
+    support("cyclic count above d", forge.CYCLIC, varint(11))
+    for inner in (forge.EVERY, forge.SEEDED, forge.KNOWN, forge.CYCLIC):
         support(f"known with extra indices in code {inner}", forge.KNOWN, varint(1) + bytes([inner]) + b"\1\0\0",
                 flags=forge.REFERENCE)  # fmt: skip
     support("known and an extra index beyond d", forge.KNOWN, varint(0) + bytes([forge.GOLOMB, 1]) + golomb([10], 3),

@@ -1,7 +1,7 @@
 """Values that poison.
 
-NaN and infinity through every float coding, scales and levels that are NaN, infinite, zero or negative, and scales
-whose grid leaves float32.
+NaN and infinity through every float coding, scales and levels that are NaN, infinite, zero or negative, scales
+whose grid leaves float32, and zero points beyond the alphabet.
 
 Must get Malformed; nothing that decodes may hold a number that is not finite.
 """
@@ -53,6 +53,24 @@ def attacks() -> None:
         refused(f"an alphabet of {n}", decoding(container(1, b"\1" + values)), gw.Malformed)
     values = bytes([forge.CENTRED]) + varint(2) + varint(2**48) + floats(1.0) + b"\0"
     refused("a block of 2^48", decoding(container(1, b"\1" + values)), gw.Malformed)
+    zero = bytes([forge.AFFINE]) + varint(5) + b"\0" + floats(1.0)
+    for z in (5, 7):
+        refused(f"zero point {z} of 5 symbols", decoding(container(1, b"\1" + zero + bytes([z, 0]))), gw.Malformed)
+    for z in (0x0A, 0x82):
+        refused(f"zero point's unused bits: {z:#x}", decoding(container(1, b"\1" + zero + bytes([z, 0]))), gw.Malformed)
+    refused("no zero point", decoding(container(1, b"\1" + zero)), gw.Truncated)
+    refused("no symbols", decoding(container(1, b"\1" + zero + b"\2")), gw.Truncated)
+    refused("a symbol beyond", decoding(container(1, b"\1" + zero + b"\2\5")), gw.Malformed)
+    for n, scale, z in ((256, 2e36, 0), (256, 2e36, 255), (2, INF, 0), (2, NAN, 1), (3, 0.0, 1), (2, -1.0, 0)):
+        values = bytes([forge.AFFINE]) + varint(n) + b"\0" + floats(scale) + pack([z], (n - 1).bit_length()) + b"\0"
+        refused(f"scale {scale} of {n} symbols about {z}", decoding(container(1, b"\1" + values)), gw.Malformed)
+    values = bytes([forge.AFFINE]) + varint(256) + varint(1) + floats(1.0, 2e36) + bytes([0, 0, 1, 1])
+    refused("scale 2e36 about 0 in the second block", decoding(container(2, b"\1" + values)), gw.Malformed)
+    values = bytes([forge.AFFINE]) + varint(256) + varint(1) + floats(*[1.0] * 100) + bytes(99)
+    refused("a zero point too few", decoding(container(100, b"\1" + values)), gw.Truncated)
+    for n in (0, 1, 65537):
+        values = bytes([forge.AFFINE]) + varint(n) + b"\0" + floats(1.0) + bytes(4)
+        refused(f"an affine alphabet of {n}", decoding(container(1, b"\1" + values)), gw.Malformed)
     for level in (NAN, INF, -INF, -1.0):
         values = bytes([forge.LEVELS]) + varint(2) + floats(1.0, level) + b"\0"
         refused(f"level {level}", decoding(container(1, b"\1" + values)), gw.Malformed)
@@ -76,9 +94,10 @@ def attacks() -> None:
     refused("factors of 2^32 numbers", decoding(container(2**32, b"\1" + values)), gw.Truncated)
     bitmap = bytes([forge.BITMAP, 15, forge.LOW_RANK]) + varint(2) + varint(1) + floats(1, 1, 1, 1)
     refused("factors on another support", decoding(container(4, bitmap)), gw.Malformed)
-    known = bytes([forge.KNOWN]) + varint(1) + b"\0" + bytes([forge.CENTRED]) + varint(2) + varint(1) + floats(1.0)
-    blob = container(1, known + b"\0", flags=forge.REFERENCE, reference=bytes(8))
-    refused("block scales on a known support", decoding(blob), gw.Malformed)
+    for kind in (forge.CENTRED, forge.AFFINE):
+        known = bytes([forge.KNOWN]) + varint(1) + b"\0" + bytes([kind]) + varint(2) + varint(1) + floats(1.0)
+        blob = container(1, known + b"\0\0", flags=forge.REFERENCE, reference=bytes(8))
+        refused(f"block scales of kind {kind} on a known support", decoding(blob), gw.Malformed)
     for weights in (NAN, INF, -INF, -1.0, struct.unpack("<d", b"\1" + bytes(5) + b"\xf8\x7f")[0]):
         blob = container(1, b"\0", flags=forge.DOWNLINK, sum_weights=weights)
         refused(f"sum of weights {weights}", decoding(blob), gw.Malformed)

@@ -18,6 +18,7 @@ def supports(count: int) -> list[tuple[str, bytes, int]]:
     return [
         ("every", bytes([forge.EVERY]), 0),
         ("seeded", bytes([forge.SEEDED]) + varint(count) + varint(1) + varint(0), 0),
+        ("cyclic", bytes([forge.CYCLIC]) + varint(count), 0),
         ("known", bytes([forge.KNOWN]) + varint(count) + b"\0", forge.REFERENCE),
         ("runs", bytes([forge.RUNS]) + varint(1) + golomb([0], 1) + golomb([count - 1], count), 0),
         (

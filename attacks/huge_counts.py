@@ -24,6 +24,7 @@ def attacks() -> None:
             (forge.SEGMENTS, varint(3) + varint(huge - 1) + varint(huge - 1) + some),
             (forge.BITMAP, b"\xff" * 50),
             (forge.SEEDED, varint(huge) + varint(0) + varint(0)),
+            (forge.CYCLIC, varint(huge)),
             (forge.KNOWN, varint(huge) + b"\0"),
         ):
             flags = forge.REFERENCE if codec == forge.KNOWN else 0

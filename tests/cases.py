@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ class Row:
         spec: the text that builds it; it must be the canonical text, i.e. ``str(gw.parse(spec)) == spec``.
         keyed: what its randomness depends on: ``None`` (deterministic), ``"client"`` (seed, round and client)
             or ``"round"`` (seed and round; the same for all clients).
+        scheduled: whether the round alone decides something, whatever the seed.
         density: where k = min(d, max(1, round(density * d))) bounds num_kept, per piece of ``scope``.
         scope: pieces the k rule is applied to: ``"model"``, ``"tensor"`` or a block length.
     """
 
     spec: str
     keyed: str | None = None
+    scheduled: bool = False
     density: float | None = None
     scope: str | int = "model"
 
@@ -46,6 +49,11 @@ COMPRESSORS = [
     Row("uniform(1, stochastic=True)", keyed="client"),
     Row("uniform(4, stochastic=True)", keyed="client"),
     Row("uniform(3, stochastic=True, scope=64)", keyed="client"),
+    Row("uniform(8, affine=True)"),
+    Row("uniform(1, affine=True)"),
+    Row("uniform(2, scope='model', affine=True)"),
+    Row("uniform(3, scope=64, affine=True)"),
+    Row("uniform(4, stochastic=True, affine=True)", keyed="client"),
     Row("topk(0.01)", density=0.01),
     Row("topk(0.3)", density=0.3),
     Row("topk(1.0)", density=1.0),
@@ -65,6 +73,8 @@ COMPRESSORS = [
     Row("topk(0.1) | uniform(8, stochastic=True)", keyed="client", density=0.1),
     Row("randk(0.2) | fp16()", keyed="client", density=0.2),
     Row("randk(0.2) | uniform(4, scope=64)", keyed="client", density=0.2),
+    Row("topk(0.1) | uniform(4, affine=True)", density=0.1),
+    Row("randk(0.2) | uniform(3, stochastic=True, scope=64, affine=True)", keyed="client", density=0.2),
     Row("randk(0.2, unbiased=True) | uniform(8, stochastic=True)", keyed="client", density=0.2),
     Row("dense() | uniform(6)"),
     Row("topk(num_bytes=150) | uniform(8)"),
@@ -101,6 +111,16 @@ COMPRESSORS = [
     Row("by_tensor(topk(0.05))"),
     Row("by_tensor(topk(0.1) | uniform(4), min_elements=1)"),
     Row("by_tensor(uniform(4, scope=7), others=topk(0.5) | uniform(3, scope=5), min_elements=2)"),
+    Row("tcs(0.1, 0.05)"),
+    Row("tcs(0.1, 0.02) | fractional(16)"),
+    Row("tcs(0.3, 0.3) | uniform(4)"),
+    Row("adaptopk(0.1, rounds=5)", scheduled=True),
+    Row("adaptopk(0.1, gamma=0.9, rounds=8, t_hat=2.0) | uniform(4)"),
+    Row("adaptopk_online(0.1, rounds=5)"),
+    Row("regtopk(0.1)", density=0.1),
+    Row("regtopk(0.1, mu=0.5, denominator='current', exponent=0.5, likelihood='gaussian') | uniform(8)", density=0.1),
+    Row("cyclic(0.1)", scheduled=True, density=0.1),
+    Row("cyclic(0.3) | uniform(4, scope=64)", scheduled=True, density=0.3),
     Row("ef21(topk(0.1))", density=0.1),
     Row("ef21(randk(0.2) | fp16())", keyed="client", density=0.2),
     Row("momentum_correction(topk(0.1) | uniform(4))", density=0.1),
@@ -108,6 +128,10 @@ COMPRESSORS = [
     Row("ef(threshold(0.5))"),
     Row("ef(topk(0.1) | fractional(16))", density=0.1),
     Row("ef(topk(0.1) | sign())", density=0.1),
+    Row("ef(tcs(0.1, 0.05) | fractional(16))"),
+    Row("ef(adaptopk(0.1, rounds=5))", scheduled=True),
+    Row("ef(regtopk(0.1) | uniform(4))", density=0.1),
+    Row("ef(cyclic(0.1))", scheduled=True, density=0.1),
     Row("ef(fixed(8, 1.0))"),
     Row("ef(powersgd(2))"),
     Row("ef(warmup(topk(0.1), 9))"),
@@ -117,6 +141,7 @@ COMPRESSORS = [
     Row("ef(topk(1.0))", density=1.0),
     Row("ef(topk(0.05, scope='tensor'), decay=0.9)", density=0.05, scope="tensor"),
     Row("ef(topk(0.1) | uniform(4))", density=0.1),
+    Row("ef(topk(0.1) | uniform(4, affine=True))", density=0.1),
     Row("ef(randk(0.2) | fp16())", keyed="client", density=0.2),
     Row("ef(randk(0.2, unbiased=True), unchecked=True)", keyed="client", density=0.2),
 ]
@@ -154,6 +179,11 @@ def _mixed(d: int) -> np.ndarray:
     return x
 
 
+def _skewed(d: int) -> np.ndarray:
+    """All but a few above zero."""
+    return (np.random.default_rng(d + 5).exponential(size=d) - 0.05).astype(np.float32)
+
+
 def _ties(d: int) -> np.ndarray:
     return np.where(np.arange(d) % 2, 1.0, -1.0).astype(np.float32)
 
@@ -167,12 +197,20 @@ UPDATES: dict[str, Callable[[int], np.ndarray]] = {
     "huge": _huge,
     "mixed": _mixed,
     "normal": _normal,
+    "skewed": _skewed,
     "ties": _ties,
 }
 
 SIZES = (0, 1, 7, 4096)
 LARGE = 1_000_000
-LARGE_SPECS = ("topk(0.01)", "ef(topk(0.01))", "topk(0.1) | uniform(4)", "randk(0.05)", "uniform(8)")
+
+
+@cache
+def update_of(name: str, d: int) -> np.ndarray:
+    """(d,) float32, read-only: made once, for making a million takes as long as compressing them."""
+    update = UPDATES[name](d)
+    update.setflags(write=False)
+    return update
 
 
 def model_layout(d: int) -> gw.Layout:

@@ -92,12 +92,12 @@ class Reader:
                 c = [y >> 64 ^ c[1] ^ k0, y % 2**64, x >> 64 ^ c[3] ^ k1, x % 2**64]
                 k0, k1 = (k0 + 0x9E3779B97F4A7C15) % 2**64, (k1 + 0xBB67AE8584CAA73B) % 2**64
             found.update((word * d >> 64, None) for word in c)
-        found = list(found)[: min(k, d - k)]
-        return sorted(found) if k <= d // 2 else sorted({*range(d)} - {*found})
+        return sorted({*range(d if k > d // 2 else 0)} ^ {*list(found)[: min(k, d - k)]})
 
     def support(self, codec, length, round_, reference):
-        if codec in (0, 1):
-            return list(range(length * codec))
+        if codec in (0, 1, 9):
+            k = self.varint(1, length) if codec == 9 else length * codec
+            return sorted((round_ * k + j) % length for j in range(k))
         if codec == 2:
             return self.golomb(self.varint(1, length), length)
         if codec == 3:
@@ -121,9 +121,8 @@ class Reader:
         elif codec == 7:
             k, b, cap = self.varint(1, length), self.varint(0, 32), self.varint(1, 255)
             quotients, low = self.symbols(2, k, cap + 1), self.fields(k, b)
-            for q, r in zip([q + self.varint() if q == cap else q for q in quotients], low, strict=True):
-                at += (q << b) + r + 1
-                out.append(at)
+            gaps = zip([q + self.varint() if q == cap else q for q in quotients], low, strict=True)
+            out = list(accumulate(((q << b) + r + 1 for q, r in gaps), initial=-1))[1:]
         else:
             assert codec == 8, "support codec"
             for left in reversed(range(self.varint(2))):
@@ -148,16 +147,18 @@ class Reader:
         k = len(indices)
         if kind < 3:
             return self.floats(kind, coder, k)
-        if kind == 3:
+        if kind in (3, 6):
             n, block = self.varint(2, 2**16), self.varint(0, 2**48 - 1)
             blocks = [i // block if block else 0 for i in indices]
-            scales = dict.fromkeys(blocks)
-            scales = dict(zip(scales, self.floats(0, 0, len(scales)), strict=True))
-            numbers = [scales[b] * (s - (n - 1) / 2) for b, s in zip(blocks, self.symbols(coder, k, n), strict=True)]
+            ranks = list(accumulate((a != b for a, b in pairwise(blocks)), initial=0))
+            scales = self.floats(0, 0, ranks[-1] + 1)
+            zeros = self.symbols(0, len(scales), n) if kind == 6 else [(n - 1) / 2] * len(scales)
+            numbers = [scales[i] * (s - zeros[i]) for i, s in zip(ranks, self.symbols(coder, k, n), strict=True)]
         elif kind == 4:
             table = self.floats(0, 0, self.varint(1, 2**15))
             numbers = [table[s // 2] * (-1) ** s for s in self.symbols(coder, k, 2 * len(table))]
         else:
+            assert kind == 5, "value kind"
             m, r = self.varint(1, k), self.varint(1)
             x = self.floats(0, coder, r * (m + k // m))
             rows = [x[i : i + r] for i in range(0, len(x), r)]
@@ -176,8 +177,7 @@ def read_container(blob, reference=None):
     header["packet"] = [source.varint(), source.varint()] if flags & 8 else None
     for _ in range(source.varint(2) if flags & 4 else 1):
         length = source.varint() if flags & 4 else header["d"]
-        piece = reference and reference[start : start + length]
-        indices = source.support(source.field(8), length, header["round"], piece)
+        indices = source.support(source.field(8), length, header["round"], (reference or [])[start : start + length])
         all_values += source.values(source.field(4), source.field(4), indices) if indices else []
         all_indices += [start + i for i in indices]
         start += length

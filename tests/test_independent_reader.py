@@ -15,7 +15,7 @@ import pytest
 import gradwire as gw
 import independent_reader as other
 from gradwire import files
-from gradwire.payload import Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
+from gradwire.payload import Cyclic, Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values
 from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
 
@@ -115,6 +115,8 @@ SUPPORTS = {
         (4000, 12_000),
     ),
     "seeded": Seeded(3000, 25, gw.Key(9, 4, 2, "support")),
+    "cyclic": Cyclic(3000, 700, 4),
+    "cyclic wrapped": Cyclic(300, 70, 4),
     "seeded shared": Seeded(300, 200, gw.Key(2**64 - 1, 4, None, "support")),
 }
 
@@ -152,7 +154,10 @@ def test_fresh_values(coder, size):
         made.append(Symbols(symbols, n, np.array([0.37], np.float32)))
         ranks = np.arange(size) // 10
         block = min(10, size)
-        made.append(Symbols(symbols, n, RNG.random(int(ranks[-1]) + 1).astype(np.float32) + np.float32(0.1), block))
+        scales = RNG.random(int(ranks[-1]) + 1).astype(np.float32) + np.float32(0.1)
+        made.append(Symbols(symbols, n, scales, block))
+        zeros = RNG.integers(0, n, scales.size).astype(np.uint16)
+        made += [Symbols(symbols, n, scales[:1], 0, zeros[:1]), Symbols(symbols, n, scales, block, zeros)]
     for p in (1, 2, 5):
         symbols = np.minimum(RNG.geometric(0.5, size) - 1, 2 * p - 1).astype(np.uint16)
         made.append(Levels(symbols, RNG.random(p).astype(np.float32)))

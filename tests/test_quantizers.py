@@ -71,6 +71,8 @@ def squared(x: np.ndarray) -> float:
         (lambda: qsgd(0), r"levels must be an integer in \[1, 32767\], got 0"),
         (lambda: qsgd(32768), "levels must be"),
         (lambda: qsgd(2.0), "levels must be"),
+        (lambda: uniform(8, affine=1), "affine must be True or False, got 1"),
+        (lambda: uniform(1, stochastic=True, affine=True), "bits must be 2 or more for an affine grid .*, got 1"),
         (lambda: sign(scope="layer"), "scope must be 'model', 'tensor' or a block length, got 'layer'"),
         (lambda: sign(scope=0), "scope must be an integer of 1 or more, got 0"),
         (lambda: fixed(1, 1.0), r"bits must be an integer in \[2, 16\], got 1"),
@@ -91,7 +93,17 @@ def test_parameters_are_checked(build, message):
 
 
 @pytest.mark.parametrize(
-    "spec", ["qsgd(4)", "sign()", "sign(scope=64)", "ternary()", "fixed(8, 0.5)", "fractional(16)", "uniform(2)"]
+    "spec",
+    [
+        "qsgd(4)",
+        "sign()",
+        "sign(scope=64)",
+        "ternary()",
+        "fixed(8, 0.5)",
+        "fractional(16)",
+        "uniform(2)",
+        "uniform(4, scope=64, affine=True)",
+    ],
 )
 def test_text_and_texts(spec):
     compressor = gw.parse(spec)
@@ -101,9 +113,9 @@ def test_text_and_texts(spec):
 
 
 def test_ef_takes_the_contractive_ones_alone():
-    for accepted in (sign(), fixed(8, 1.0), fractional(16), uniform(2)):
+    for accepted in (sign(), fixed(8, 1.0), fractional(16), uniform(2), uniform(2, affine=True)):
         gw.ef(gw.topk(0.01) | accepted)
-    for refused in (qsgd(4), ternary(), uniform(8, stochastic=True)):
+    for refused in (qsgd(4), ternary(), uniform(8, stochastic=True), uniform(8, stochastic=True, affine=True)):
         with pytest.raises(gw.ConfigError, match="contractive"):
             gw.ef(refused)
 
@@ -115,6 +127,8 @@ ALL = [
     *(qsgd(s) for s in (1, 5, 127, 32767)),
     *(uniform(bits) for bits in range(1, 9)),
     *(uniform(bits, stochastic=True, scope=scope) for bits, scope in ((1, "tensor"), (2, 4), (3, "model"), (8, 5))),
+    *(uniform(bits, scope=scope, affine=True) for bits, scope in ((1, 3), (2, "tensor"), (4, "model"), (8, 5))),
+    *(uniform(bits, stochastic=True, affine=True) for bits in (2, 8)),
     *(fixed(bits, clip) for bits, clip in ((2, 1.0), (8, 1e-20), (16, LARGEST), (16, 32767 * 2.0**-126))),
     *(fractional(p) for p in (1, 2, 3, 16, 32767, 32768)),
 ]
@@ -138,16 +152,19 @@ def test_any_input(compressor, x):
     arrived = sent(compressor, x)
     assert np.isfinite(arrived).all()
     guarantee = compressor.guarantee(x.size)
-    one_bit = isinstance(compressor, sign) or (isinstance(compressor, uniform) and compressor.bits == 1)
-    if isinstance(guarantee, gw.Contractive) and not (one_bit and np.abs(x).max() > LARGEST / 2):
+    # grids that end where float32 does, though they would go on
+    cut = isinstance(compressor, sign) or getattr(compressor, "affine", False) or getattr(compressor, "bits", 0) == 1
+    if isinstance(guarantee, gw.Contractive) and not (cut and np.abs(x).max() > LARGEST / 2):
         # a level is rounded to float32: 2^-24 relative, or half of the last denormal; a step among denormals is rounded
         # up by less than a unit, which the end of the grid has up to 127 times
         norm = squared(x)
         allowed = (1 - guarantee.delta) * norm * (1 + 1e-6) + 1e-12 * norm + x.size * (130 * UNIT) ** 2
         assert squared(arrived - x) <= allowed
     elif isinstance(guarantee, gw.Unbiased) and np.abs(x).max() <= LARGEST / 2:
-        # no point of the grid is above the norm; among denormals the step is rounded up by less than a unit
-        assert (np.abs(arrived) <= math.sqrt(squared(x)) * (1 + 1e-6) + 130 * UNIT).all()
+        # no point of the grid is above the norm, or above it by a step; among denormals the step is rounded up by less
+        # than a unit
+        beyond = 2 if getattr(compressor, "affine", False) else 1
+        assert (np.abs(arrived) <= beyond * math.sqrt(squared(x)) * (1 + 1e-6) + 260 * UNIT).all()
 
 
 @pytest.mark.parametrize("compressor", ALL, ids=str)
@@ -163,8 +180,10 @@ def test_zeros_and_numbers_on_any_support(compressor, support):
     for x in (np.zeros(17, np.float32), f32(*[0] * 5, 3, *[0] * 11), np.arange(-8, 9, dtype=np.float32)):
         arrived = sent(support | compressor, x, layout)
         assert np.isfinite(arrived).all()
-        zeros_arrive = isinstance(compressor, (uniform, sign)) and getattr(compressor, "bits", 1) <= 2
-        assert zeros_arrive or not arrived[x == 0].any()
+        no_zero = isinstance(compressor, sign) or (
+            isinstance(compressor, uniform) and compressor.bits <= 2 and not compressor.affine
+        )
+        assert no_zero or not arrived[x == 0].any()
 
 
 # --- uniform ----------------------------------------------------------------------------------------------------------
@@ -238,6 +257,135 @@ def test_denormal_grids_reach_the_largest():
     assert (off <= 5 * drawn.std(axis=0) / math.sqrt(2000) + 1e-9).all()
 
 
+# --- uniform, affine --------------------------------------------------------------------------------------------------
+
+
+def step_and_zero(bits: int, x: np.ndarray) -> tuple[Fraction, int]:
+    """The smallest step that reaches from min(x, 0) to max(x, 0), by trying every zero point in exact arithmetic."""
+    low, high = (Fraction(float(f(x, 0))) for f in (lambda x, z: min(x.min(), z), lambda x, z: max(x.max(), z)))
+    last = 2**bits - 1
+    tried = [
+        (max(-low / zero if zero else Fraction(0), high / (last - zero) if zero < last else Fraction(0)), zero)
+        for zero in range(last + 1)
+        if (zero or low == 0) and (zero < last or high == 0)
+    ]
+    return min(tried)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@settings(max_examples=60, deadline=None)
+@given(x=MODERATE_VECTORS)
+@example(x=f32(1, -1))
+@example(x=f32(3, 2.5, 1))
+@example(x=f32(-3, -2.5, -1))
+@example(x=f32(1, -(2.0**-20)))
+@example(x=f32(-(2.0**20), 2.0**-20))
+def test_affine_grid_is_the_finest_that_reaches(bits, x):
+    values = quantized(uniform(bits, affine=True), x)
+    assert isinstance(values, Symbols)
+    assert values.num_symbols == 2**bits
+    zero, scale = int(values.zero_points[0]), float(values.scales[0])
+    step = float(step_and_zero(bits, x)[0])
+    assert scale == pytest.approx(step, rel=1e-6, abs=UNIT)
+    numbers = values.numbers(Every(x.size)).astype(np.float64)
+    assert (np.abs(numbers - x) <= scale / 2 * (1 + 1e-4)).all(), "half a step"
+    assert not numbers[x == 0].any()
+    points = scale * (np.arange(2**bits) - zero)
+    assert 0.0 in points
+    nearest = np.abs(points[None, :] - x.astype(np.float64)[:, None]).min(axis=1)
+    assert (np.abs(numbers - x) <= nearest + 1e-5 * scale).all()
+
+
+@pytest.mark.parametrize("exponent", [-30, 0, 9])
+@pytest.mark.parametrize("zero", [0, 1, 100, 127, 128, 255])
+def test_affine_is_torchs_affine_quantizer(exponent, zero):
+    torch = pytest.importorskip("torch")
+    scale = 2.0**exponent
+    rng = np.random.default_rng(1)
+    ends = np.array([-zero, 255 - zero, 0.0])
+    # no ties: torch adds the zero point before it rounds them to even
+    x = (np.concatenate([rng.uniform(-zero, 255 - zero, 3000), ends]) * scale).astype(np.float32)
+    values = quantized(uniform(8, affine=True), x)
+    assert values.scales.tolist() == [scale]
+    assert values.zero_points.tolist() == [zero]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # deprecated in torch, and still the definition
+        tensor = torch.quantize_per_tensor(torch.from_numpy(x), scale, zero, torch.quint8)
+    assert np.array_equal(values.symbols, tensor.int_repr().numpy())
+    assert np.array_equal(values.numbers(Every(x.size)), tensor.dequantize().numpy())
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_affine_loses_less_of_skewed_numbers(bits, stochastic):
+    """Half the step or less: about a quarter of the squared error."""
+    rng = np.random.default_rng(bits)
+    symmetric, affine = (uniform(bits, stochastic=stochastic, affine=affine) for affine in (False, True))
+    for x in (rng.exponential(size=5000), -rng.random(5000), rng.exponential(size=5000) - 0.1):
+        x = x.astype(np.float32)
+        errors = [squared(sent(compressor, x) - x) for compressor in (symmetric, affine)]
+        assert errors[1] < 0.4 * errors[0]
+    x = np.abs(x)
+    assert quantized(affine, x).scales[0] == pytest.approx(x.max() / (2**bits - 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 8])
+def test_affine_takes_its_bits(bits):
+    x = np.random.default_rng(0).random(8000).astype(np.float32) + 1
+    for scope, num_scales in (("tensor", 1), (100, 80)):
+        info = gw.inspect(gw.encode(compress(uniform(bits, scope=scope, affine=True), x)))
+        assert info["values_bytes"] <= 1000 * bits + 4 * num_scales + -(-bits * num_scales // 8) + 5
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_affine_contraction_is_nearly_attained(bits):
+    """Both ends exact and all others half a step: d - 2 numbers of d - 1."""
+    half, d = 2 ** (bits - 1) - 1, 100_000
+    x = np.full(d, 0.5, np.float32)
+    x[:2] = half, -half
+    delta = uniform(bits, affine=True).guarantee(d).delta
+    assert delta == pytest.approx(1 / (1 + (d - 1) / (8 * half**2)))
+    assert squared(sent(uniform(bits, affine=True), x) - x) == pytest.approx((1 - delta) * squared(x), rel=2e-5)
+    assert uniform(bits, scope=10, affine=True).guarantee(1000) == uniform(bits, affine=True).guarantee(10)
+    assert delta > uniform(bits).guarantee(d).delta
+
+
+def test_one_affine_bit_keeps_the_farther_side():
+    assert sent(uniform(1, affine=True), f32(4, 1, 3, -3, 2.5, 0)).tolist() == [4, 0, 4, 0, 4, 0]
+    assert sent(uniform(1, affine=True), f32(-4, 1, -3, 3)).tolist() == [-4, 0, -4, 0]
+    x = f32(1, *[-1] * 7)
+    assert uniform(1, affine=True).guarantee(8) == gw.Contractive(1 / 8)
+    assert squared(sent(uniform(1, affine=True), x) - x) == 7
+
+
+def test_affine_scopes():
+    layout = gw.Layout.from_arrays({"a": np.zeros(4), "b": np.zeros(2)})
+    x = f32(3, 2.9, 0, 1.2, -20, -30)
+    assert sent(uniform(2, affine=True), x, layout).tolist() == [3, 3, 0, 1, -20, -30]
+    assert sent(uniform(2, scope="model", affine=True), x, layout).tolist() == [0, 0, 0, 0, -15, -30]
+    assert sent(uniform(2, scope=2, affine=True), x, layout) == pytest.approx([3, 3, 0, 1.2, -20, -30], rel=1e-6)
+    values = quantized(uniform(2, scope=2, affine=True), x)
+    assert values.zero_points.tolist() == [0, 0, 3]
+    some = values.take(np.array([0, 5]), Every(6))
+    assert some.scales.tolist() == values.scales[[0, 2]].tolist()
+    assert some.zero_points.tolist() == [0, 3]
+    assert values != Symbols(values.symbols, values.num_symbols, values.scales, values.block)
+
+
+def test_affine_at_the_ends_of_float32():
+    """max - min beyond float32, a grid that may not end where it would, and denormals."""
+    for bits in (2, 4, 8):
+        x = f32(LARGEST, -0.9 * LARGEST, 0, 1)
+        values = quantized(uniform(bits, affine=True), x)
+        numbers = values.numbers(Every(4)).astype(np.float64)
+        assert (np.abs(numbers - x) <= values.scales[0]).all()
+        x = f32(1e38, -0.9e38, 0, 1)
+        numbers = quantized(uniform(bits, affine=True), x).numbers(Every(4)).astype(np.float64)
+        assert (np.abs(numbers - x) <= 1e38 / (2**bits - 2) * (1 + 1e-6)).all()
+    x = f32(10, -9, 3, 1) * np.float32(UNIT)
+    assert sent(uniform(8, affine=True), x).tolist() == x.tolist()
+
+
 # --- sign -------------------------------------------------------------------------------------------------------------
 
 
@@ -278,6 +426,8 @@ def grid_scale(compressor: gw.Compressor, x: np.ndarray) -> float:
     """Step of the grid, from the definition."""
     if isinstance(compressor, qsgd):
         return math.sqrt(squared(x)) / compressor.levels
+    if isinstance(compressor, uniform) and compressor.affine:
+        return float(step_and_zero(compressor.bits, x)[0])
     largest = float(np.abs(x).max())
     return largest if isinstance(compressor, ternary) else largest / ((compressor.num_symbols - 1) / 2)
 
@@ -287,7 +437,8 @@ def variance(compressor: gw.Compressor, x: np.ndarray) -> float:
     scale = grid_scale(compressor, x)
     if scale == 0:
         return 0.0
-    shift = 0.5 if isinstance(compressor, uniform) and compressor.num_symbols % 2 == 0 else 0.0
+    centred = not getattr(compressor, "affine", False)
+    shift = 0.5 if isinstance(compressor, uniform) and compressor.num_symbols % 2 == 0 and centred else 0.0
     position = x.astype(np.float64) / scale + shift
     fraction = position - np.floor(position)
     return scale**2 * float((fraction * (1 - fraction)).sum())
@@ -297,6 +448,7 @@ RANDOM = [
     ternary(),
     *(qsgd(s) for s in (1, 2, 3, 7, 100, 32767)),
     *(uniform(bits, stochastic=True) for bits in (1, 2, 3, 4, 8)),
+    *(uniform(bits, stochastic=True, affine=True) for bits in (2, 3, 8)),
 ]
 
 

@@ -175,9 +175,9 @@ def test_bfloat16_matches_torch():
     num_symbols=st.integers(2, 300),
     step=st.floats(2.0**-6, 4, width=32),
 )
-def test_quantize_centred_gives_the_nearest_grid_point(x, num_symbols, step):
+def test_quantize_grid_gives_the_nearest_grid_point(x, num_symbols, step):
     values = np.array(x, np.float32)
-    symbols = ops.quantize_centred(values, np.array([step], np.float32), num_symbols, None)
+    symbols = ops.quantize_grid(values, np.array([step], np.float32), num_symbols, None)
     grid = np.float64(np.float32(step)) * (np.arange(num_symbols) - (num_symbols - 1) / 2)
     distance = np.abs(grid[symbols] - values.astype(np.float64))
     best = np.abs(grid[None, :] - values.astype(np.float64)[:, None]).min(axis=1)

@@ -35,6 +35,7 @@ from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unkno
 from gradwire.layout import Layout
 from gradwire.lowrank import powersgd
 from gradwire.papers.adaptopk import adaptopk, adaptopk_online
+from gradwire.papers.cyclic import cyclic
 from gradwire.papers.regtopk import regtopk
 from gradwire.papers.tcs import tcs
 from gradwire.payload import Part, Payload
@@ -89,6 +90,7 @@ __all__ = [
     "auto",
     "bf16",
     "by_tensor",
+    "cyclic",
     "decode",
     "decompress",
     "dense",

@@ -17,6 +17,7 @@ from gradwire.errors import ConfigError, StaleReference
 from gradwire.rng import Key
 
 __all__ = [
+    "Cyclic",
     "Every",
     "Explicit",
     "Factors",
@@ -51,7 +52,7 @@ class _Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Support(_Frozen):
-    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded.
+    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded, Cyclic, Known.
 
     Attributes:
         length: number of coordinates the part covers.
@@ -134,6 +135,32 @@ class Seeded(Support):
     def indices(self) -> NDArray[np.int64]:
         """(num_kept,) int64, increasing, relative to the start of the part."""
         return self._drawn
+
+
+@dataclass(frozen=True, eq=False)
+class Cyclic(Support):
+    """A window of coordinates that moves on by its width each round: no index travels.
+
+    Attributes:
+        count: its width, 1 to length.
+        round: the payload's round: the window starts at coordinate round * count modulo length, and goes on at 0
+            after the last coordinate.
+    """
+
+    count: int
+    round: int
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return self.count
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        start = self.round * self.count % self.length
+        wrapped = max(0, start + self.count - self.length)
+        return np.concatenate([np.arange(wrapped), np.arange(start, start + self.count - wrapped)]).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,21 +268,24 @@ class Floats(Values):
 
 @dataclass(frozen=True, eq=False)
 class Symbols(Values):
-    """Integers on an evenly spaced grid centred on zero.
+    """Integers on an evenly spaced grid, centred on zero or with a zero point.
 
-    Symbol s of n stands for ``scale * (s - (n - 1) / 2)``, computed in float32: n odd has an exact zero.
+    Symbol s of n stands for ``scale * (s - zero)``, computed in float32. The zero is (n - 1) / 2, so that n odd has an
+    exact zero; or it is the scale's zero point, one of the symbols.
 
     Attributes:
         symbols: (k,) uint16, each below ``num_symbols``.
         num_symbols: n >= 2.
         scales: (s,) float32 > 0: one for all, or one for each block that has a kept entry, in order.
         block: coordinates of the part a scale covers, or 0 for all of them.
+        zero_points: (s,) uint16, each below ``num_symbols``: the symbol of zero, or None for a centred grid.
     """
 
     symbols: NDArray[np.uint16]
     num_symbols: int
     scales: NDArray[np.float32]
     block: int = 0
+    zero_points: NDArray[np.uint16] | None = None
 
     @property
     def num_values(self) -> int:
@@ -265,21 +295,32 @@ class Symbols(Values):
     @property
     def num_bytes(self) -> int:
         """Bytes they take on the wire when nothing is entropy-coded."""
-        return -(-self.symbols.size * (self.num_symbols - 1).bit_length() // 8) + self.scales.nbytes
+        width = (self.num_symbols - 1).bit_length()
+        zeros = 0 if self.zero_points is None else self.zero_points.size
+        return -(-self.symbols.size * width // 8) + -(-zeros * width // 8) + self.scales.nbytes
 
     def take(self, chosen: NDArray[np.int64], support: Support) -> Symbols:
-        """Return some of the values, with the scales they need."""
-        scales = self.scales
+        """Return some of the values, with the scales and zero points they need."""
+        scales, zeros = self.scales, self.zero_points
         if self.block:
-            scales = scales[np.unique(block_ranks(support, self.block)[chosen])]
-        return Symbols(self.symbols[chosen], self.num_symbols, scales, self.block)
+            used = np.unique(block_ranks(support, self.block)[chosen])
+            scales, zeros = scales[used], None if zeros is None else zeros[used]
+        return Symbols(self.symbols[chosen], self.num_symbols, scales, self.block, zeros)
 
     def numbers(self, support: Support) -> NDArray[np.float32]:
         """Return (k,) float32: the grid points the symbols stand for."""
-        steps = self.symbols.astype(np.float32) - np.float32((self.num_symbols - 1) / 2)
-        if not self.block:
-            return steps * self.scales[0] if steps.size else steps
-        return steps * self.scales[block_ranks(support, self.block)]
+        scales, zeros = self.scales, self.zeros
+        if self.block:
+            ranks = block_ranks(support, self.block)
+            scales, zeros = scales[ranks], zeros[ranks]
+        return (self.symbols.astype(np.float32) - zeros) * scales
+
+    @property
+    def zeros(self) -> NDArray[np.float32]:
+        """(s,) float32: where zero is among the symbols, for each scale; between two of them on a centred even grid."""
+        if self.zero_points is None:
+            return np.full(self.scales.size, (self.num_symbols - 1) / 2, np.float32)
+        return self.zero_points.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -476,6 +517,8 @@ class Payload(_Frozen):
 
 
 def _same(a: object, b: object) -> bool:
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+            return False
         return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
     return bool(a == b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,13 @@ _NORMAL = 2.0**-126  # the smallest of full precision
 _LARGEST = float(np.finfo(np.float32).max)
 _LLOYD_ROUNDS = 8
 _MAX_LEVELS = 1 << 15
+
+
+class _Grids(NamedTuple):
+    """The grids of a part, one for each of its scales."""
+
+    steps: Vector  # (s,) float32 > 0
+    zero_points: NDArray[np.uint16] | None = None  # (s,): the symbol of zero; None: it is in the middle
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,26 +95,44 @@ class uniform(Quantizer):
     For one bit that is the scaled sign +-mean|x| of TCS Eq. (11); for two it is found by Lloyd's alternation.
     With stochastic rounding the grid ends at +-max|x| whatever the bits.
 
+    An affine grid has all 2^bits points, and one of them, the zero point, is zero: a point s is worth
+    step * (s - zero point). Of the grids that reach from min(x, 0) to max(x, 0) it is the one with the smallest step,
+    so that numbers of one sign alone have all points to themselves, and no number is off by more than half a step.
+    Two points cannot reach to both sides of zero: one bit keeps the side that goes farther, at its end or as zero, and
+    sends zero for the other side.
+
     Args:
         bits: 1 to 8 bits a number.
         stochastic: round up or down at random so that the expectation is exact.
         scope: what a scale covers: ``'tensor'``, ``'model'`` or a block of that many coordinates.
+        affine: a grid that follows the smallest and the largest number instead of a symmetric one; it takes ``bits``
+            more bits a scale.
 
     Raises:
-        ConfigError: on a value outside these.
+        ConfigError: on a value outside these, or one affine bit with stochastic rounding, whose expectation could
+            not be exact.
 
     Example:
-        >>> import gradwire as gw
+        >>> import numpy as np, gradwire as gw
         >>> gw.uniform(8, stochastic=True).guarantee(100).omega < 0.01
         True
+        >>> compressor = gw.uniform(2, affine=True)
+        >>> update = np.array([0.9, 2, 5.7, 4.2, -0.1], np.float32)
+        >>> payload, _ = compressor.compress(update, compressor.init(gw.Layout.flat(5)))
+        >>> [round(x, 2) for x in gw.decompress(payload).tolist()]
+        [0.0, 2.85, 5.7, 2.85, 0.0]
 
-    Source: glossary "Gradient Compression", quantized gradient communication; TCS (arXiv 2101.08837) Eq. (11).
-    Deviations: a step is at most the largest float32: one-bit grids end at half of it.
+    Source: glossary "Gradient Compression", quantized gradient communication; TCS (arXiv 2101.08837) Eq. (11);
+        Jacob et al. 2018 (arXiv 1712.05877), Eq. (1), for the affine grid.
+    Deviations: a grid ends at the largest float32 at most: one-bit grids at half of it, and of an affine one, whose
+        ends may lie up to a step beyond the numbers, the step shrinks where one would not be finite. Jacob et al.
+        take the step (max - min) / (2^bits - 1), which may leave one end half a step outside.
     """
 
     bits: int
     stochastic: bool = False
     scope: str | int = "tensor"
+    affine: bool = False
 
     summary: ClassVar[str] = "evenly spaced integers with a scale"
     citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
@@ -116,22 +141,25 @@ class uniform(Quantizer):
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 1, 8))
         check_flag("stochastic", self.stochastic)
         object.__setattr__(self, "scope", check_scope(self.scope))
+        check_flag("affine", self.affine)
+        if self.affine and self.stochastic and self.bits == 1:
+            raise ConfigError(f"bits must be 2 or more for an affine grid with stochastic rounding, got {self.bits}")
 
     @property
     def num_symbols(self) -> int:
-        """Grid points: odd, so that zero is one of them, except for one and two bits."""
-        return (1 << self.bits) - (1 if self.bits > 2 else 0)
+        """Grid points: 2^bits, or one less where a symmetric grid has zero among them."""
+        return (1 << self.bits) - (1 if self.bits > 2 and not self.affine else 0)
 
     def quantize(self, parts: list[Part], key: Key) -> list[Part]:
         """Round to the grid."""
         block = self.scope if isinstance(self.scope, int) else 0
         numbers = [p.numbers() for p in parts]
         if self.scope == "model":
-            scales = [self._scales(np.concatenate(numbers), None)] * len(parts)
+            grids = [self._grids(np.concatenate(numbers), None)] * len(parts)
         else:
-            scales = [self._scales(x, _ranks(p.support, block)) for x, p in zip(numbers, parts, strict=True)]
+            grids = [self._grids(x, _ranks(p.support, block)) for x, p in zip(numbers, parts, strict=True)]
         supports = [p.support for p in parts]
-        return _on_grid(supports, numbers, scales, self.num_symbols, block, key if self.stochastic else None)
+        return _on_grid(supports, numbers, grids, self.num_symbols, block, key if self.stochastic else None)
 
     def guarantee(self, d: int) -> Guarantee:
         """Tell what d numbers under one scale lose at most, with h = (num_symbols - 1) / 2 steps to the largest.
@@ -144,25 +172,38 @@ class uniform(Quantizer):
         Without a zero: at random, 1/4 a number for d - 1 zeros, Unbiased((d - 1) / 4 h^2). For one bit to nearest
         |x - q|^2 = |x|^2 - |x|_1^2 / d, hence Contractive(1 / d), attained by a single spike; for two Lloyd's
         alternation starts from there and no step of it loses.
+
+        An affine grid has h + 1 points to one side of zero and h to the other, h = 2^(bits - 1) - 1, or is more
+        uneven. With the smallest step one end of the numbers is a point, some a of them from zero, and the other end
+        lies b + t steps from zero, b whole and t <= 1, with a + b >= 2 h. So a^2 + b^2 >= 2 h^2; the end at b + t
+        loses no more than a number of t steps would; and all of the above holds of it and the d - 2 others with 2 h^2
+        in the place of h^2. For one bit the end is exact and all others may be lost: Contractive(1 / d), attained by
+        a number and d - 1 times its negative.
         """
         others = max(min(d, self.scope) if isinstance(self.scope, int) else d, 1) - 1
         half = (self.num_symbols - 1) / 2
+        square = 2 * math.floor(half) ** 2 if self.affine else half * half
         if not self.stochastic:
-            return Contractive(1 / (1 + others / (4 * half * half if self.bits > 2 else 1)))
-        if self.num_symbols % 2:
-            return Unbiased((math.sqrt(1 + others / (half * half)) - 1) / 2)
-        return Unbiased(others / (4 * half * half))
+            coarse = self.bits <= (1 if self.affine else 2)
+            return Contractive(1 / (1 + others / (1 if coarse else 4 * square)))
+        if self.affine or self.num_symbols % 2:
+            return Unbiased((math.sqrt(1 + others / square) - 1) / 2)
+        return Unbiased(others / (4 * square))
 
-    def _scales(self, numbers: Vector, ranks: NDArray[np.int64] | None) -> Vector:
-        """Grid step of all numbers together, or of each block: (s,) float32 > 0."""
-        magnitudes = np.abs(numbers)
+    def _grids(self, numbers: Vector, ranks: NDArray[np.int64] | None) -> _Grids:
+        """Grid of all numbers together, or of each block."""
         if ranks is None:
-            ranks = np.zeros(magnitudes.size, np.int64)
+            ranks = np.zeros(numbers.size, np.int64)
         num_scales = int(ranks[-1]) + 1
         half = (self.num_symbols - 1) / 2
+        starts = np.searchsorted(ranks, np.arange(num_scales))
+        if self.affine:
+            lowest, highest = (f.reduceat(numbers, starts) for f in (np.minimum, np.maximum))
+            return _affine_grids(np.maximum(-lowest, 0), np.maximum(highest, 0), self.num_symbols - 1)
+        magnitudes = np.abs(numbers)
         if self.bits <= 2 and not self.stochastic:
-            return _steps(_fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1)), half)
-        return _steps_to(np.maximum.reduceat(magnitudes, np.searchsorted(ranks, np.arange(num_scales))), half)
+            return _Grids(_steps(_fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1)), half))
+        return _Grids(_steps_to(np.maximum.reduceat(magnitudes, starts), half))
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,8 +285,8 @@ class qsgd(Quantizer):
         """Round to the grid, up or down at random."""
         numbers = [p.numbers() for p in parts]
         norms = [np.sqrt(np.sum(np.square(x, dtype=np.float64), keepdims=True)) for x in numbers]
-        scales = [_steps_to(norm, self.levels) for norm in norms]
-        return _on_grid([p.support for p in parts], numbers, scales, 2 * self.levels + 1, 0, key)
+        grids = [_Grids(_steps_to(norm, self.levels)) for norm in norms]
+        return _on_grid([p.support for p in parts], numbers, grids, 2 * self.levels + 1, 0, key)
 
     def guarantee(self, d: int) -> Guarantee:
         """Unbiased(sqrt(d) / s - 1) for s < sqrt(d) / 2, else Unbiased(d / 4 s^2).
@@ -279,8 +320,8 @@ class ternary(Quantizer):
     def quantize(self, parts: list[Part], key: Key) -> list[Part]:
         """Draw the signs."""
         numbers = [p.numbers() for p in parts]
-        scales = [_steps_to(np.abs(x).max(keepdims=True), 1) for x in numbers]
-        return _on_grid([p.support for p in parts], numbers, scales, 3, 0, key)
+        grids = [_Grids(_steps_to(np.abs(x).max(keepdims=True), 1)) for x in numbers]
+        return _on_grid([p.support for p in parts], numbers, grids, 3, 0, key)
 
     def guarantee(self, d: int) -> Guarantee:
         """Unbiased((sqrt(d) - 1) / 2): the variance is max|x| |x|_1 - |x|^2.
@@ -350,7 +391,7 @@ class fixed(Quantizer):
         scale = np.array([self.step], np.float32)
         end = scale[0] * np.float32(self._half)
         numbers = [np.clip(p.numbers(), -end, end) for p in parts]
-        return _on_grid([p.support for p in parts], numbers, [scale] * len(parts), self.num_symbols, 0, None)
+        return _on_grid([p.support for p in parts], numbers, [_Grids(scale)] * len(parts), self.num_symbols, 0, None)
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): every number moves towards zero or to its nearest point, and a small one becomes 0."""
@@ -445,7 +486,7 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
 def _on_grid(
     supports: list[Support],
     numbers: list[Vector],
-    scales: list[Vector],
+    grids: list[_Grids],
     num_symbols: int,
     block: int,
     key: Key | None,
@@ -456,28 +497,48 @@ def _on_grid(
         sizes = [x.size for x in numbers]
         dither = list(np.split(key.derive(purpose="dither").uniform(sum(sizes)), np.cumsum(sizes)[:-1]))
     out = []
-    for support, x, s, u in zip(supports, numbers, scales, dither, strict=True):
-        per_value = s[block_ranks(support, block)] if block else s
-        symbols = ops.quantize_centred(x, per_value, num_symbols, u)
-        out.append(Part(support, Symbols(symbols, num_symbols, s, block)))
+    for support, x, grid, u in zip(supports, numbers, grids, dither, strict=True):
+        scales, zeros = grid
+        if block:
+            ranks = block_ranks(support, block)
+            scales, zeros = scales[ranks], None if zeros is None else zeros[ranks]
+        symbols = ops.quantize_grid(x, scales, num_symbols, u, zeros)
+        out.append(Part(support, Symbols(symbols, num_symbols, grid.steps, block, grid.zero_points)))
     return out
 
 
-def _steps_to(ends: NDArray[np.floating], half: float) -> Vector:
-    """Steps of grids that reach ``ends`` in ``half`` steps: (s,) float32.
+def _affine_grids(below: Vector, above: Vector, last: int) -> _Grids:
+    """Grids of ``last`` steps that reach from -below to above, both (s,) and 0 or more, by the smallest step.
 
-    Among denormals the step is rounded up: the one nearest can be a third short, and what lies beyond a grid's end is
-    cut off.
+    With real numbers for zero points the smallest step would be (below + above) / last: it is one of the two integers
+    beside that zero point.
     """
-    steps = np.asarray(ends, np.float64) / half
-    return _steps(np.where(steps < _NORMAL, np.ceil(steps / _TINY) * _TINY, steps), half)
+    low, high = below.astype(np.float64), above.astype(np.float64)
+    if last == 1:
+        low, high = np.where(low > high, low, 0.0), np.where(low > high, 0.0, high)
+    split = last * low / np.maximum(low + high, _TINY)
+    zeros = np.clip([np.floor(split), np.ceil(split)], low > 0, last - (high > 0))
+    steps = np.maximum(low / np.maximum(zeros, 1), high / np.maximum(last - zeros, 1))
+    zero = np.where(steps[0] <= steps[1], zeros[0], zeros[1])
+    half = np.maximum(zero, last - zero)
+    return _Grids(_steps(_whole_units(steps.min(axis=0)), half), zero.astype(np.uint16))
 
 
-def _steps(steps: NDArray[np.float64], half: float) -> Vector:
+def _steps_to(ends: NDArray[np.floating], half: float) -> Vector:
+    """Steps of grids that reach ``ends`` in ``half`` steps: (s,) float32."""
+    return _steps(_whole_units(np.asarray(ends, np.float64) / half), half)
+
+
+def _whole_units(steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round steps among denormals up: the one nearest can be a third short, and beyond a grid's end all is cut off."""
+    return np.where(steps < _NORMAL, np.ceil(steps / _TINY) * _TINY, steps)
+
+
+def _steps(steps: NDArray[np.float64], half: float | NDArray[np.float64]) -> Vector:
     """Round steps to float32 > 0 whose grid, ``half`` steps to either side, is finite."""
-    step = np.clip(steps, _TINY, _LARGEST / max(half, 1.0)).astype(np.float32)
+    step = np.clip(steps, _TINY, _LARGEST / np.maximum(half, 1.0)).astype(np.float32)
     with np.errstate(over="ignore"):
-        overflows = np.isinf(step * np.float32(half))
+        overflows = np.isinf(step * np.asarray(half, np.float32))
     return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Make the golden files of tests/golden/v1: ``python tests/golden/make_golden.py [--force]``.
+"""Make the golden files of tests/golden/v1 that are not there yet: ``python tests/golden/make_golden.py [--force]``.
 
 A file NAME.blob is a container and NAME.gw a .gw file; expected.json says what each holds: indices as ``0-3 7``, and
 the bits of the values as ``3f800000 bf800000*2``. Most are written by attacks/forge.py, a writer of its own, so that
@@ -28,8 +28,8 @@ from gradwire.client import reference_digest  # noqa: E402
 from gradwire.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
-SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments"]
-KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank"]
+SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic"]
+KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine"]
 CODERS = ["packed", "huffman", "ans", "rle"]
 
 contents: dict[str, bytes] = {}
@@ -122,6 +122,17 @@ def supports():
         indices, numbers = key.choice(d, k).tolist(), [f32(rng.gauss(0, 1)) for _ in range(k)]
         part = bytes([4]) + forge.varint(k) + forge.varint(seed) + forge.varint(client) + plain(numbers)
         add(f"support-seeded-{name}", forge.container(d, part, round=2**40), [(4, 0)], d, indices, numbers, round=2**40)
+
+    for name, d, k, round_ in (
+        ("start", 50, 7, 0),
+        ("inside", 50, 7, 3),
+        ("wrapped", 50, 7, 2**40 + 1),
+        ("whole", 5, 5, 8),
+    ):
+        indices = sorted((round_ * k + j) % d for j in range(k))
+        numbers = [f32(rng.gauss(0, 1)) for _ in range(k)]
+        blob = forge.container(d, bytes([9]) + forge.varint(k) + plain(numbers), round=round_)
+        add(f"support-cyclic-{name}", blob, [(9, 0)], d, indices, numbers, round=round_)
 
 
 def segments(indices):
@@ -243,6 +254,25 @@ def values():
     add("values-block-scales", forge.container(72, part), [(2, 3)], 72, indices, numbers)
 
 
+def affine():
+    rng = random.Random(3)
+    scale = f32(0.3)
+    for n, zero, coder in ((16, 3, 0), (16, 15, 1), (256, 40, 2), (3, 0, 3), (2, 1, 0), (65536, 60000, 0)):
+        symbols = [min(n - 1, int(rng.expovariate(5 / n))) for _ in range(40)]
+        part = bytes([1, 6 + 16 * coder]) + forge.varint(n) + b"\0" + forge.floats(scale)
+        part += forge.pack([zero], (n - 1).bit_length()) + symbol_stream(coder, symbols, n)
+        numbers = [f32(scale * (s - zero)) for s in symbols]
+        name = f"values-affine-{n}-{CODERS[coder]}"
+        add(name, forge.container(40, part), [(1, 6 + 16 * coder)], 40, range(40), numbers)
+    indices = [0, 7, 8, 9, 31, 70]
+    scales, zeros = [1.0, 0.5, f32(1e-40), f32(1e38)], [0, 4, 2, 1]
+    ranks, symbols = [0, 0, 1, 1, 2, 3], [0, 4, 2, 4, 3, 4]
+    part = bytes([2]) + forge.varint(6) + forge.golomb(forge.gaps_of(indices), 8) + bytes([6]) + forge.varint(5)
+    part += forge.varint(8) + forge.floats(*scales) + forge.pack(zeros, 3) + forge.pack(symbols, 3)
+    numbers = [f32(scales[r] * (s - zeros[r])) for r, s in zip(ranks, symbols, strict=True)]
+    add("values-affine-blocks", forge.container(72, part), [(2, 6)], 72, indices, numbers)
+
+
 # the container's other fields
 
 
@@ -313,6 +343,8 @@ def made():
         record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(x, round=6))
     for number, blob in enumerate(gw.Client(gw.topk(0.1), layout).packets(x, 80)[:2]):
         record(f"made-packet-{number}", blob)
+    for name, spec in (("affine", "uniform(4, affine=True)"), ("affine-blocks", "uniform(3, scope=64, affine=True)")):
+        record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(abs(x) - 0.5, round=6))
     server = gw.Server(gw.dense(), layout, downlink=gw.topk(0.05))
     for client_id in range(2):
         client = gw.Client(gw.topk(0.1), layout, client_id=client_id)
@@ -376,20 +408,22 @@ def gw_files():
 
 
 def main():
-    if V1.exists() and any(V1.iterdir()) and "--force" not in sys.argv[1:]:
-        sys.exit(f"{V1} holds files already: golden files are made once; --force replaces them")
-    for make in (supports, known, values, structure, made, gw_files):
+    for make in (supports, known, values, affine, structure, made, gw_files):
         make()
     V1.mkdir(exist_ok=True)
-    for old in V1.iterdir():
-        old.unlink()
+    before = {path.name: path.read_bytes() for path in V1.iterdir() if path.suffix in (".blob", ".gw")}
+    changed = sorted(name for name, data in before.items() if contents.get(name) != data)
+    if changed and "--force" not in sys.argv[1:]:
+        sys.exit(f"golden files are made once, these would change: {', '.join(changed)}; --force replaces them")
+    for name in before:
+        (V1 / name).unlink()
     for name, data in contents.items():
         assert len(data) < 4096, (name, len(data))
         (V1 / name).write_bytes(data)
     (V1 / "expected.json").write_text(
         "{\n" + ",\n".join(f"{json.dumps(n)}: {json.dumps(f)}" for n, f in sorted(facts.items())) + "\n}\n"
     )
-    print(f"{len(contents)} files, {sum(map(len, contents.values()))} bytes")
+    print(f"{len(contents)} files, {sum(map(len, contents.values()))} bytes, {len(contents) - len(before)} new")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ __all__ = [
     "join_float32",
     "normalise_frequencies",
     "pack",
-    "quantize_centred",
+    "quantize_grid",
     "split_float32",
     "topk",
     "unpack",
@@ -187,14 +187,15 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
     return reference.pack(symbols, width)
 
 
-def quantize_centred(
+def quantize_grid(
     values: NDArray[np.float32],
     scales: NDArray[np.float32],
     num_symbols: int,
     dither: NDArray[np.float32] | None,
+    zero_points: NDArray[np.uint16] | None = None,
 ) -> NDArray[np.uint16]:
-    """Round values to the grid ``scale * (s - (n - 1) / 2)``, s = 0 .. n - 1."""
-    return reference.quantize_centred(values, scales, num_symbols, dither)
+    """Round values to the grid ``scale * (s - zero)``, s = 0 .. n - 1, zero a zero point or (n - 1) / 2."""
+    return reference.quantize_grid(values, scales, num_symbols, dither, zero_points)
 
 
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

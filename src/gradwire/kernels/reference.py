@@ -32,7 +32,7 @@ __all__ = [
     "huffman_encode",
     "join_float32",
     "pack",
-    "quantize_centred",
+    "quantize_grid",
     "split_float32",
     "topk",
     "unpack",
@@ -63,30 +63,33 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate([above, ties]))
 
 
-def quantize_centred(
+def quantize_grid(
     values: NDArray[np.float32],
     scales: NDArray[np.float32],
     num_symbols: int,
     dither: NDArray[np.float32] | None,
+    zero_points: NDArray[np.uint16] | None = None,
 ) -> NDArray[np.uint16]:
-    """Round values to the grid ``scale * (s - (n - 1) / 2)``, s = 0 .. n - 1.
+    """Round values to the grid ``scale * (s - zero)``, s = 0 .. n - 1.
 
     Args:
         values: (k,) float32.
         scales: (k,) or (1,) float32 > 0: the grid step of each value.
         num_symbols: n >= 2.
         dither: (k,) float32 in [0, 1) for stochastic rounding (floor after adding it), or None for the
-            nearest grid point (ties to even where n is odd, upwards where it is even).
+            nearest grid point (ties to even where zero is a point of the grid, upwards where it is not).
+        zero_points: (k,) or (1,) uint16: the symbol of zero; None: zero is in the middle, (n - 1) / 2.
 
     Returns:
         (k,) uint16 symbols.
     """
     position = values / scales
-    if num_symbols % 2:
+    if num_symbols % 2 or zero_points is not None:
         rounded = np.rint(position) if dither is None else np.floor(position + dither)
     else:
         rounded = np.floor(position) if dither is None else np.floor(position - np.float32(0.5) + dither)
-    symbols: NDArray[np.uint16] = np.clip(rounded + np.float32(num_symbols // 2), 0, num_symbols - 1).astype(np.uint16)
+    zero = np.float32(num_symbols // 2) if zero_points is None else zero_points
+    symbols: NDArray[np.uint16] = np.clip(rounded + zero, 0, num_symbols - 1).astype(np.uint16)
     return symbols
 
 

@@ -1,4 +1,4 @@
-"""RegTop-k: entries that other clients cancelled last time are passed over; and cyclic, the control it needs."""
+"""RegTop-k: entries that other clients cancelled last time are passed over."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
-from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Known, Seeded, Support
+from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Every, Explicit, Known, Seeded, Support
 from gradwire.rng import Key
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
 from gradwire.wire.golomb import golomb_parameter, read_golomb
@@ -23,7 +23,7 @@ from gradwire.wire.segments import choose_segments
 
 __all__ = ["NAMES", "decode_support", "encode_support"]
 
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS = range(9)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
 NAMES = {
     NONE: "none",
     EVERY: "every",
@@ -34,6 +34,7 @@ NAMES = {
     RUNS: "runs",
     ENTROPY: "entropy",
     SEGMENTS: "segments",
+    CYCLIC: "cyclic",
 }
 _MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
 _RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
@@ -58,6 +59,8 @@ def encode_support(support: Support) -> tuple[int, bytes]:
     if isinstance(support, Seeded):
         client = 0 if support.key.client is None else support.key.client + 1
         return SEEDED, varint(support.count) + varint(support.key.seed) + varint(client)
+    if isinstance(support, Cyclic):
+        return CYCLIC, varint(support.count)
     cuts = support.cuts if isinstance(support, Explicit) else ()
     return _encode_explicit(support.length, support.indices, cuts)
 
@@ -218,7 +221,7 @@ def decode_support(codec: int, length: int, round: int, reader: Reader, limits: 
     Args:
         codec: the codec's number.
         length: number of coordinates of the part.
-        round: the payload's round, which seeded supports are drawn for.
+        round: the payload's round, which seeded supports are drawn for and cyclic ones have moved to.
         reader: where its bytes start; moved past them.
         limits: what to refuse.
 
@@ -237,10 +240,15 @@ def decode_support(codec: int, length: int, round: int, reader: Reader, limits: 
         if count == 0:
             raise Malformed("seeded support needs a count of 1 or more, got 0")
         return Seeded(length, count, Key(seed, round, client - 1 if client else None, SUPPORT_PURPOSE))
+    if codec == CYCLIC:
+        count = reader.varint("number of indices", below=length + 1)
+        if count == 0:
+            raise Malformed("cyclic support needs a count of 1 or more, got 0")
+        return Cyclic(length, count, round)
     if codec == KNOWN:
         count = reader.varint("number of known indices", below=length + 1)
         inner = reader.byte("codec of extra indices")
-        if inner in (EVERY, SEEDED, KNOWN):
+        if inner in (EVERY, SEEDED, KNOWN, CYCLIC):
             raise Malformed(f"extra indices cannot be coded as {NAMES[inner]}")
         extra = _decode_explicit(inner, length, reader, limits)
         return Known(length, count, extra.chosen)

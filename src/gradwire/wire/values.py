@@ -19,7 +19,7 @@ from gradwire.wire.reader import Reader, varint
 
 __all__ = ["decode_values", "encode_values", "name_of"]
 
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK = range(6)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE = range(7)
 _KINDS = {
     FLOAT32: "float32",
     FLOAT16: "float16",
@@ -27,6 +27,7 @@ _KINDS = {
     CENTRED: "centred",
     LEVELS: "levels",
     LOW_RANK: "low_rank",
+    AFFINE: "affine",
 }
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
@@ -56,7 +57,10 @@ def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
     if isinstance(values, Symbols):
         head = varint(values.num_symbols) + varint(values.block) + values.scales.astype("<f4").tobytes()
         number, stream = encode_symbols(values.symbols, values.num_symbols, coder)
-        return CENTRED | number << 4, head + stream
+        if values.zero_points is None:
+            return CENTRED | number << 4, head + stream
+        zeros = encode_symbols(values.zero_points, values.num_symbols, "packed")[1]
+        return AFFINE | number << 4, head + zeros + stream
     if isinstance(values, Levels):
         head = varint(values.levels.size) + values.levels.astype("<f4").tobytes()
         number, stream = encode_symbols(values.symbols, 2 * values.levels.size, coder)
@@ -93,8 +97,8 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         raise LimitExceeded(
             f"{support.num_kept} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte"
         )
-    if kind == CENTRED:
-        return _decode_centred(coder, support, reader, limits)
+    if kind in (CENTRED, AFFINE):
+        return _decode_grid(kind, coder, support, reader, limits)
     if kind == LEVELS:
         return _decode_levels(coder, support, reader, limits)
     return _decode_floats(kind, coder, support.num_kept, reader, limits)
@@ -184,7 +188,7 @@ def _decode_factors(coder: int, support: Support, reader: Reader, limits: Limits
 # symbols on a grid or in a table
 
 
-def _decode_centred(coder: int, support: Support, reader: Reader, limits: Limits) -> Symbols:
+def _decode_grid(kind: int, coder: int, support: Support, reader: Reader, limits: Limits) -> Symbols:
     num_symbols = reader.varint("number of symbols", below=2**16 + 1)
     if num_symbols < 2:
         raise Malformed(f"number of symbols must be 2 or more, got {num_symbols}")
@@ -196,14 +200,16 @@ def _decode_centred(coder: int, support: Support, reader: Reader, limits: Limits
         reader.need(4, "scales")
         num_scales = int(block_ranks(support, block)[-1]) + 1
     scales = np.frombuffer(reader.take(4 * num_scales, "scales"), "<f4").astype(np.float32)
+    zero_points = decode_symbols(PACKED, num_scales, num_symbols, reader, limits) if kind == AFFINE else None
+    zeros = np.float32((num_symbols - 1) / 2) if zero_points is None else zero_points.astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        largest = scales * np.float32((num_symbols - 1) / 2)
+        largest = scales * np.maximum(zeros, np.float32(num_symbols - 1) - zeros)
     if not (np.isfinite(largest).all() and (scales > 0).all()):
         raise Malformed("scales must be positive and finite over the whole grid")
     symbols = decode_symbols(coder, support.num_kept, num_symbols, reader, limits)
     if int(symbols.max()) >= num_symbols:
         raise Malformed(f"symbols must be below {num_symbols}, got {int(symbols.max())}")
-    return Symbols(symbols, num_symbols, scales, block)
+    return Symbols(symbols, num_symbols, scales, block, zero_points)
 
 
 def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits) -> Levels:

@@ -1,0 +1,64 @@
+"""Cyclic: a support that all clients share and that moves on each round, the control RegTop-k needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from gradwire.checks import check_density
+from gradwire.compressor import Round, State, Vector
+from gradwire.guarantee import Contractive, Guarantee
+from gradwire.payload import Cyclic, Floats, Part
+from gradwire.pipeline import Sparsifier
+from gradwire.sparsify import num_kept_of, part_at
+
+__all__ = ["cyclic"]
+
+
+@dataclass(frozen=True, repr=False)
+class cyclic(Sparsifier):
+    """Send the k coordinates whose turn it is, the same for all clients: no index travels.
+
+    Round t sends coordinates t k to (t + 1) k - 1, modulo d: each is sent once in d / k rounds. With error feedback
+    nothing is lost, only late, and since all clients send the same coordinates, their mean has no more entries than one
+    of them sent.
+
+    Args:
+        density: k / d in (0, 1], k as for topk.
+
+    Raises:
+        ConfigError: on a density outside (0, 1].
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> client = gw.Client(gw.cyclic(0.5), gw.Layout.flat(4))
+        >>> update = np.array([1, 2, 3, 4], np.float32)
+        >>> [gw.decompress(gw.decode(client.compress(update, round=t))).tolist() for t in (0, 1)]
+        [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 3.0, 4.0]]
+
+    Source: the control for RegTop-k (arXiv 2501.05633): all supports equal, as they become there, and nothing to agree
+        on.
+    Deviations: none.
+    """
+
+    density: float
+
+    summary: ClassVar[str] = "the k coordinates whose turn it is, shared by all, no indices sent"
+    citation: ClassVar[str] = "a control for RegTop-k, arXiv:2501.05633"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", check_density(self.density))
+
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
+        """Take the round's window."""
+        d = update.size
+        if d == 0:
+            return [part_at(update, np.empty(0, np.int64))]
+        support = Cyclic(d, num_kept_of(self.density, d), round.index)
+        return [Part(support, Floats(update[support.indices]))]
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(0): what is sent is sent whole, but it may be small."""
+        return Contractive(1.0 if self.density == 1 else 0.0)
