@@ -113,10 +113,18 @@ def test_small_models_are_batched_by_default_and_large_ones_and_batchnorm_are_no
     assert not Trainer(images, nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3072, 2))).batched
 
 
-def test_batchnorm_in_one_batch_is_refused():
+def test_batchnorm_in_one_batch_gives_the_same_updates_and_statistics():
     images = tiny_task("cifar10", (3, 8, 8))
-    with pytest.raises(ConfigError, match="running statistics"):
-        Trainer(images, build_model("resnet18", images, 0), batched=True)
+    layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)]
+    batches = some_batches(3, 4, 5, len(images.train_inputs))
+    updates = []
+    for batched in (True, False):
+        torch.manual_seed(0)
+        trainer = Trainer(images, nn.Sequential(*layers), batched=batched, weight_decay=0.1)
+        start = trainer.initial() if not updates else start
+        updates.append(trainer.local_updates(start, batches, 0.1)[0])
+    np.testing.assert_allclose(*updates, rtol=0, atol=2e-5 * np.abs(updates[1]).max())
+    assert np.abs(updates[0][:, trainer.layout.num_parameters :]).min() > 0
 
 
 # ---- closed forms

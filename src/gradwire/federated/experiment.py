@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gradwire.compressor import Compressor
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
@@ -43,6 +43,12 @@ class Experiment(BaseModel):
         local_steps: local SGD steps in a round (H).
         batch_size: examples to a local step.
         learning_rate: of local SGD, or None for the task's own.
+        warmup_rounds: rounds in which the learning rate rises in a straight line to that.
+        warmup_from: what it rises from, as a share of it.
+        milestones: shares of the rounds, each of which divides the learning rate by 10 when it is over.
+        weight_decay: of local SGD.
+        augment: whether images are shifted and mirrored at random.
+        precision: ``float32`` or ``bfloat16``, of training alone.
         partition: ``iid``, ``dirichlet:A``, ``shards:S`` or ``natural``.
         seeds: each method is run once with each.
         device: a torch device.
@@ -60,6 +66,12 @@ class Experiment(BaseModel):
     local_steps: int = Field(default=5, ge=1)
     batch_size: int = Field(default=32, ge=1)
     learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    warmup_rounds: int = Field(default=0, ge=0)
+    warmup_from: float = Field(default=0.2, gt=0, le=1)
+    milestones: list[float] = Field(default=[])
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    augment: bool = False
+    precision: Literal["float32", "bfloat16"] = "float32"
     partition: str = "iid"
     seeds: list[int] = Field(default=[0], min_length=1)
     device: str = "cpu"
@@ -135,6 +147,14 @@ class Experiment(BaseModel):
     def step_size(self) -> float:
         """The learning rate used: the one given, or the task's own."""
         return self.learning_rate if self.learning_rate is not None else _LEARNING_RATES.get(self.data, 0.1)
+
+    def step_size_at(self, round: int) -> float:
+        """The learning rate of a round (0-based): warm-up and milestones included."""
+        factor = 1.0
+        if round < self.warmup_rounds:
+            factor = self.warmup_from + (1 - self.warmup_from) * round / self.warmup_rounds
+        passed = sum(round >= share * self.rounds for share in self.milestones)
+        return self.step_size * factor / 10.0**passed
 
     def evaluates(self, round: int) -> bool:
         """Whether the model is evaluated after a round (0-based)."""

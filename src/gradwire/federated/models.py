@@ -1,4 +1,4 @@
-"""The models the simulator trains, deterministic from a seed; all but resnet18 run under ``torch.vmap``."""
+"""The models the simulator trains, deterministic from a seed; all run under ``torch.vmap``."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def build_model(name: str, task: Task, seed: int) -> nn.Module:
 
     Args:
         name: one of ``MODEL_NAMES``: mlp (one hidden layer), cnn (MNIST: two convolutions, else three with
-            GroupNorm), resnet18 (the CIFAR variant: 3 x 3 stem, no max-pool, BatchNorm), char_transformer
-            (two causal layers).
+            GroupNorm), small_cnn (three strided convolutions with GroupNorm), resnet18 (the CIFAR variant: 3 x 3 stem,
+            no max-pool, BatchNorm), char_transformer (two causal layers).
         task: only the shape and dtype of its inputs and its number of classes are used.
         seed: 0 <= seed < 2**63.
 
@@ -165,6 +165,18 @@ def _cnn(task: Task) -> nn.Module:
     return nn.Sequential(*stages)
 
 
+def _small_cnn(task: Task) -> nn.Module:
+    channels, height, width = _image_shape("small_cnn", task)
+    stages: list[nn.Module] = []
+    before = channels
+    for after in (32, 64, 64):
+        stages += [nn.Conv2d(before, after, 3, 2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
+        before = after
+    num_features = before * -(-height // 8) * -(-width // 8)
+    stages += [nn.Flatten(), nn.Linear(num_features, 64), nn.ReLU(), nn.Linear(64, task.num_classes)]
+    return nn.Sequential(*stages)
+
+
 class _ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut."""
 
@@ -260,6 +272,7 @@ def _char_transformer(task: Task) -> nn.Module:
 _BUILDERS: dict[str, Callable[[Task], nn.Module]] = {
     "mlp": _mlp,
     "cnn": _cnn,
+    "small_cnn": _small_cnn,
     "resnet18": _resnet18,
     "char_transformer": _char_transformer,
 }

@@ -18,7 +18,7 @@ from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
 from gradwire.federated.partition import parse_partition
 from gradwire.federated.tasks import Task
-from gradwire.federated.train import Trainer, draw_batches
+from gradwire.federated.train import Trainer, draw_batches, draw_shifts
 from gradwire.rng import Key
 from gradwire.server import Server
 from gradwire.sparsify import dense
@@ -124,7 +124,12 @@ class Simulation:
         self.compressor = compressor
         self.seed = seed
         self.trainer = Trainer(
-            task, build_model(experiment.model or task.default_model, task, seed), experiment.device, batched
+            task,
+            build_model(experiment.model or task.default_model, task, seed),
+            experiment.device,
+            batched,
+            experiment.weight_decay,
+            experiment.precision,
         )
         self.layout = self.trainer.layout
         self.shards = parse_partition(experiment.partition).split(
@@ -166,7 +171,10 @@ class Simulation:
             draw_batches(shard, Key(self.seed, index, i), e.local_steps, e.batch_size)
             for i, shard in enumerate(self.shards)
         ]
-        updates, losses = self.trainer.local_updates(self.model, batches, e.step_size)
+        shifts = None
+        if e.augment:
+            shifts = [draw_shifts(Key(self.seed, index, i), e.local_steps, e.batch_size) for i in range(e.clients)]
+        updates, losses = self.trainer.local_updates(self.model, batches, e.step_size_at(index), shifts)
         blobs: list[bytes] = []
         with watch:
             for client, update, weight in zip(self.clients, updates, self.weights, strict=True):

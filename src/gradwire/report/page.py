@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import hashlib
-import json
-import os
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gradwire.errors import BackendUnavailable, ConfigError
-from gradwire.report import plots, tables
+from gradwire.report import offline, plots, tables
 from gradwire.report.bars import Style
 from gradwire.report.load import (
     RoundPoint,
@@ -56,7 +49,7 @@ def build_report(directory: Path) -> Path:
     page = render(summary, read_metrics(directory), source=str(directory / "summary.json"))
     path = directory / _NAME
     # Lone surrogates are valid in JSON strings and have no UTF-8.
-    _replace(path, page.encode("utf-8", errors="backslashreplace"))
+    offline.replace_file(path, page.encode("utf-8", errors="backslashreplace"))
     return path
 
 
@@ -82,13 +75,13 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
     figures = plots.build_figures(rows, points, styles, experiment.get("num_parameters"))
     several_seeds = any(len(row.seeds) > 1 for row in rows)
 
-    template, markup = _template()
+    environment, markup = offline.environment()
     plotly_js = plots.plotly_js().replace("</script", "<\\/script") if figures else ""
-    page_js = _resource("page.js")
+    page_js = offline.resource("page.js")
     return str(
-        template.render(
+        environment.get_template("page.html.j2").render(
             title=_title(experiment),
-            policy=_policy(plotly_js, page_js),
+            policy=offline.policy(plotly_js, page_js),
             verdict=tables.verdict(rows),
             settings=_settings(experiment, rows),
             notes=_notes(rows, runs, points),
@@ -100,8 +93,8 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
                 for position, (method, style) in enumerate(styles.items())
             ],
             figures=figures,
-            figures_json=markup(_script_json(figures)),
-            css=markup(_resource("page.css")),
+            figures_json=markup(offline.script_json(figures)),
+            css=markup(offline.resource("page.css")),
             plotly_js=markup(plotly_js),
             page_js=markup(page_js),
         )
@@ -114,47 +107,8 @@ def import_report() -> None:
     Raises:
         BackendUnavailable: plotly or jinja2 is not installed.
     """
-    _template()
+    offline.environment()
     plots.plotly_js()
-
-
-def _template() -> tuple[Any, Any]:
-    try:
-        import jinja2
-        import markupsafe
-    except ImportError as error:
-        raise BackendUnavailable(
-            "building a report needs jinja2, which is not installed; pip install 'gradwire[report]'"
-        ) from error
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gradwire", "report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("page.html.j2"), markupsafe.Markup
-
-
-def _resource(name: str) -> str:
-    text = resources.files("gradwire.report").joinpath(name).read_text(encoding="utf-8")
-    return text.replace("\r\n", "\n")
-
-
-def _script_json(value: object) -> str:
-    """Write JSON that cannot end or comment out the ``<script>`` it stands in."""
-    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _policy(*scripts: str) -> str:
-    """Allow these inline scripts by their hash and nothing from the network at all."""
-    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
-    return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-        "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    )
 
 
 def _swatch(style: Style) -> dict[str, str]:
@@ -262,15 +216,3 @@ def _notes(rows: Sequence[tables.Row], runs: Sequence[Run], points: Sequence[Rou
                 f"{run.uplink_bytes:,}."
             )
     return notes
-
-
-def _replace(path: Path, contents: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(contents)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()

@@ -16,7 +16,7 @@ from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, time_bars, upload
 from gradwire.report.load import RoundPoint
 from gradwire.report.tables import Row, format_bytes
 
-__all__ = ["build_figures", "plotly_js", "styles_of"]
+__all__ = ["build_figures", "plotly_js", "styles_of", "transparent"]
 
 # Okabe and Ito's palette without black (lost in the dark) and yellow (lost in the light).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -160,7 +160,7 @@ def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against:
                     "x": x + x[::-1],
                     "y": [curve.high[i] for i in kept] + [curve.low[i] for i in reversed(kept)],
                     "fill": "toself",
-                    "fillcolor": _transparent(style.color, 0.18),
+                    "fillcolor": transparent(style.color, 0.18),
                     "line": {"width": 0},
                     "mode": "lines",
                     "hoverinfo": "skip",
@@ -227,6 +227,7 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
     return _mean(known) if known else None
 
 
-def _transparent(color: str, alpha: float) -> str:
+def transparent(color: str, alpha: float) -> str:
+    """Return a colour such as ``#0072B2`` with some opacity in [0, 1]."""
     red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return f"rgba({red},{green},{blue},{alpha})"
