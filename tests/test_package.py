@@ -36,6 +36,7 @@ ORDER = [
     {"files"},
     {"federated", "flower", "ddp", "secagg"},
     {"report"},
+    {"reproduce"},
     {"progress"},
     {"cli"},
 ]

@@ -81,7 +81,7 @@ def run(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="mlp, cnn, resnet18 or char_transformer.")] = None,
+    model: Annotated[str | None, typer.Option(help="mlp, cnn, small_cnn, resnet18 or char_transformer.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="A spec such as 'ef(topk(0.01))'; may be repeated.")] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients (default 10).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds (default 100).")] = None,
@@ -261,6 +261,41 @@ def aggregate(
 
     with progress.FileProgress(sources[0]) as bar:
         aggregate_files(sources, output, weight or None, bar.advance)
+
+
+@app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="tcs, adaptopk or regtopk.")],
+    scale: Annotated[str, typer.Option(help="smoke (a minute), cpu (two cores) or paper (one GPU).")] = "cpu",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Units run at a time (default: one a core).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results (default runs/PAPER-SCALE); goes on where it was left.")
+    ] = None,
+) -> int:
+    """Repeat a paper's experiments and put its figures beside ours."""
+    from gradwire.progress import ReproductionDisplay
+    from gradwire.report.page import import_report
+    from gradwire.reproduce.run import reproduce as run_all
+
+    import_report()
+    folder = out or Path("runs") / f"{paper}-{scale}"
+    with Interruption() as interruption, ReproductionDisplay() as display:
+        interruption.say = display.say
+        complete = run_all(
+            paper,
+            scale,
+            folder,
+            data_dir,
+            workers or os.cpu_count() or 1,
+            display.started,
+            display.progressed,
+            lambda: interruption.requested,
+        )
+    display.finish(folder / "report.html", complete)
+    return 0 if complete else 130
 
 
 @app.command()

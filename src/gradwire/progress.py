@@ -21,7 +21,15 @@ from gradwire.report import tables
 if TYPE_CHECKING:
     from gradwire.federated.simulate import RoundMetrics, Simulation
 
-__all__ = ["FileProgress", "RunDisplay", "print_compressed", "print_facts", "print_methods", "signature_of"]
+__all__ = [
+    "FileProgress",
+    "ReproductionDisplay",
+    "RunDisplay",
+    "print_compressed",
+    "print_facts",
+    "print_methods",
+    "signature_of",
+]
 
 # the report has every column; a terminal of 80 characters has room for these
 _SHOWN = {
@@ -102,6 +110,62 @@ class RunDisplay:
         if not complete:
             self.say(f"Stopped early; go on with: gradwire run --resume {self._folder}")
         self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+
+
+class ReproductionDisplay:
+    """One bar for all units of a reproduction, and a line for each that is done."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=40),
+            TextColumn("{task.percentage:.1f} %"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._console,
+        )
+        self._bar = self._progress.add_task("starting", total=1.0)
+        self._shares: dict[str, float] = {}
+
+    def __enter__(self) -> ReproductionDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(escape(text))
+
+    def started(self, units: dict[str, bool]) -> None:
+        """Show how many units there are and how many were done before."""
+        self._shares = {name: float(done) for name, done in units.items()}
+        self._show()
+
+    def progressed(self, name: str, share: float) -> None:
+        """Show how far a unit is."""
+        if share == 1.0 and self._shares[name] < 1.0:
+            self.say(f"{name}: done")
+        self._shares[name] = share
+        self._show()
+
+    def finish(self, report: Path, complete: bool) -> None:
+        """Print where the report is."""
+        if not complete:
+            self.say("Stopped early; the same command goes on from here.")
+        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+
+    def _show(self) -> None:
+        done = sum(share == 1.0 for share in self._shares.values())
+        self._progress.update(
+            self._bar,
+            description=f"{done}/{len(self._shares)} units",
+            completed=sum(self._shares.values()),
+            total=len(self._shares) or 1.0,
+        )
 
 
 class FileProgress:

@@ -1,0 +1,94 @@
+"""Blocks as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from gradwire.report import offline, plots
+from gradwire.report.bars import SHARED_LAYOUT, Figure
+from gradwire.reproduce.blocks import Block, Chart, Series
+
+__all__ = ["render"]
+
+
+def render(title: str, settings: Sequence[str], blocks: Sequence[Block]) -> str:
+    """Render a page that opens offline.
+
+    Args:
+        title: its title.
+        settings: what to say under it.
+        blocks: its content.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        BackendUnavailable: plotly or jinja2 is not installed.
+    """
+    environment, markup = offline.environment()
+    environment.filters["code"] = lambda text: markup(_with_code(text))
+    figures = {block.name: _figure(block) for block in blocks if isinstance(block, Chart)}
+    plotly_js = plots.plotly_js().replace("</script", "<\\/script")
+    page_js = offline.resource("page.js")
+    return str(
+        environment.get_template("blocks.html.j2").render(
+            title=title,
+            settings=settings,
+            blocks=[{"kind": type(b).__name__, **{f.name: getattr(b, f.name) for f in fields(b)}} for b in blocks],
+            policy=offline.policy(plotly_js, page_js),
+            css=markup(offline.resource("page.css")),
+            figures_json=markup(offline.script_json(figures)),
+            plotly_js=markup(plotly_js),
+            page_js=markup(page_js),
+        )
+    )
+
+
+def _with_code(text: str) -> str:
+    pieces = [html.escape(piece) for piece in text.split("`")]
+    return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
+
+
+def _figure(chart: Chart) -> Figure:
+    styles = plots.styles_of(series.name for series in chart.series)
+    data: list[dict[str, Any]] = []
+    for series in chart.series:
+        style = styles[series.name]
+        if len(series.spread):
+            data.append(_band(series, plots.transparent(style.color, 0.18)))
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines+markers" if len(series.x) < 40 else "lines",
+                "name": html.escape(series.name),
+                "x": list(series.x),
+                "y": list(series.y),
+                "line": {"color": style.color, "dash": style.dash, "width": 2},
+                "marker": {"color": style.color, "symbol": style.symbol, "size": 6},
+            }
+        )
+    axes = {
+        "xaxis": {"title": {"text": chart.x_label}, "type": "log" if chart.log_x else "linear"},
+        "yaxis": {"title": {"text": chart.y_label}, "type": "log" if chart.log_y else "linear"},
+    }
+    shown = {"showlegend": True, "legend": {"orientation": "h", "y": -0.2}, "height": 460, "hovermode": "closest"}
+    return {"data": data, "layout": {**SHARED_LAYOUT, **axes, **shown}}
+
+
+def _band(series: Series, color: str) -> dict[str, Any]:
+    high = [y + s for y, s in zip(series.y, series.spread, strict=True)]
+    low = [y - s for y, s in zip(series.y, series.spread, strict=True)]
+    return {
+        "type": "scatter",
+        "x": [*series.x, *reversed(series.x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": color,
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }

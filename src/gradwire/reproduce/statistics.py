@@ -1,0 +1,94 @@
+"""Means over seeds, paired differences with their intervals, and curves."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from gradwire.reproduce.blocks import Series
+
+__all__ = ["accuracies", "bits_after", "curve", "mean_and_spread", "paired_interval", "show"]
+
+
+def accuracies(results: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the final accuracies of training results, in per cent."""
+    return [100 * result["summary"]["final_accuracy"] for result in results]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return mean and standard deviation (n - 1); 0 for a single value."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def show(values: Sequence[float], digits: int = 2) -> str:
+    """Return ``mean ± standard deviation (n)``, or a dash for no values."""
+    if not values:
+        return "-"
+    mean, spread = mean_and_spread(values)
+    return f"{mean:.{digits}f} ± {spread:.{digits}f} ({len(values)})"
+
+
+def paired_interval(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of paired differences and half its 95 % confidence interval.
+
+    Args:
+        ours: a value a seed.
+        others: those of the same seeds.
+
+    Returns:
+        Mean of ours - others, and t(0.975, n - 1) s / sqrt(n), infinite for fewer than two pairs.
+
+    Example:
+        >>> from gradwire.reproduce.statistics import paired_interval
+        >>> [round(x, 3) for x in paired_interval([2.0, 3.0, 4.0], [1.0, 1.0, 1.0])]
+        [2.0, 2.484]
+
+    Source: Student's t.
+    """
+    from scipy.stats import t
+
+    differences = [a - b for a, b in zip(ours, others, strict=True)]
+    mean, spread = mean_and_spread(differences)
+    if len(differences) < 2:
+        return mean, math.inf
+    return mean, float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
+
+
+def bits_after(result: dict[str, Any], warmup_rounds: int) -> float:
+    """Return bits per parameter and upload after the warm-up, headers included.
+
+    Args:
+        result: of a training unit.
+        warmup_rounds: rounds to leave out; stretches of the record that reach into them are.
+
+    Returns:
+        8 * bytes / (d * clients), averaged over rounds.
+    """
+    num_parameters, clients = result["experiment"]["num_parameters"], result["summary"]["clients"]
+    before, means = -1, []
+    for last, uplink_bytes in result["uplink_bytes"]:
+        if before + 1 >= warmup_rounds:
+            means.append(uplink_bytes)
+        before = last
+    return 8 * statistics.mean(means) / (num_parameters * clients) if means else math.nan
+
+
+def curve(name: str, results: Sequence[dict[str, Any]], key: str = "accuracy", scale: float = 1.0) -> Series:
+    """Return the mean over seeds of a recorded curve, with its standard deviation.
+
+    Args:
+        name: for the legend.
+        results: of training units with the same rounds.
+        key: ``"accuracy"`` (then in per cent) or ``"loss"``.
+        scale: what a round is multiplied by on the abscissa.
+
+    Returns:
+        The series.
+    """
+    factor = 100.0 if key == "accuracy" else 1.0
+    columns = [[(x + 1) * scale for x, _ in results[0][key]]] if results else [[]]
+    values = list(zip(*([factor * y for _, y in result[key]] for result in results), strict=True))
+    spread = [mean_and_spread(v)[1] for v in values] if len(results) > 1 else []
+    return Series(name, columns[0], [statistics.mean(v) for v in values], spread)

@@ -1,0 +1,129 @@
+"""TCS (arXiv 2101.08837): Table I and Figure 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradwire.reproduce.blocks import Block, Chart, Heading, Table, Text
+from gradwire.reproduce.statistics import accuracies, bits_after, curve, paired_interval, show
+from gradwire.reproduce.units import Paper, Unit
+
+__all__ = ["PAPER"]
+
+# Table I: final test accuracy in per cent (mean, standard deviation) and bit budget a parameter and local step
+_CLAIMED: dict[str, tuple[float, float, float | None]] = {
+    "dense": (92.228, 0.232, None),
+    "top-k": (92.194, 0.247, 0.41),
+    "TCS": (92.44, 0.143, 0.363),
+    "TCS-L2": (92.578, 0.189, 0.1815),
+    "TCS-L4": (92.53, 0.22, 0.0907),
+    "TCS-L4-Q5": (92.485, 0.22, 0.01675),
+}
+# the pairs whose order the paper speaks about: its Table I and section III-C
+_PAIRS = (("TCS", "top-k"), ("TCS", "dense"), ("TCS-L2", "TCS"), ("TCS-L4", "TCS"), ("TCS-L4-Q5", "dense"))
+
+
+def _rounds(config: dict[str, Any], epochs: float, local_steps: int) -> int:
+    shared = config["shared"]
+    rounds = epochs * config["examples"] / (shared["clients"] * shared["batch_size"] * local_steps)
+    return max(1, round(float(rounds)))
+
+
+def units(config: dict[str, Any]) -> list[Unit]:
+    """Return a training unit for each seed and method, seed by seed."""
+    made = []
+    for seed in config["seeds"]:
+        for method in config["methods"]:
+            steps = method["local_steps"]
+            warmup = _rounds(config, config["warmup_epochs"], steps)
+            settings = {
+                **config["shared"],
+                "methods": [method["spec"].replace("WARMUP", str(warmup))],
+                "local_steps": steps,
+                "rounds": _rounds(config, config["epochs"], steps),
+                "warmup_rounds": warmup,
+                "evaluate_every": _rounds(config, config["epochs"] / config["evaluations"], steps),
+                "seeds": [seed],
+            }
+            made.append(Unit(f"{method['name']}-seed{seed}", "train", settings))
+    return made
+
+
+def report(config: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[Block]:
+    """Return Table I and Figure 1 beside ours, and paired differences."""
+    names = [method["name"] for method in config["methods"]]
+    steps = {method["name"]: method["local_steps"] for method in config["methods"]}
+    found = {
+        name: {seed: results[f"{name}-seed{seed}"] for seed in config["seeds"] if f"{name}-seed{seed}" in results}
+        for name in names
+    }
+    shared = config["shared"]
+    blocks: list[Block] = [
+        Text(
+            f"{shared['model']} on {shared['data']}, {shared['clients']} clients, {shared['partition']}, batch "
+            f"{shared['batch_size']}, learning rate {shared['learning_rate']}, {config['epochs']} epochs, the first "
+            f"{config['warmup_epochs']} of them uncompressed while the learning rate rises; phi_global "
+            "1e-2, phi_local 1e-3. The paper: ResNet-18, 300 epochs, accuracy on CIFAR-10's test set."
+        ),
+        Heading("Table I: accuracy and bit budget"),
+        Text(
+            "Bits per parameter are the bytes of all uploads after the warm-up, headers included, divided by the "
+            "parameters, the uploads and the local steps. Values in brackets count seeds."
+        ),
+        Table(
+            ("method", "spec", "accuracy claimed, %", "ours, %", "deviation", "bits claimed", "ours", "deviation"),
+            [_row(config, method, list(found[method["name"]].values())) for method in config["methods"]],
+        ),
+        Heading("Paired differences"),
+        Text(
+            "Differences of final accuracy over the same seeds in points, with 95 % intervals (Student's t). An order "
+            "is claimed only where the interval leaves out 0."
+        ),
+        Table(("difference", "claimed", "ours", "95 % interval", "order"), [_pair(found, *pair) for pair in _PAIRS]),
+        Heading("Figure 1: accuracy against epochs"),
+        Chart(
+            "tcs-accuracy",
+            "Accuracy on held-out images",
+            "epoch",
+            "accuracy (%)",
+            [
+                curve(
+                    name, list(runs.values()), scale=config["epochs"] / _rounds(config, config["epochs"], steps[name])
+                )
+                for name, runs in found.items()
+                if runs
+            ],
+        ),
+    ]
+    return blocks
+
+
+def _row(config: dict[str, Any], method: dict[str, Any], runs: list[dict[str, Any]]) -> list[str]:
+    name, steps = method["name"], method["local_steps"]
+    mean, spread, bits = _CLAIMED[name]
+    ours = accuracies(runs)
+    warmup = _rounds(config, config["warmup_epochs"], steps)
+    measured = sum(bits_after(run, warmup) for run in runs) / len(runs) / steps if runs else None
+    return [
+        name,
+        f"`{method['spec']}`",
+        f"{mean:.2f} ± {spread:.2f}",
+        show(ours),
+        f"{sum(ours) / len(ours) - mean:+.2f}" if ours else "-",
+        "-" if bits is None else f"{bits:g}",
+        "-" if measured is None else f"{measured:.5f}",
+        "-" if measured is None or bits is None else f"{100 * (measured / bits - 1):+.1f} %",
+    ]
+
+
+def _pair(found: dict[str, dict[int, dict[str, Any]]], a: str, b: str) -> list[str]:
+    claimed = _CLAIMED[a][0] - _CLAIMED[b][0]
+    seeds = [seed for seed in found.get(a, {}) if seed in found.get(b, {})]
+    if len(seeds) < 2:
+        return [f"{a} - {b}", f"{claimed:+.2f}", "-", "-", "too few seeds"]
+    mean, half = paired_interval(accuracies([found[a][s] for s in seeds]), accuracies([found[b][s] for s in seeds]))
+    order = "none" if abs(mean) <= half else f"{a} above {b}" if mean > 0 else f"{b} above {a}"
+    return [f"{a} - {b}", f"{claimed:+.2f}", f"{mean:+.2f}", f"{mean - half:+.2f} to {mean + half:+.2f}", order]
+
+
+PAPER = Paper("tcs", "Time-Correlated Sparsification, arXiv:2101.08837", units, {}, report)
