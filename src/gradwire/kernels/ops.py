@@ -209,6 +209,10 @@ def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Select the k entries of largest magnitude."""
+    if _compiled(values.size, VECTOR_FROM):
+        from gradwire.kernels import select
+
+        return select.topk(values, k)
     return reference.topk(values, k)
 
 
