@@ -71,7 +71,7 @@ def uplinks() -> None:
         ("an extra index that is known already", 1, bytes([forge.GOLOMB, 1]) + golomb([0], 1), 2),
     ):
         part = bytes([forge.KNOWN]) + varint(known) + extra + bytes([forge.FLOAT32]) + floats(*([1.0] * count))
-        unchanged(what, server, lambda p=part: server.receive(container(4, p, **fields), 0), gw.ProtocolError)
+        unchanged(what, server, lambda p=part: server.receive(container(4, p, **fields), 0), gw.Malformed)
 
 
 def downlinks() -> None:

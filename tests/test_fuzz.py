@@ -22,7 +22,35 @@ def test_only_payloads_and_decode_errors_come_out(seed):
     assert found["outcomes"]["Payload"] > 1000, "the fuzzer gets through"
     errors = {"Malformed", "Truncated", "LimitExceeded", "UnknownCodec", "BadChecksum", "UnsupportedVersion"}
     assert errors <= set(found["outcomes"]), "and reaches every error"
+    assert found["outcomes"]["Payload beside the reference"] > 100
+    assert found["outcomes"]["Malformed beside the reference"] > 5
     assert found["peak_memory_factor"] <= 1
+
+
+@pytest.mark.parametrize("error", [gw.StaleReference, gw.ProtocolError, gw.ConfigError, KeyError])
+def test_any_other_error_of_decompress_is_a_failure(error, monkeypatch):
+    def failing(payload, reference=None):
+        raise error("no")
+
+    honest = fuzz.honest_times(fuzz.honest_blobs())
+    monkeypatch.setattr(fuzz, "honest_times", lambda blobs: honest)
+    monkeypatch.setattr(gw, "decompress", failing)
+    found = fuzz.fuzz(200)
+    assert found["num_failures"] > 0
+    assert any(failure["error"].startswith(error.__name__) for failure in found["failures"])
+
+
+def test_a_decode_error_of_decompress_is_one_only_beside_a_reference(monkeypatch):
+    def failing(payload, reference=None):
+        assert (reference is None) == (payload.reference_digest is None)
+        raise gw.Malformed("no")
+
+    blobs = [blob for blob in fuzz.honest_blobs() if gw.decode(blob).reference_digest is None]
+    leaning = [blob for blob in fuzz.honest_blobs() if gw.decode(blob).reference_digest is not None]
+    monkeypatch.setattr(gw, "decompress", failing)
+    assert fuzz.use(leaning[0]) == "Malformed beside the reference"
+    with pytest.raises(AssertionError, match="what decodes decompresses"):
+        fuzz.use(blobs[0])
 
 
 def test_cases_are_the_same_every_time():

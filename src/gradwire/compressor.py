@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.errors import ConfigError, ProtocolError, StaleReference
+from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
 from gradwire.guarantee import Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
@@ -219,7 +219,8 @@ def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
         The payload's parts, every support's indices ready to use.
 
     Raises:
-        ProtocolError: when the reference does not fit the payload.
+        Malformed: when the payload leans on entries that its reference does not have, or names one of them again.
+        ProtocolError: when the reference has another length than the payload.
         StaleReference: when a reference is needed and not given.
     """
     if payload.reference_digest is None:
@@ -235,9 +236,9 @@ def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
         if isinstance(support, Known):
             known = ops.topk(reference[start : start + part.length], support.count)
             if known.size != support.count:
-                raise ProtocolError(f"support leans on {support.count} entries of the reference, it has {known.size}")
+                raise Malformed(f"support leans on {support.count} entries of the reference, it has {known.size}")
             if np.intersect1d(known, support.extra, assume_unique=True).size:
-                raise ProtocolError("support names a coordinate that the reference gives already")
+                raise Malformed("support names a coordinate that the reference gives already")
             part = Part(Known(part.length, support.count, support.extra, known), part.values)
         parts.append(part)
         start += part.length
@@ -255,7 +256,8 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Ve
 
     Raises:
         ConfigError: when ``out`` has another length.
-        ProtocolError: when the reference does not fit the payload.
+        Malformed: when the payload leans on entries that its reference does not have, or names one of them again.
+        ProtocolError: when the reference has another length than the payload.
         StaleReference: when a reference is needed and not given.
 
     Example:

@@ -22,7 +22,7 @@ from gradwire.compressor import Compressor, Round, Vector, accumulate, decompres
 from gradwire.errors import BadChecksum, ConfigError, DecodeError, LimitExceeded, Malformed, Truncated, UpdateError
 from gradwire.feedback import ef
 from gradwire.layout import Layout, check_finite
-from gradwire.pipeline import Stage
+from gradwire.pipeline import Pipeline, Stage
 from gradwire.rng import Key
 from gradwire.safetensors_io import (
     DTYPES,
@@ -33,7 +33,7 @@ from gradwire.safetensors_io import (
     open_output,
     to_float32,
 )
-from gradwire.selection import model_wide_counts
+from gradwire.selection import Candidates, find_border
 from gradwire.sparsify import topk
 from gradwire.wire import Limits, decode, encode, inspect
 from gradwire.wire.reader import Reader, varint
@@ -133,7 +133,8 @@ def compress_file(
     """Compress a safetensors update into a .gw file.
 
     Float tensors (float32, float16, bfloat16) are compressed, others travel as they are. A model-wide ``topk``
-    selects over all float tensors of the file, exactly.
+    selects over all float tensors of the file, exactly: the update and the residual are then read twice, and what may
+    be among the selected is laid aside in a temporary file beside the target. Otherwise they are read once.
 
     Args:
         source: the update.
@@ -151,6 +152,7 @@ def compress_file(
         UpdateError: on NaN or Inf, naming the tensor.
     """
     stage, feedback = _stage(compressor, residual)
+    density = _model_wide_density(stage)
     with ExitStack() as files:
         update = files.enter_context(SafetensorsReader(source))
         floats = [info for info in update.tensors if info.dtype in _FLOATS]
@@ -168,7 +170,6 @@ def compress_file(
                 raise UpdateError(f"{source}: {error}") from None
             return vector
 
-        counts = _counts(stage, floats, corrected)
         writer = (
             files.enter_context(SafetensorsWriter(residual, [replace(info, dtype="F32") for info in floats]))
             if residual and feedback
@@ -176,14 +177,24 @@ def compress_file(
         )
         output = open_output(target)
         try:
+            candidates = None
+            if density is not None:
+                border = find_border(density, [info.num_elements for info in floats], lambda i: corrected(floats[i]))
+                candidates = files.enter_context(Candidates(border, target.parent, whole=writer is not None))
+                for info in floats:
+                    candidates.put(corrected(info))
             output.write(_Header(str(compressor), update.tensors).write())
             for number, info in enumerate(update.tensors):
                 if info.dtype not in _FLOATS:
                     raw = update.raw(info).tobytes()
                     blob = raw + struct.pack("<I", zlib.crc32(raw))
                 else:
-                    vector = corrected(info)
-                    blob = _compress_tensor(stage, vector, number, counts.get(info.name))
+                    if candidates is None:
+                        vector, pipeline = corrected(info), stage
+                    else:
+                        vector, chosen = candidates.take(info.num_elements)
+                        pipeline = Pipeline((chosen, *stage.stages[1:]))
+                    blob = _compress_tensor(pipeline, vector, number)
                     if writer is not None:
                         accumulate(vector, decode(blob), -1.0)
                         writer.write(vector.view(np.uint8))
@@ -323,23 +334,18 @@ def _stage(compressor: Compressor, residual: Path | None) -> tuple[Stage, bool]:
     return inner, residual is not None
 
 
-def _counts(stage: Stage, floats: list[TensorInfo], corrected: Callable[[TensorInfo], Vector]) -> dict[str, int]:
-    """How many entries of each tensor a model-wide topk selects; empty for every other stage."""
+def _model_wide_density(stage: Stage) -> float | None:
+    """The density of a model-wide topk, or None where a stage works on each tensor apart."""
     selector = stage.stages[0]
     if not isinstance(selector, topk) or selector.scope != "model":
-        return {}
+        return None
     if selector.density is None or selector.num_bytes is not None:
         raise ConfigError(f"files take topk with a density, got {selector}")
-    counts = model_wide_counts(selector.density, [info.num_elements for info in floats], lambda i: corrected(floats[i]))
-    return {info.name: count for info, count in zip(floats, counts, strict=True)}
+    return selector.density
 
 
-def _compress_tensor(stage: Stage, vector: Vector, number: int, count: int | None) -> bytes:
-    layout = Layout.flat(vector.size)
-    round = Round(key=Key(0, 0, number))
-    if count is not None:
-        round = replace(round, num_kept=count)
-    payload, _ = stage.compress(vector, stage.init(layout), round)
+def _compress_tensor(stage: Stage, vector: Vector, number: int) -> bytes:
+    payload, _ = stage.compress(vector, stage.init(Layout.flat(vector.size)), Round(key=Key(0, 0, number)))
     return encode(payload)
 
 
