@@ -13,10 +13,11 @@ import pytest
 import gradwire
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/adding-an-algorithm.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/adding-an-algorithm.md", *sorted(PAPERS)])
 def test_python_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gradwire.Compressor, "registry", dict(gradwire.Compressor.registry))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)

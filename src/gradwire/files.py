@@ -331,6 +331,8 @@ def _stage(compressor: Compressor, residual: Path | None) -> tuple[Stage, bool]:
         inner = compressor.compressor
     if not isinstance(inner, Stage):
         raise ConfigError(f"files take a pipeline of stages, or ef(...) round one; got {compressor}")
+    if inner.uses_reference or inner.init(Layout.flat(1)).memory:
+        raise ConfigError(f"a file has no rounds: {inner} leans on those before; use topk")
     return inner, residual is not None
 
 

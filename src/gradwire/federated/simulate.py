@@ -37,6 +37,7 @@ class RoundMetrics:
         round: 0-based.
         accuracy: on the held-out examples after the round, or None where it was not evaluated.
         loss: mean training loss over clients and steps.
+        update_norm: root of the mean over clients of |u|^2, before compression.
         uplink_bytes: client to server; the sum of the next three.
         header_bytes: of the uplink: containers.
         support_bytes: of the uplink: which coordinates.
@@ -51,6 +52,7 @@ class RoundMetrics:
     round: int
     accuracy: float | None
     loss: float
+    update_norm: float
     uplink_bytes: int
     header_bytes: int
     support_bytes: int
@@ -192,6 +194,7 @@ class Simulation:
             round=index,
             accuracy=self.trainer.evaluate(self.model) if e.evaluates(index) else None,
             loss=float(np.average(losses, weights=self.weights)),
+            update_norm=float(np.sqrt(np.mean(np.sum(np.square(updates, dtype=np.float64), axis=1)))),
             uplink_bytes=sum(map(len, blobs)),
             header_bytes=sum(s["header_bytes"] for s in sizes),
             support_bytes=sum(s["support_bytes"] for s in sizes),

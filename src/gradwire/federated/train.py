@@ -19,7 +19,7 @@ from gradwire.rng import Key
 
 __all__ = ["Trainer"]
 
-_MAX_BATCHED_PARAMETERS = 20_000
+_MAX_BATCHED_PARAMETERS = 60_000
 _EVALUATION_EXAMPLES = 1000
 _MOST_SHIFTED = 4
 

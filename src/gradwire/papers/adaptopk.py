@@ -213,7 +213,8 @@ def turning_point(alpha: float, beta: float, learning_rate: float, mu: float, de
         The integer t_hat, 0 or more, in rounds; it can lie beyond the run.
 
     Raises:
-        ConfigError: on numbers that are not positive, or eta mu k / d of 1 or more.
+        ConfigError: on numbers that are not positive, or eta mu k / d outside (0, 1) in float64; on a t_hat that no
+            float64 holds.
 
     Example:
         >>> from gradwire.papers.adaptopk import turning_point
@@ -222,17 +223,20 @@ def turning_point(alpha: float, beta: float, learning_rate: float, mu: float, de
 
     Source: AdapTop-K (arXiv 2210.13532) Eq. (19).
     Deviations: (-alpha + sqrt(alpha^2 - 4 alpha beta / ln B)) / (2 beta) is computed as
-        (2 alpha / -ln B) / (alpha + sqrt(...)).
+        (2 / -ln B) / (1 + sqrt(1 - 4 (beta / alpha) / ln B)).
     """
     numbers = {"alpha": alpha, "beta": beta, "learning_rate": learning_rate, "mu": mu, "density": density}
     for name, value in numbers.items():
         if check_number(name, value) <= 0:
             raise ConfigError(f"{name} must be above 0, got {value!r}")
     contraction = learning_rate * mu * density
-    if contraction >= 1:
-        raise ConfigError(f"learning_rate * mu * density must be below 1, got {contraction!r}")
+    if not 0 < contraction < 1:
+        raise ConfigError(f"learning_rate * mu * density must be in (0, 1), got {contraction!r}")
     rate = -math.log1p(-contraction)
-    return math.floor(2 * alpha / rate / (alpha + math.sqrt(alpha * alpha + 4 * alpha * beta / rate)))
+    t_hat = 2 / rate / (1 + math.sqrt(1 + 4 * (beta / alpha) / rate))
+    if not math.isfinite(t_hat):
+        raise ConfigError(f"t_hat must be finite, got {t_hat!r} for alpha {alpha!r}, beta {beta!r}, rate {rate!r}")
+    return math.floor(t_hat)
 
 
 def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contraction: float) -> NDArray[np.int64]:

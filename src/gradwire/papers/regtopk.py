@@ -185,4 +185,5 @@ class regtopk(Sparsifier):
         sent: Vector = state.memory["sent_numbers"]
         weight = state.memory["sent_weight"] / round.reference_weights
         delta = distortion(aggregate, sent, weight, sent if self.denominator == "previous" else now)
-        return LIKELIHOODS[self.likelihood](np.abs(1 + delta) / self.mu)
+        with np.errstate(over="ignore"):  # what is beyond float64 has factor 1
+            return LIKELIHOODS[self.likelihood](np.abs(1 + delta) / self.mu)

@@ -80,6 +80,8 @@ class tcs(Sparsifier):
             first = num_global if num_kept is None else num_kept
             return [part_at(update, ops.topk(update, first), state.layout.cuts)]
         known = ops.topk(round.reference[: update.size], num_global)  # line 5
+        if num_kept is not None:
+            num_local = num_kept - known.size  # a budget is used up where the reference has too few entries
         extra = _largest_outside(update, known, num_local)  # line 9
         support = Known(update.size, int(known.size), extra, known)
         return [Part(support, Floats(update[support.indices]))]  # line 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import queue
 import signal
 import sys
@@ -147,6 +148,7 @@ def _run_all(
     if not units:
         return True
     context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by workers when they load NumPy and torch
     with context.Manager() as manager:
         messages, stopping = manager.Queue(), manager.Event()
         workers = min(num_workers, len(units))
@@ -201,7 +203,8 @@ def _run_unit(paper: str, unit: Unit, out: Path, data_dir: Path | None) -> bool:
     if unit.function == "train":
         result = _train(unit, out / "runs" / unit.name, data_dir, progress)
     else:
-        result = load_paper(paper).functions[unit.function](unit.settings, progress)
+        found = {"data_dir": str(data_dir)} if data_dir and "data" in unit.settings else {}
+        result = load_paper(paper).functions[unit.function]({**unit.settings, **found}, progress)
     if result is None:
         return False
     write_atomically(_file(out, unit), (json.dumps(result) + "\n").encode())

@@ -1,0 +1,271 @@
+"""AdapTop-K (arXiv 2210.13532): Figures 1 and 3 (MNIST), 2 and 4 (CIFAR-10), and the optimum in hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwire.compressor import Compressor, Round, State, Vector
+from gradwire.feedback import ef
+from gradwire.guarantee import Contractive, Guarantee
+from gradwire.kernels import ops
+from gradwire.papers.adaptopk import adaptopk, hindsight_schedule
+from gradwire.payload import Part
+from gradwire.pipeline import Sparsifier
+from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
+from gradwire.reproduce.statistics import accuracies, curve, paired_interval, show
+from gradwire.reproduce.units import Paper, Unit
+from gradwire.sparsify import num_kept_of, part_at, topk
+
+__all__ = ["PAPER"]
+
+# section V: final accuracy in per cent of Top-K and AdapTop-K by (data, d / k, error compensation)
+_CLAIMED = {
+    ("mnist", 128, False): (96.64, 97.03),
+    ("mnist", 256, False): (95.41, 96.21),
+    ("mnist", 256, True): (96.71, 97.50),
+    ("mnist", 512, True): (96.24, 97.10),
+    ("cifar10", 128, False): (81.36, 82.11),
+    ("cifar10", 256, False): (79.30, 80.31),
+    ("cifar10", 256, True): (88.66, 89.18),
+    ("cifar10", 512, True): (87.64, 88.68),
+}
+_CLAIMED_DENSE = {"mnist": 98.02, "cifar10": 90.92}
+
+
+@dataclass(frozen=True, repr=False)
+class _Scheduled(Sparsifier):
+    """Top-k with as many entries a round as a list says, which may be none or all."""
+
+    schedule: tuple[int, ...]
+
+    def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
+        """Select the largest magnitudes, as many as the list says."""
+        return [part_at(update, ops.topk(update, min(self.schedule[round.index], update.size)))]
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(0): a round may send nothing."""
+        return Contractive(0.0)
+
+    def __str__(self) -> str:
+        return "hindsight"
+
+
+def units(config: dict[str, Any]) -> list[Unit]:
+    """Return training units, seed by seed: dense, and for each setting Top-K, AdapTop-K, online, hindsight."""
+    made = []
+    for seed in config["seeds"]:
+        shared = {**config["shared"], "seeds": [seed]}
+        made.append(Unit(f"dense-seed{seed}", "train", {**shared, "methods": ["dense()"]}))
+        for case in _cases(config):
+            for name in case["methods"]:
+                density = 1 / case["ratio"]
+                settings: dict[str, Any] = dict(shared)
+                if name == "hindsight":
+                    settings |= {"density": density, "feedback": case["feedback"]}
+                else:
+                    spec = {
+                        "topk": f"topk({density!r})",
+                        "adaptopk": f"adaptopk({density!r}, gamma={config['gamma']!r})",
+                        "online": f"adaptopk_online({density!r}, gamma={config['gamma']!r})",
+                    }[name]
+                    settings["methods"] = [f"ef({spec})" if case["feedback"] else spec]
+                function = "hindsight" if name == "hindsight" else "train"
+                made.append(Unit(_name(name, case, seed), function, settings))
+    return made
+
+
+def _cases(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(config["cases"])
+
+
+def _name(method: str, case: dict[str, Any], seed: int) -> str:
+    return f"{method}-{case['ratio']}{'-ef' if case['feedback'] else ''}-seed{seed}"
+
+
+def hindsight(settings: dict[str, Any], progress: Callable[[float], None]) -> dict[str, Any]:
+    """Train Top-K, note the norms, and train again with the schedule that Eq. (14) calls best for them.
+
+    Args:
+        settings: an experiment's with one seed, ``density`` and ``feedback``; and ``data_dir``.
+        progress: called with the share done.
+
+    Returns:
+        What a training unit gives, and the number of rounds that sent everything.
+    """
+    from gradwire.federated.experiment import Experiment
+    from gradwire.federated.runs import describe, prepare
+    from gradwire.federated.simulate import Simulation
+
+    density, feedback = settings.pop("density"), settings.pop("feedback")
+    experiment = Experiment.build({**settings, "methods": [f"topk({density!r})"]}, "hindsight")
+    task = prepare(experiment)
+    seed, total = experiment.seeds[0], experiment.rounds
+
+    def train(sparsifier: Sparsifier, first: float) -> tuple[Simulation, Iterator[Any]]:
+        compressor: Compressor = ef(sparsifier) if feedback else sparsifier
+        simulation = Simulation(experiment, compressor, task, seed)
+        return simulation, _reported(simulation.rounds(), total, lambda share: progress(first + share / 2))
+
+    simulation, rounds = train(topk(density), 0.0)
+    norms = np.array([metrics.update_norm for metrics in rounds])
+    d = simulation.layout.num_parameters
+    schedule = hindsight_schedule(np.square(norms), d, num_kept_of(density, d), 0.0)
+    simulation, rounds = train(_Scheduled(tuple(int(k) for k in schedule)), 0.5)
+    metrics = list(rounds)
+    return {
+        "summary": simulation.summary(),
+        "experiment": describe(experiment, task, simulation),
+        "accuracy": [[m.round, m.accuracy] for m in metrics if m.accuracy is not None],
+        "full_rounds": int(np.count_nonzero(schedule == d)),
+    }
+
+
+def _reported(rounds: Iterator[Any], total: int, progress: Callable[[float], None]) -> Iterator[Any]:
+    for metrics in rounds:
+        yield metrics
+        if metrics.round % 50 == 0:
+            progress((metrics.round + 1) / total)
+
+
+def report(config: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[Block]:
+    """Return the figures' final accuracies beside ours, budgets, and the curves."""
+    shared, data = config["shared"], config["shared"]["data"]
+    dense = [results[n] for n in (f"dense-seed{s}" for s in config["seeds"]) if n in results]
+    claimed = _CLAIMED_DENSE.get(data)
+    blocks: list[Block] = [
+        Text(
+            f"{shared.get('model', 'the default model')} on {data}, {shared['clients']} workers, "
+            f"{shared['partition']}, batch {shared['batch_size']}, learning rate {shared['learning_rate']}, "
+            f"{shared['rounds']} iterations, gamma {config['gamma']}, t_hat half of them. Final accuracy in per cent, "
+            "mean ± standard deviation (number of seeds)."
+        ),
+        Text(f"Dense: {show(accuracies(dense))}; the paper says {claimed if claimed else 'nothing of this data'}."),
+        Heading("Final accuracy"),
+        Text(
+            "The gain is AdapTop-K's over Top-K on the same seeds, in points with its 95 % interval (Student's t); a "
+            "gain is claimed only where the interval leaves out 0."
+        ),
+        Table(
+            (
+                "d / k", "error feedback", "Top-K claimed", "ours", "AdapTop-K claimed", "ours", "gain claimed", "ours",
+                "verdict",
+            ),
+            [_accuracy_row(config, case, results) for case in _cases(config)],
+        ),
+        Heading("Total bytes and entries"),
+        Text(
+            "All uploads, headers included. The schedule's total of entries is k T exactly; its bytes differ a little, "
+            "since an index costs less where more entries are kept."
+        ),
+        Table(
+            ("d / k", "error feedback", "sum of k_t / (k T)", "bytes against Top-K", "online, bytes against Top-K"),
+            [_bytes_row(config, case, results) for case in _cases(config)],
+        ),
+        Heading("Beside them: deciding online, and the optimum in hindsight"),
+        Text(
+            "`adaptopk_online` chooses its rounds while it sees gradient norms. Hindsight is the exact optimum of "
+            "Eq. (14)-(15) for the norms of the Top-K run: since the bound is linear in n_t, a few rounds send "
+            "everything and all others nothing."
+        ),
+        Table(
+            ("d / k", "error feedback", "Top-K", "online", "gain (95 %)", "hindsight", "rounds it sends in"),
+            [_beside_row(config, case, results) for case in _cases(config) if len(case["methods"]) > 2],
+        ),
+    ]  # fmt: skip
+    for case in _cases(config):
+        series = _curves(config, case, results)
+        if series:
+            feedback = "with" if case["feedback"] else "without"
+            name = f"adaptopk-{case['ratio']}{'-ef' if case['feedback'] else ''}"
+            title = f"d / k = {case['ratio']}, {feedback} error feedback"
+            blocks.append(Chart(name, title, "iteration", "accuracy (%)", series))
+    return [*blocks, Heading("Compression level"), _level_chart(config)]
+
+
+def _of(config: dict[str, Any], method: str, case: dict[str, Any], results: dict[str, Any]) -> dict[int, Any]:
+    names = {seed: _name(method, case, seed) for seed in config["seeds"]}
+    return {seed: results[name] for seed, name in names.items() if name in results}
+
+
+def _gain(ours: dict[int, Any], others: dict[int, Any]) -> tuple[str, str]:
+    seeds = [seed for seed in ours if seed in others]
+    if len(seeds) < 2:
+        return "-", "too few seeds"
+    mean, half = paired_interval(accuracies([ours[s] for s in seeds]), accuracies([others[s] for s in seeds]))
+    verdict = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
+    return f"{mean:+.2f} ± {half:.2f}", verdict
+
+
+def _accuracy_row(config: dict[str, Any], case: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    top, adapted = _of(config, "topk", case, results), _of(config, "adaptopk", case, results)
+    claimed = _CLAIMED.get((config["shared"]["data"], case["ratio"], case["feedback"]))
+    gain, verdict = _gain(adapted, top)
+    return [
+        str(case["ratio"]),
+        "yes" if case["feedback"] else "no",
+        f"{claimed[0]:.2f}" if claimed else "-",
+        show(accuracies(list(top.values()))),
+        f"{claimed[1]:.2f}" if claimed else "-",
+        show(accuracies(list(adapted.values()))),
+        f"{claimed[1] - claimed[0]:+.2f}" if claimed else "-",
+        gain,
+        verdict,
+    ]
+
+
+def _bytes_row(config: dict[str, Any], case: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    found = [_of(config, method, case, results) for method in ("topk", "adaptopk", "online")]
+    totals = [[r["summary"]["uplink_bytes"] for r in runs.values()] for runs in found]
+    means = [sum(t) / len(t) if t else None for t in totals]
+    told = [f"{100 * (m / means[0] - 1):+.2f} %" if m and means[0] else "-" for m in means[1:]]
+    return [str(case["ratio"]), "yes" if case["feedback"] else "no", _budget(config, case, found[1]), *told]
+
+
+def _budget(config: dict[str, Any], case: dict[str, Any], runs: dict[int, Any]) -> str:
+    if not runs:
+        return "-"
+    d, total = next(iter(runs.values()))["experiment"]["num_parameters"], config["shared"]["rounds"]
+    schedule = adaptopk(1 / case["ratio"], gamma=config["gamma"]).schedule(d, total)
+    return f"{schedule.sum() / (num_kept_of(1 / case['ratio'], d) * total):.6f}"
+
+
+def _beside_row(config: dict[str, Any], case: dict[str, Any], results: dict[str, Any]) -> list[str]:
+    top, online = _of(config, "topk", case, results), _of(config, "online", case, results)
+    best = _of(config, "hindsight", case, results)
+    return [
+        str(case["ratio"]),
+        "yes" if case["feedback"] else "no",
+        show(accuracies(list(top.values()))),
+        show(accuracies(list(online.values()))),
+        _gain(online, top)[0],
+        show(accuracies(list(best.values()))),
+        ", ".join(str(run["full_rounds"]) for run in best.values()) or "-",
+    ]
+
+
+def _curves(config: dict[str, Any], case: dict[str, Any], results: dict[str, Any]) -> list[Series]:
+    named = [("dense", {s: results[f"dense-seed{s}"] for s in config["seeds"] if f"dense-seed{s}" in results})]
+    labels = {"topk": "Top-K", "adaptopk": "AdapTop-K", "online": "online", "hindsight": "hindsight"}
+    named += [(labels[method], _of(config, method, case, results)) for method in case["methods"]]
+    return [curve(name, list(runs.values())) for name, runs in named if runs]
+
+
+def _level_chart(config: dict[str, Any]) -> Chart:
+    """Figures 1c and 2c: k_t / k over the run."""
+    total, k = config["shared"]["rounds"], 1000
+    schedule = adaptopk(0.01, gamma=config["gamma"]).schedule(100 * k, total) / k
+    steps = [
+        t
+        for t in range(total)
+        if t in (0, total - 1) or schedule[t] != schedule[t - 1] or schedule[t] != schedule[t + 1]
+    ]
+    ours = Series("AdapTop-K", steps, [float(schedule[t]) for t in steps])
+    flat = Series("Top-K", [0, total - 1], [1.0, 1.0])
+    return Chart("adaptopk-level", "Entries kept, relative to k", "iteration", "k_t / k", [flat, ours])
+
+
+PAPER = Paper("adaptopk", "AdapTop-K, arXiv:2210.13532", units, {"hindsight": hindsight}, report)
