@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 
-NAMES = ("accuracy", "methods", "mnist", "wire")
+NAMES = ("accuracy", "budget", "methods", "mnist", "papers", "wire")
 
 
 def main() -> None:

@@ -20,7 +20,15 @@ from gradwire.reproduce.blocks import Block, Chart, Heading, Table
 from gradwire.reproduce.run import PAPERS, load_paper, reproduce
 
 PAGES = DOCS / "papers"
-_MARKERS = {"circle": "o", "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "cross": "P", "x": "X"}
+_MARKERS = {
+    "circle": "o",
+    "square": "s",
+    "diamond": "D",
+    "triangle-up": "^",
+    "triangle-down": "v",
+    "cross": "P",
+    "x": "X",
+}
 _LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdashdot": (0, (8, 2, 1, 2))}
 
 

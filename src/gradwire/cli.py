@@ -271,6 +271,7 @@ def reproduce(
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Units run at a time (default: one a core).")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="Stop after so long, to be gone on with later.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the results (default runs/PAPER-SCALE); goes on where it was left.")
     ] = None,
@@ -282,6 +283,7 @@ def reproduce(
 
     import_report()
     folder = out or Path("runs") / f"{paper}-{scale}"
+    end = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     with Interruption() as interruption, ReproductionDisplay() as display:
         interruption.say = display.say
         complete = run_all(
@@ -292,7 +294,7 @@ def reproduce(
             workers or os.cpu_count() or 1,
             display.started,
             display.progressed,
-            lambda: interruption.requested,
+            lambda: interruption.requested or time.monotonic() > end,
         )
     display.finish(folder / "report.html", complete)
     return 0 if complete else 130

@@ -77,7 +77,7 @@ class Client:
         self.layout = layout
         self.client_id = check_integer("client_id", client_id, 0, 2**63)
         self.seed = Key(seed).seed
-        self.num_rounds = num_rounds
+        self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)
         self.round = 0
         self.sequence = 0
         self._state = compressor.init(layout)
@@ -130,11 +130,12 @@ class Client:
             ConfigError: on an mtu too small for one entry, or a weight or round that cannot be.
         """
         mtu = check_integer("mtu", mtu, 1)
+        before = State(self.layout, copy_memory(self._state.memory))
         payload = self._compress(update, weight, round, None)
         try:
             blobs = tuple(encode(packet) for packet in cut_packets(payload, mtu))
         except ConfigError:
-            self._state = self.compressor.restore(payload, self._state, self._reference_of(payload))
+            self._state = before
             raise
         self._sent(blobs, payload.round)
         return list(blobs)
@@ -276,7 +277,7 @@ class Client:
             memory = copy_memory(state["scheme"])
             if state["residual"] is not None:
                 memory["residual"] = np.array(state["residual"], np.float32)
-            check_memory(memory, self.compressor.init(self.layout).memory, self.layout.d)
+            check_memory(memory, self.compressor.init(self.layout).memory, self.layout.num_parameters)
             pending = [
                 _Pending(check_integer("sequence", p["sequence"], 0, 2**63 - 1), tuple(map(to_bytes, p["blobs"])))
                 for p in state["pending"]

@@ -88,6 +88,11 @@ class Sparsifier(Stage):
         """Whether ``num_kept`` is obeyed, so that a byte budget can be met."""
         return False
 
+    @property
+    def unnamed(self) -> bool:
+        """Whether supports may lean on the reference, so that a reader without it cannot tell the coordinates."""
+        return False
+
 
 class Quantizer(Stage):
     """Send numbers in fewer bits.
@@ -130,6 +135,13 @@ class Pipeline(Stage):
                 raise ConfigError(
                     f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
+        blocks = [stage for stage in self.members if isinstance(getattr(stage, "scope", None), int)]
+        sparsifier = _sparsifier_of(self.members)
+        if sparsifier is not None and sparsifier.unnamed and blocks:
+            raise ConfigError(
+                f"{blocks[0]} cannot follow {sparsifier}: a reader without the reference does not know which block a "
+                "number is in; use scope='model'"
+            )
 
     @property
     def stages(self) -> tuple[Stage, ...]:

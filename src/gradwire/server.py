@@ -306,7 +306,7 @@ class Server:
             aggregator = self._new_aggregator()
             aggregator.load_state_dict(state)
             memory = copy_memory(state["scheme"])
-            check_memory(memory, self.downlink.init(self.layout).memory, self.layout.d)
+            check_memory(memory, self.downlink.init(self.layout).memory, self.layout.num_parameters)
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
             counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
             arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])

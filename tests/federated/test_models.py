@@ -28,7 +28,14 @@ DIGITS = make_task("digits", (64,))
 MNIST = make_task("mnist", (1, 28, 28))
 CIFAR = make_task("cifar10", (3, 32, 32))
 PLAY = make_task("shakespeare", (64,), 65, characters=True)
-STACKABLE = [("mlp", DIGITS), ("mlp", MNIST), ("cnn", MNIST), ("cnn", CIFAR), ("small_cnn", CIFAR), ("char_transformer", PLAY)]
+STACKABLE = [
+    ("mlp", DIGITS),
+    ("mlp", MNIST),
+    ("cnn", MNIST),
+    ("cnn", CIFAR),
+    ("small_cnn", CIFAR),
+    ("char_transformer", PLAY),
+]
 ALL = [*STACKABLE, ("resnet18", CIFAR)]
 
 

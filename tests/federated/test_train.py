@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from gradwire.errors import ConfigError
+from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
 from gradwire.federated.tasks import Task, load_task
-from gradwire.federated.train import Trainer, draw_batches
+from gradwire.federated.train import Trainer, _moved, draw_batches, draw_shifts
+from gradwire.layout import Layout
 from gradwire.rng import Key
 
 
@@ -117,11 +119,10 @@ def test_batchnorm_in_one_batch_gives_the_same_updates_and_statistics():
     images = tiny_task("cifar10", (3, 8, 8))
     layers = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)]
     batches = some_batches(3, 4, 5, len(images.train_inputs))
+    start = Trainer(images, nn.Sequential(*layers)).initial()
     updates = []
     for batched in (True, False):
-        torch.manual_seed(0)
         trainer = Trainer(images, nn.Sequential(*layers), batched=batched, weight_decay=0.1)
-        start = trainer.initial() if not updates else start
         updates.append(trainer.local_updates(start, batches, 0.1)[0])
     np.testing.assert_allclose(*updates, rtol=0, atol=2e-5 * np.abs(updates[1]).max())
     assert np.abs(updates[0][:, trainer.layout.num_parameters :]).min() > 0
@@ -298,3 +299,61 @@ def test_a_device_torch_does_not_have_is_a_config_error_of_one_line(digits, name
 def test_a_device_that_holds_no_numbers_is_a_config_error(digits):
     with pytest.raises(ConfigError, match="meta"):
         Trainer(digits, build_model("mlp", digits, 0), "meta")
+
+
+# ---- schedules, shifts, precision
+
+
+def test_learning_rate_rises_and_falls():
+    e = Experiment.build(
+        {"rounds": 100, "learning_rate": 0.5, "warmup_rounds": 10, "warmup_from": 0.2, "milestones": [0.5, 0.75]}
+    )
+    rates = [e.step_size_at(t) for t in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[5] == pytest.approx(0.3)
+    assert rates[10] == rates[49] == 0.5
+    assert rates[50] == rates[74] == pytest.approx(0.05)
+    assert rates[75] == rates[99] == pytest.approx(0.005)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_weight_decay_closed_form(batched):
+    task = tiny_task("line", (7,), num_classes=4)
+    trainer = Trainer(task, nn.Sequential(nn.Linear(7, 4)), batched=batched)
+    decayed = Trainer(task, nn.Sequential(nn.Linear(7, 4)), batched=batched, weight_decay=0.25)
+    start = np.random.default_rng(0).standard_normal(trainer.layout.d).astype(np.float32)
+    batches = some_batches(1, 1, 4, 20)
+    plain, with_decay = (t.local_updates(start, batches, 0.1)[0][0] for t in (trainer, decayed))
+    np.testing.assert_allclose(with_decay, plain - 0.1 * 0.25 * start, atol=2e-6)
+
+
+def test_shifts_move_and_mirror_images():
+    shifts = draw_shifts(Key(0, 3, 1), 5, 400)
+    assert shifts.shape == (5, 400, 3)
+    assert set(np.unique(shifts[..., 0])) == set(np.unique(shifts[..., 1])) == set(range(-4, 5))
+    assert set(np.unique(shifts[..., 2])) == {0, 1}
+    images = torch.randn(2, 300, 3, 9, 8)
+    moved = _moved(images, torch.from_numpy(shifts[:2, :300]))
+    for step, i in ((0, 0), (1, 17), (0, 299), (1, 4)):
+        down, right, mirrored = shifts[step, i]
+        image = images[step, i].numpy()
+        image = np.pad(image, ((0, 0), (4, 4), (4, 4)))[:, 4 - down : 13 - down, 4 - right : 12 - right]
+        np.testing.assert_array_equal(moved[step, i].numpy(), image[:, :, ::-1] if mirrored else image)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_bfloat16_trains_nearly_the_same_and_sends_float32(batched):
+    images = tiny_task("cifar10", (3, 8, 8))
+    model = build_model("small_cnn", images, 0)
+    shifts = [draw_shifts(Key(0, 0, client), 2, 5) for client in range(2)]
+    torch.manual_seed(0)
+    start = 0.1 * torch.randn(Layout.from_arrays(model.state_dict()).d).numpy()
+    updates = [
+        Trainer(images, model, batched=batched, precision=precision).local_updates(
+            start, some_batches(2, 2, 5, 20), 0.1, shifts
+        )[0]
+        for precision in ("float32", "bfloat16")
+    ]
+    assert updates[1].dtype == np.float32
+    cosine = np.sum(updates[0] * updates[1]) / np.linalg.norm(updates[0]) / np.linalg.norm(updates[1])
+    assert 0.9 < cosine < 0.999999

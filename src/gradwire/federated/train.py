@@ -141,19 +141,25 @@ class Trainer:
         models = start.repeat(len(batches), 1)
         views = {t.name: models[:, t.offset : t.stop].view(len(batches), *t.shape) for t in self.layout.tensors}
         statistics = {t.name: views.pop(t.name) for t in self.layout.tensors if t.buffer}
+        for name, buffer in self.model.named_buffers():  # counters are no floats: they neither travel nor matter here
+            statistics.setdefault(name, buffer.expand(len(batches), *buffer.shape).clone())
         losses = torch.zeros(len(batches), device=self.device)
 
         def loss_of(
             parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
-        ) -> Tensor:
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            moved = {name: buffer.clone() for name, buffer in buffers.items()}
             with self._autocast():
-                return cross_entropy(functional_call(self.model, (parameters, buffers), (inputs,)), targets)
+                logits = functional_call(self.model, (parameters, moved), (inputs,))
+                return cross_entropy(logits, targets), moved
 
-        step = vmap(grad_and_value(loss_of))
+        step = vmap(grad_and_value(loss_of, has_aux=True))
         self.model.train()
         for i in range(rows.shape[1]):
             inputs, targets = self._examples(rows[:, i], None if moves is None else moves[:, i])
-            gradients, loss = step(views, statistics, inputs, targets)  # moves each client's statistics too
+            gradients, (loss, moved) = step(views, statistics, inputs, targets)
+            for name, statistic in statistics.items():
+                statistic.copy_(moved[name])
             for name, view in views.items():
                 if self.weight_decay:
                     view.mul_(1 - learning_rate * self.weight_decay)

@@ -107,7 +107,7 @@ class adaptopk_online(Sparsifier):
 
     The bound of Theorem 1 is lowest when the rounds of largest A_t B_t keep more, B_t = (1 - c)^(T - 1 - t) with
     c = eta mu k / d. Here |u_t|^2 of this round stands for A_t, and the rounds ahead are forecast by Lemma 2,
-    alpha / t + beta, fitted to the norms seen so far by least squares. A round keeps k + g where it is among the
+    alpha / t + beta, fitted by least squares to the norms up to this one. A round keeps k + g where it is among the
     largest of itself and all rounds ahead, as many as there are such turns left; T // 2 rounds keep k + g, as many
     k - g, and one of an odd T keeps k, so that k T entries are sent, if the client takes part in every round.
 
@@ -129,7 +129,8 @@ class adaptopk_online(Sparsifier):
         [3, 1, 3, 1]
 
     Source: AdapTop-K (arXiv 2210.13532) Eq. (14)-(18), Lemma 2.
-    Deviations: the paper gives t_hat before the run; this estimates alpha and beta in it. Norms are the client's own.
+    Deviations: the paper gives t_hat before the run; this estimates alpha and beta in it, from the client's own norms.
+        Norms that fall otherwise than alpha / t + beta are forecast too high, and early rounds then get less.
     """
 
     density: float
@@ -145,6 +146,11 @@ class adaptopk_online(Sparsifier):
         object.__setattr__(self, "contraction", check_number("contraction", self.contraction))
         if not 0 <= self.contraction < 1:
             raise ConfigError(f"contraction must be in [0, 1), got {self.contraction!r}")
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether a byte budget can be met by keeping fewer: yes."""
+        return True
 
     def init(self, layout: Layout) -> State:
         """Make the state: turns taken so far, and the sums that least squares needs."""
@@ -163,9 +169,7 @@ class adaptopk_online(Sparsifier):
         turn = self._turn(parameters, state, round)
         memory = dict(state.memory)
         memory["num_more" if turn > 0 else "num_less" if turn < 0 else "num_same"] += 1
-        x, y = 1.0 / max(1, round.index), _square(parameters)
-        for name, value in zip(_SUMS, (1.0, x, y, x * x, x * y), strict=True):
-            memory[name] += value
+        memory |= zip(_SUMS, _sums(state, round.index, _square(parameters)), strict=True)
         return State(state.layout, memory)
 
     def guarantee(self, d: int) -> Guarantee:
@@ -182,21 +186,15 @@ class adaptopk_online(Sparsifier):
         same = total % 2 - state.memory["num_same"]
         less = total // 2 - state.memory["num_less"]
         ahead = np.arange(t + 1, total)
-        alpha, beta = self._fit(state)
+        norm = _square(update)
+        alpha, beta = _fit(*_sums(state, t, norm))
         discount = (1 - self.contraction) ** (total - 1 - ahead.astype(np.float64))
         forecast = np.maximum(alpha / np.maximum(ahead, 1) + beta, 0.0) * discount  # A_t B_t of Eq. (17)
-        here = _square(update) * (1 - self.contraction) ** (total - 1 - t)
+        here = norm * (1 - self.contraction) ** (total - 1 - t)
         larger = int(np.count_nonzero(forecast > here))
         if larger < more or less + same <= 0:
             return int(more > 0)
         return 0 if larger < more + same or less <= 0 else -1
-
-    def _fit(self, state: State) -> tuple[float, float]:
-        """The alpha >= 0 and beta of alpha / t + beta, by least squares over the rounds seen."""
-        n, x, y, xx, xy = (state.memory[name] for name in _SUMS)
-        spread = n * xx - x * x
-        alpha = max(0.0, (n * xy - x * y) / spread) if spread > 1e-12 * n * n else 0.0
-        return alpha, (y - alpha * x) / n if n else 0.0
 
 
 def turning_point(alpha: float, beta: float, learning_rate: float, mu: float, density: float) -> int:
@@ -254,6 +252,9 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
     Returns:
         (T,) int64 of [0, d], whose sum is k T.
 
+    Raises:
+        ConfigError: on a k outside [1, d].
+
     Example:
         >>> import numpy as np
         >>> from gradwire.papers.adaptopk import hindsight_schedule
@@ -263,6 +264,8 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
     Source: AdapTop-K (arXiv 2210.13532) Eq. (14), (15).
     Deviations: none.
     """
+    if not 1 <= k <= d:
+        raise ConfigError(f"k must be in [1, {d}], got {k}")
     total = square_norms.size
     coefficients = square_norms * (1 - contraction) ** np.arange(total - 1, -1, -1.0)
     order = np.argsort(-coefficients, kind="stable")
@@ -275,6 +278,19 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
 
 
 _SUMS = ("sum_1", "sum_x", "sum_y", "sum_xx", "sum_xy")
+
+
+def _sums(state: State, t: int, norm: float) -> list[float]:
+    """What least squares needs, over the rounds before and this one."""
+    x = 1.0 / max(1, t)
+    return [state.memory[name] + value for name, value in zip(_SUMS, (1.0, x, norm, x * x, x * norm), strict=True)]
+
+
+def _fit(n: float, x: float, y: float, xx: float, xy: float) -> tuple[float, float]:
+    """The alpha >= 0 and beta of alpha / t + beta, by least squares."""
+    spread = n * xx - x * x
+    alpha = max(0.0, (n * xy - x * y) / spread) if spread > 1e-12 * n * n else 0.0
+    return alpha, (y - alpha * x) / n
 
 
 def _check_parameters(stage: adaptopk | adaptopk_online) -> None:

@@ -69,6 +69,11 @@ class tcs(Sparsifier):
         return True
 
     @property
+    def unnamed(self) -> bool:
+        """Whether supports may lean on the reference: yes."""
+        return True
+
+    @property
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes, of both kinds in proportion."""
         return True
