@@ -164,7 +164,7 @@ def document() -> None:
         "Bits per parameter and upload are whole blobs, headers and checksum included; of all uploads after round 0 "
         "the costliest counts. The updates are generated and nothing is trained, so this says what the "
         "bytes are and nothing about accuracy. *Budget*: the paper's Table I; the two rows with 5 bits at H = 1 are "
-        "not in that table and are the formula, rounded. *Formula*: Eq. (7) and (8) with the position code "
+        "from its section III-C. *Formula*: Eq. (7) and (8) with the position code "
         "log2(1/phi) + 2 bits, exact. *Saved* is against the budget.",
     ]
     for recipe, text in (
