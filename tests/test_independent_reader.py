@@ -15,6 +15,7 @@ import pytest
 import gradwire as gw
 import independent_reader as other
 from gradwire import files
+from gradwire.kernels import ops
 from gradwire.payload import Cyclic, Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values
 from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
@@ -200,7 +201,7 @@ def test_fresh_random_payloads(seed):
 @pytest.mark.parametrize("kernels", ["reference", "cpu"])
 def test_damaged_payloads_that_still_decode(kernels, monkeypatch):
     """What no writer wrote, but both readers accept, stands for the same numbers."""
-    monkeypatch.setenv("GRADWIRE_KERNELS", kernels)
+    monkeypatch.setattr(ops, "BACKEND", kernels)
     blobs, rng, num_read = fuzz.honest_blobs(), random.Random(31), 0
     for _ in range(2500):
         blob = fuzz.mutate(blobs, rng)

@@ -247,9 +247,9 @@ def as_update(update: Any, d: int) -> NDArray[np.float32]:
 
 def check_finite(array: NDArray[np.float32], what: str) -> None:
     """Raise UpdateError naming the first NaN or Inf in ``array``, if there is one."""
-    with np.errstate(all="ignore"):
-        total = float(np.dot(array, array)) if array.size < 4096 else float(np.sum(array, dtype=np.float64))
-    if math.isfinite(total):
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.dot(array, array))
+    if math.isfinite(square):  # else some may just be large: look at each
         return
     bad = np.flatnonzero(~np.isfinite(array))
     if bad.size:

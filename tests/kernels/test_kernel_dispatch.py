@@ -78,17 +78,29 @@ def test_backends_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[str] = []
     monkeypatch.setattr(reference, "gaps", lambda indices: used.append("reference"))
     monkeypatch.setattr(cpu, "gaps", lambda indices: used.append("cpu"))
-    monkeypatch.delenv("GRADWIRE_KERNELS", raising=False)
     small, large = np.arange(ops.VECTOR_FROM - 1), np.arange(ops.VECTOR_FROM)
-    for forced in ("", "cpu", "reference"):
-        monkeypatch.setenv("GRADWIRE_KERNELS", forced)
-        ops.gaps(small)
-        ops.gaps(large)
-    assert used == ["reference", "cpu", "cpu", "cpu", "reference", "reference"]
+    for backend in ("", "cpu", "reference"):
+        monkeypatch.setattr(ops, "BACKEND", backend)
+        monkeypatch.setattr(ops, "_loaded", False)
+        monkeypatch.setattr(ops, "_worked", 0.0)
+        for indices in (small, large, small):
+            ops.gaps(indices)
+    assert used == ["reference", "cpu", "cpu"] + ["cpu"] * 3 + ["reference"] * 3
+
+
+def test_many_small_inputs_are_worth_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(reference, "gaps", lambda indices: used.append("reference"))
+    monkeypatch.setattr(cpu, "gaps", lambda indices: used.append("cpu"))
+    for name, value in (("BACKEND", ""), ("_loaded", False), ("_worked", 0.0)):
+        monkeypatch.setattr(ops, name, value)
+    for _ in range(100):
+        ops.gaps(np.arange(ops.VECTOR_FROM // 4))
+    assert used == ["reference"] * int(4 * ops.BUDGET) + ["cpu"] * (100 - int(4 * ops.BUDGET))
 
 
 def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRADWIRE_KERNELS", "fpga")
+    monkeypatch.setattr(ops, "BACKEND", "fpga")
     with pytest.raises(ConfigError, match="'reference' or 'cpu', got 'fpga'"):
         ops.gaps(np.arange(3))
 

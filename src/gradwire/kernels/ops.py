@@ -1,9 +1,9 @@
 """The op table as callers see it: each op picks its backend by the size of its input.
 
-Small inputs run the plain NumPy and Python of ``reference.py``, at once; from a number of elements on, or once
-many small ones have been looped over in Python, an op runs its compiled twin in ``cpu.py``, which imports Numba at the
-first use and gives the same bits. What each op computes is said in ``reference.py`` and ``models.py``. The environment
-variable ``GRADWIRE_KERNELS``, read at each call, forces one backend: ``reference`` or ``cpu``.
+The first small inputs run the plain NumPy and Python of ``reference.py``, at once. From the first large one on, or once
+many small ones have been worked through, ops run their compiled twins in ``cpu.py`` and ``select.py``, which import
+Numba at the first use and give the same bits. What each op computes is said in ``reference.py`` and ``models.py``.
+The environment variable ``GRADWIRE_KERNELS``, read when this is imported, forces one backend: ``reference`` or ``cpu``.
 """
 
 from __future__ import annotations
@@ -42,23 +42,26 @@ LOOP_FROM = 4096
 """Elements from which a compiled kernel is worth loading (half a second) where the reference is a Python loop."""
 VECTOR_FROM = 16384
 """The same where the reference is NumPy."""
-LOOP_BUDGET = 65536
-"""Elements that Python loops may work through in all, before compiled kernels are loaded for small inputs too."""
+BUDGET = 16.0
+"""How often small inputs may add up to these numbers before compiled kernels are loaded for them too."""
 
-_looped = 0
+BACKEND = os.environ.get("GRADWIRE_KERNELS", "")
+
+_worked = 0.0
+_loaded = False
 
 
 def _compiled(num_elements: int, threshold: int) -> bool:
-    forced = os.environ.get("GRADWIRE_KERNELS", "")
-    if forced not in ("", "reference", "cpu"):
-        raise ConfigError(f"GRADWIRE_KERNELS must be 'reference' or 'cpu', got {forced!r}")
-    if forced or num_elements >= threshold:
-        return forced != "reference"
-    if threshold != LOOP_FROM or num_elements == 0:
-        return False
-    global _looped
-    _looped += num_elements
-    return _looped > LOOP_BUDGET
+    """Whether to run a compiled kernel: always, once they are loaded."""
+    global _worked, _loaded
+    if BACKEND:
+        if BACKEND not in ("reference", "cpu"):
+            raise ConfigError(f"GRADWIRE_KERNELS must be 'reference' or 'cpu', got {BACKEND!r}")
+        return BACKEND == "cpu"
+    if not _loaded:
+        _worked += num_elements / threshold
+        _loaded = num_elements >= threshold or _worked > BUDGET
+    return _loaded
 
 
 def accumulate_at(

@@ -18,8 +18,8 @@ from gradwire.kernels.jit import array, kernel
 __all__ = ["topk"]
 
 _BLOCK = 128  # values looked at together: their maximum is one vectorised loop
-_MIN_SAMPLE = 4096
-_SAMPLE_SHARE = 128  # one value in so many is sampled
+_MIN_SAMPLE = 512
+_SAMPLE_SHARE = 128  # one value in so many is sampled, but no fewer than that
 _LOW_BITS = 15
 _SIGNLESS = np.uint32(0x7FFFFFFF)
 
@@ -47,7 +47,7 @@ def _among_candidates(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64] | N
     sample = np.empty(size, np.uint32)
     _sample(bits, sample)
     threshold = max(1, int(np.partition(sample, size - rank)[size - rank]))
-    capacity = min(d, 2 * rank * d // size + 1024)
+    capacity = min(d, 2 * rank * d // size + 64)
     candidates, magnitudes = np.empty(capacity + _BLOCK, np.int64), np.empty(capacity + _BLOCK, np.uint32)
     count = _collect(bits, np.uint32(threshold), capacity, candidates, magnitudes)
     if not k <= count <= capacity:

@@ -73,7 +73,7 @@ def _cheapest_cuts(bounds: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[
 
 def _entropy_bits(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Bits of ``counts`` positions among ``lengths``, each array (n,)."""
-    n, k = lengths.astype(np.float64), counts.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits = k * np.log2(n / k) + (n - k) * np.log2(n / (n - k))
-    return np.nan_to_num(bits, nan=0.0, posinf=0.0)
+    n, k = np.maximum(lengths, 1).astype(np.float64), counts.astype(np.float64)
+    skipped = lengths - k
+    bits: NDArray[np.float64] = k * np.log2(n / np.maximum(k, 1.0)) + skipped * np.log2(n / np.maximum(skipped, 1.0))
+    return bits
