@@ -148,7 +148,7 @@ class Client:
     def _compress(self, update: Any, weight: float, round: int | None, num_bytes: int | None) -> Payload:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
-        vector = as_update(update, self.layout.d)
+        vector = as_update(update, self.layout.d, check=not self.compressor.checks_update)
         current = self.compressor.uses_reference and self._reference is not None and index == self._synced
         known = decode(self._reference) if current and self._reference is not None else None
         agreed = Round(

@@ -108,6 +108,11 @@ class Compressor(ABC):
         return False
 
     @property
+    def checks_update(self) -> bool:
+        """Whether ``compress`` itself refuses an update that is not finite, so that nobody has to look before."""
+        return False
+
+    @property
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False

@@ -12,6 +12,7 @@ from gradwire.checks import check_flag, check_number
 from gradwire.compressor import Compressor, Round, State, Vector, accumulate, decompress
 from gradwire.errors import ConfigError
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unknown
+from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload
 
@@ -103,16 +104,32 @@ class ef(_Feedback):
         return state
 
     def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
-        """Turn an update into a payload; the state given is left as it was when this fails.
+        """Turn an update into a payload; the residual given becomes the next one, in place.
+
+        When this fails the residual is left as it was, to float32 rounding.
 
         Raises:
-            UpdateError: where residual and update add up to more than float32 holds.
+            UpdateError: on an update that is not finite, or where residual and update add up to more than float32
+                holds.
         """
-        corrected = self._corrected(update, state)
-        payload, state = self.compressor.compress(corrected, state, round)
-        accumulate(corrected, payload, -1.0, None if round is None else round.reference)
-        state.memory["residual"] = corrected
+        residual: Vector = state.memory["residual"]
+        if not ops.add_finite(residual, update, self.decay):
+            check_finite(update, "update")
+            self._corrected(update, state)  # says where
+        try:
+            payload, state = self.compressor.compress(residual, state, round)
+        except BaseException:
+            residual -= update
+            residual /= np.float32(self.decay)
+            raise
+        accumulate(residual, payload, -1.0, None if round is None else round.reference)
+        state.memory["residual"] = residual
         return payload, state
+
+    @property
+    def checks_update(self) -> bool:
+        """Whether ``compress`` refuses what is not finite: yes."""
+        return True
 
     @property
     def summable(self) -> bool:

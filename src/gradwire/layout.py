@@ -214,12 +214,13 @@ class Layout:
         return arrays
 
 
-def as_update(update: Any, d: int) -> NDArray[np.float32]:
+def as_update(update: Any, d: int, check: bool = True) -> NDArray[np.float32]:
     """Check an update and give it as NumPy float32, without a copy where that is possible.
 
     Args:
         update: (d,) float16, bfloat16, float32 or float64; NumPy array or torch tensor; not modified.
         d: the expected length.
+        check: whether to look for NaN and Inf.
 
     Returns:
         (d,) float32 C-contiguous; shares memory with a float32 input on the CPU.
@@ -241,7 +242,8 @@ def as_update(update: Any, d: int) -> NDArray[np.float32]:
         raise UpdateError(f"update must have shape ({d},), got {array.shape}")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    check_finite(array, "update")
+    if check:
+        check_finite(array, "update")
     return array
 
 

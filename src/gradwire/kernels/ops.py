@@ -18,6 +18,7 @@ from gradwire.kernels import models, reference
 
 __all__ = [
     "accumulate_at",
+    "add_finite",
     "ans_bits",
     "ans_decode",
     "ans_encode",
@@ -74,6 +75,15 @@ def accumulate_at(
         cpu.accumulate_at(out, indices, numbers, weight)
     else:
         reference.accumulate_at(out, indices, numbers, weight)
+
+
+def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
+    """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite."""
+    if _compiled(total.size, VECTOR_FROM):
+        from gradwire.kernels import dense
+
+        return dense.add_finite(total, addend, decay)
+    return reference.add_finite(total, addend, decay)
 
 
 def ans_bits(counts: NDArray[np.int64], frequencies: NDArray[np.uint32]) -> float:

@@ -21,6 +21,7 @@ from gradwire.kernels.models import (
 
 __all__ = [
     "accumulate_at",
+    "add_finite",
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
@@ -40,6 +41,26 @@ __all__ = [
 
 MAX_GOLOMB = 1 << 48
 """Largest Golomb parameter; limits are at most 2^8 times this, so that no sum of a decoder leaves int64."""
+
+
+def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
+    """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite.
+
+    Args:
+        total: (d,) float32, finite, C-contiguous, modified in place; left as it was, to float32 rounding, on False.
+        addend: (d,) float32, not modified.
+        decay: above 0, rounded to float32.
+
+    Returns:
+        Whether all sums are finite.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        added = total + addend if decay == 1.0 else total * np.float32(decay) + addend
+        square = np.dot(added, added)
+    if not np.isfinite(square) and not np.isfinite(added).all():
+        return False
+    total[:] = added
+    return True
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

@@ -1,0 +1,40 @@
+"""Passes over whole vectors against plain NumPy."""
+
+import numpy as np
+import pytest
+
+from gradwire.kernels import dense, reference
+
+BACKENDS = [dense.add_finite, reference.add_finite]
+
+
+@pytest.mark.parametrize("add", BACKENDS)
+@pytest.mark.parametrize("d", [0, 1, 2047, 2048, 2049, 100_000])
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_sums_are_numpys(add, d, decay):
+    rng = np.random.default_rng(d)
+    total, addend = rng.standard_normal((2, d)).astype(np.float32)
+    expected = total * np.float32(decay) + addend
+    assert add(total, addend, decay)
+    np.testing.assert_array_equal(total, expected)
+
+
+@pytest.mark.parametrize("add", BACKENDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("at", [0, 2047, 5000, 9999])
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_nothing_is_lost_by_what_is_not_finite(add, bad, at, decay):
+    rng = np.random.default_rng(at)
+    total, addend = rng.standard_normal((2, 10_000)).astype(np.float32)
+    total[at], addend[at] = 3e38, bad
+    before = total.copy()
+    assert not add(total, addend, decay) or (bad == 3e38 and decay == 0.5 and np.isfinite(1.5e38 + 3e38))
+    if bad != 3e38 or decay == 1.0:
+        np.testing.assert_allclose(total, before, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("add", BACKENDS)
+def test_the_largest_numbers_are_finite(add):
+    total = np.full(5000, 3.4e38, np.float32)
+    assert add(total, np.zeros(5000, np.float32), 1.0)
+    assert (total == np.float32(3.4e38)).all()
