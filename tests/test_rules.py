@@ -401,3 +401,12 @@ def test_packets_of_by_tensor():
         server.receive(blob)
     whole = gw.decompress(compress(by_tensor(gw.topk(0.2), min_elements=0), update, MODEL))
     assert np.array_equal(server.close_round().update, whole)
+
+
+def test_what_a_schedule_promises_of_any_length():
+    compressor = gw.parse("by_tensor(adaptopk(0.05, rounds=4, t_hat=2), min_elements=1)")
+    layout = gw.Layout.from_arrays({"matrix": np.zeros((69, 1), np.float32), "bias": np.zeros(22, np.float32)})
+    update = np.concatenate([np.ones(69), np.zeros(22)]).astype(np.float32)
+    payload, _ = compressor.compress(update, compressor.init(layout), gw.Round(index=1))
+    share = np.sum((update - gw.decompress(payload)) ** 2) / np.sum(update**2)
+    assert share <= 1 - compressor.guarantee(layout.d).delta

@@ -302,7 +302,12 @@ def reproduce(
 
 @app.command()
 def report(directory: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Build (or rebuild) a run's report.html."""
+    """Build (or rebuild) report.html of a run or a reproduction."""
+    if (directory / "reproduction.json").is_file():
+        from gradwire.reproduce.run import rebuild_report
+
+        print(rebuild_report(directory))
+        return
     from gradwire.report import build_report
 
     print(build_report(directory))

@@ -77,7 +77,7 @@ class Client:
         self.layout = layout
         self.client_id = check_integer("client_id", client_id, 0, 2**63)
         self.seed = Key(seed).seed
-        self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)
+        self.num_rounds = _check_num_rounds(num_rounds)
         self.round = 0
         self.sequence = 0
         self._state = compressor.init(layout)
@@ -239,9 +239,10 @@ class Client:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
 
         Returns:
-            ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``round``, ``sequence``, ``residual``
-            ((d,) float32 as of now, or None without error feedback), ``pending`` (blobs as uint8 arrays with their
-            sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's other memory).
+            ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``num_rounds``, ``round``, ``sequence``,
+            ``residual`` ((d,) float32 as of now, or None without error feedback), ``pending`` (blobs as uint8 arrays
+            with their sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's
+            other memory).
         """
         memory = copy_memory(self._state.memory)
         return {
@@ -250,6 +251,7 @@ class Client:
             "layout": self.layout.digest.hex(),
             "client_id": self.client_id,
             "seed": self.seed,
+            "num_rounds": self.num_rounds,
             "round": self.round,
             "sequence": self.sequence,
             "residual": memory.pop("residual", None),
@@ -287,11 +289,16 @@ class Client:
             reference = None if state["reference"] is None else to_bytes(state["reference"])
             synced = 0 if reference is None else decode(reference).round + 1
             seed = Key(state["seed"]).seed
+            num_rounds = _check_num_rounds(state["num_rounds"])
             round_index = check_integer("round", state["round"], 0, 2**63 - 1)
             sequence = check_integer("sequence", state["sequence"], 0, 2**63 - 1)
         self._state = State(self.layout, memory)
         self._pending, self._reference, self._synced = pending, reference, synced
-        self.seed, self.round, self.sequence = seed, round_index, sequence
+        self.seed, self.num_rounds, self.round, self.sequence = seed, num_rounds, round_index, sequence
+
+
+def _check_num_rounds(value: Any) -> int | None:
+    return None if value is None else check_integer("num_rounds", value, 1)
 
 
 def reference_digest(blob: bytes) -> bytes:

@@ -22,7 +22,7 @@ from gradwire.compressor import Compressor, Round, Vector, accumulate, decompres
 from gradwire.errors import BadChecksum, ConfigError, DecodeError, LimitExceeded, Malformed, Truncated, UpdateError
 from gradwire.feedback import ef
 from gradwire.layout import Layout, check_finite
-from gradwire.pipeline import Pipeline, Stage
+from gradwire.pipeline import Pipeline, Sparsifier, Stage
 from gradwire.rng import Key
 from gradwire.safetensors_io import (
     DTYPES,
@@ -331,8 +331,9 @@ def _stage(compressor: Compressor, residual: Path | None) -> tuple[Stage, bool]:
         inner = compressor.compressor
     if not isinstance(inner, Stage):
         raise ConfigError(f"files take a pipeline of stages, or ef(...) round one; got {compressor}")
-    if inner.uses_reference or inner.init(Layout.flat(1)).memory:
-        raise ConfigError(f"a file has no rounds: {inner} leans on those before; use topk")
+    scheduled = any(isinstance(stage, Sparsifier) and stage.scheduled for stage in inner.stages)
+    if scheduled or inner.uses_reference or inner.init(Layout.flat(1)).memory:
+        raise ConfigError(f"a file has no rounds, and {inner} depends on them; use topk")
     return inner, residual is not None
 
 

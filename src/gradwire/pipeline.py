@@ -89,6 +89,11 @@ class Sparsifier(Stage):
         return False
 
     @property
+    def scheduled(self) -> bool:
+        """Whether what is kept depends on the round's number."""
+        return False
+
+    @property
     def unnamed(self) -> bool:
         """Whether supports may lean on the reference, so that a reader without it cannot tell the coordinates."""
         return False
@@ -97,8 +102,9 @@ class Sparsifier(Stage):
 class Quantizer(Stage):
     """Send numbers in fewer bits.
 
-    Subclasses may have a ``scope``: ``'tensor'`` quantizes each tensor apart (in a model-wide support the
-    payload is cut at tensor boundaries), ``'model'`` all together, an integer each block of that many coordinates.
+    Subclasses may have a ``scope``: ``'tensor'`` quantizes each tensor apart (in a model-wide support whose indices are
+    listed the payload is cut at tensor boundaries; a seeded, known or cyclic one is quantized as a whole), ``'model'``
+    all together, an integer each block of that many coordinates.
     """
 
     @abstractmethod
@@ -273,7 +279,7 @@ def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Ro
 
 
 def _cut_at_tensors(parts: list[Part], layout: Layout) -> list[Part]:
-    """Cut parts at tensor boundaries; a seeded support cannot be cut and stays one part."""
+    """Cut parts at tensor boundaries; supports that are not listed (seeded, known, cyclic) stay one part."""
     out: list[Part] = []
     start = 0
     for part in parts:

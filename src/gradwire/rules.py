@@ -333,6 +333,10 @@ def _of_any_length(compressor: Compressor, d: int) -> Guarantee:
     guarantee = compressor.guarantee(d)
     if isinstance(compressor, by_tensor) or not any(getattr(s, "density", None) for s in _stages(compressor)):
         return guarantee
+    if any(isinstance(s, Sparsifier) and s.scheduled for s in _stages(compressor)) and isinstance(
+        guarantee, Contractive
+    ):
+        return Contractive(guarantee.delta / max(d, 1))  # some round may keep a single entry
     match guarantee:
         case Contractive(delta) if delta < 1:
             return Contractive(delta / 2)

@@ -54,8 +54,8 @@ def check_memory(memory: dict[str, Any], expected: dict[str, Any], d: int) -> No
     for name, value in expected.items():
         got = memory[name]
         if not isinstance(value, np.ndarray):
-            if type(got) is not type(value) or not np.isfinite(got):
-                raise StateError(f"state's {name} must be a finite {type(value).__name__}, got {got!r}")
+            if type(got) is not type(value) or not 0 <= got < np.inf:
+                raise StateError(f"state's {name} must be a {type(value).__name__} of 0 or more, got {got!r}")
             continue
         shape: tuple[int, ...] = value.shape
         if shape == (0,) and d and np.ndim(got) == 1:

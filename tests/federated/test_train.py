@@ -10,10 +10,12 @@ from torch import nn
 from gradwire.errors import ConfigError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
+from gradwire.federated.simulate import Simulation
 from gradwire.federated.tasks import Task, load_task
 from gradwire.federated.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.layout import Layout
 from gradwire.rng import Key
+from gradwire.sparsify import dense
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -357,3 +359,24 @@ def test_bfloat16_trains_nearly_the_same_and_sends_float32(batched):
     assert updates[1].dtype == np.float32
     cosine = np.sum(updates[0] * updates[1]) / np.linalg.norm(updates[0]) / np.linalg.norm(updates[1])
     assert 0.9 < cosine < 0.999999
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"milestones": [5.0]}, "milestones must be increasing shares"),
+        ({"milestones": [0.5, 0.5]}, "milestones must be increasing shares"),
+        ({"milestones": [float("nan")]}, "milestones must be increasing shares"),
+        ({"rounds": 10, "warmup_rounds": 11}, "warmup_rounds must be at most rounds 10, got 11"),
+        ({"precision": "float16"}, "precision"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Experiment.build(settings)
+
+
+def test_only_images_can_be_moved(digits):
+    with pytest.raises(ConfigError, match="augment moves images"):
+        Simulation(Experiment.build({"augment": True}), dense(), digits, 0)

@@ -228,7 +228,7 @@ def test_a_zero_sent_before_is_safe(name: str) -> None:
     state.memory |= {
         "sent_indices": np.array([0, 1, 2]),
         "sent_numbers": np.float32([0, 0, 5]),
-        "sent_round": 0,
+        "next_round": 1,
         "sent_weight": 1.0,
     }
     agreed = Round(1, reference=np.float32([7, 0, 0, 0]), reference_weights=2.0)
@@ -366,8 +366,8 @@ DAMAGES = {
     "nothing": ("sent_numbers", lambda x: None),
     "weight NaN": ("sent_weight", lambda x: float("nan")),
     "weight text": ("sent_weight", lambda x: "1"),
-    "round 1.5": ("sent_round", lambda x: 1.5),
-    "round of 400 digits": ("sent_round", lambda x: 10**400),
+    "round 1.5": ("next_round", lambda x: 1.5),
+    "round of 400 digits": ("next_round", lambda x: 10**400),
 }
 
 

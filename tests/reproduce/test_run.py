@@ -145,3 +145,20 @@ def test_statistics_closed_forms():
     assert line.x == pytest.approx([0.1, 1.0])
     assert line.y == pytest.approx([60, 75])
     assert line.spread == pytest.approx([200**0.5, 0])
+
+
+def test_missing_data_is_said_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.delenv("GRADWIRE_DATA", raising=False)
+    with pytest.raises(gw.ConfigError, match="cifar10 needs a data folder"):
+        reproduce("tcs", "cpu", tmp_path / "out", None, 1, quiet, quiet, lambda: False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_can_be_built_again(tmp_path):
+    out = tmp_path / "run"
+    assert reproduce("adaptopk", "smoke", out, None, 2, quiet, quiet, lambda: bool(list(out.glob("units/*")))) is False
+    (out / "report.html").unlink()
+    command = [sys.executable, "-m", "gradwire", "report", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (out / "report.html").is_file()

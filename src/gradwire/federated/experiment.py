@@ -109,6 +109,11 @@ class Experiment(BaseModel):
         except UnicodeEncodeError:
             raise ConfigError(f"{source}: data_dir must be Unicode text, got {made.data_dir!r}") from None
         parse_partition(made.partition)
+        shares = made.milestones
+        if not all(0 < share < 1 for share in shares) or sorted(set(shares)) != shares:
+            raise ConfigError(f"{source}: milestones must be increasing shares in (0, 1), got {shares}")
+        if made.warmup_rounds > made.rounds:
+            raise ConfigError(f"{source}: warmup_rounds must be at most rounds {made.rounds}, got {made.warmup_rounds}")
         methods = [str(compressor) for compressor in made.compressors()]
         repeated = next((m for i, m in enumerate(methods) if m in methods[:i]), None)
         if repeated is not None:

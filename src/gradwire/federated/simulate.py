@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradwire.client import Client
 from gradwire.compressor import Compressor, Round, decompress
-from gradwire.errors import StateError
+from gradwire.errors import ConfigError, StateError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
 from gradwire.federated.partition import parse_partition
@@ -133,6 +133,8 @@ class Simulation:
             experiment.weight_decay,
             experiment.precision,
         )
+        if experiment.augment and task.train_inputs.ndim != 4:
+            raise ConfigError(f"augment moves images (n, c, h, w), got {task.name}: {tuple(task.train_inputs.shape)}")
         self.layout = self.trainer.layout
         self.shards = parse_partition(experiment.partition).split(
             np.asarray(task.train_targets), experiment.clients, _partition_generator(seed), task.groups

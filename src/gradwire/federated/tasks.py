@@ -32,7 +32,7 @@ from gradwire.federated.cifar_pickles import PICKLE_FILES, read_pickled_batch
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CONTEXT_CHARACTERS", "TASK_NAMES", "Task", "load_task", "speaker_texts"]
+__all__ = ["CONTEXT_CHARACTERS", "TASK_NAMES", "Task", "check_data", "load_task", "speaker_texts"]
 
 TASK_NAMES = ("digits", "mnist", "cifar10", "shakespeare")
 CONTEXT_CHARACTERS = 64
@@ -112,13 +112,29 @@ def load_task(name: str, data_dir: Path | None = None) -> Task:
     its test batch trains on batches 1 to 4 and holds out batch 5. shakespeare holds out the last tenth of
     each speaker's text.
     """
-    if name not in TASK_NAMES:
-        raise ConfigError(f"data must be one of {', '.join(TASK_NAMES)}, got {name!r}{nearest(name, TASK_NAMES)}")
-    _import_torch()
+    check_data(name, data_dir)
     if name == "digits":
         return _load_digits()
     folder = _find_folder(name, data_dir)
     return {"mnist": _load_mnist, "cifar10": _load_cifar10, "shakespeare": _load_shakespeare}[name](folder)
+
+
+def check_data(name: str, data_dir: Path | None = None) -> None:
+    """Check that a task can be loaded here, without reading it.
+
+    Args:
+        name: as for ``load_task``.
+        data_dir: as for ``load_task``.
+
+    Raises:
+        ConfigError: on an unknown name, or files that are not there.
+        BackendUnavailable: torch is not installed.
+    """
+    if name not in TASK_NAMES:
+        raise ConfigError(f"data must be one of {', '.join(TASK_NAMES)}, got {name!r}{nearest(name, TASK_NAMES)}")
+    _import_torch()
+    if name != "digits":
+        _find_folder(name, data_dir)
 
 
 def speaker_texts(text: str) -> dict[str, str]:

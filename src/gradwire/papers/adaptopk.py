@@ -65,6 +65,11 @@ class adaptopk(Sparsifier):
                 raise ConfigError(f"t_hat must be 0 or more, got {self.t_hat!r}")
 
     @property
+    def scheduled(self) -> bool:
+        """Whether what is kept depends on the round's number: yes."""
+        return True
+
+    @property
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
@@ -79,7 +84,8 @@ class adaptopk(Sparsifier):
         Returns:
             (T,) int64, whose sum is k T.
         """
-        total = self.rounds or num_rounds
+        total = self.rounds or check_integer("num_rounds", num_rounds, 1)
+        d = check_integer("d", d, 0)
         return np.array([self._count(t, d, total) for t in range(total)], np.int64)
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
@@ -148,6 +154,11 @@ class adaptopk_online(Sparsifier):
             raise ConfigError(f"contraction must be in [0, 1), got {self.contraction!r}")
 
     @property
+    def scheduled(self) -> bool:
+        """Whether what is kept depends on the round's number: yes."""
+        return True
+
+    @property
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
@@ -168,7 +179,8 @@ class adaptopk_online(Sparsifier):
         parameters = update[: state.layout.num_parameters]
         turn = self._turn(parameters, state, round)
         memory = dict(state.memory)
-        memory["num_more" if turn > 0 else "num_less" if turn < 0 else "num_same"] += 1
+        if round.num_bytes is None and round.num_kept is None:  # else this round's number was not its turn's
+            memory["num_more" if turn > 0 else "num_less" if turn < 0 else "num_same"] += 1
         memory |= zip(_SUMS, _sums(state, round.index, _square(parameters)), strict=True)
         return State(state.layout, memory)
 
@@ -253,7 +265,7 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
         (T,) int64 of [0, d], whose sum is k T.
 
     Raises:
-        ConfigError: on a k outside [1, d].
+        ConfigError: on a k outside [1, d], a contraction outside [0, 1), norms that are no finite vector.
 
     Example:
         >>> import numpy as np
@@ -264,8 +276,13 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
     Source: AdapTop-K (arXiv 2210.13532) Eq. (14), (15).
     Deviations: none.
     """
-    if not 1 <= k <= d:
-        raise ConfigError(f"k must be in [1, {d}], got {k}")
+    d = check_integer("d", d, 1)
+    k = check_integer("k", k, 1, d)
+    if not 0 <= check_number("contraction", contraction) < 1:
+        raise ConfigError(f"contraction must be in [0, 1), got {contraction!r}")
+    square_norms = np.asarray(square_norms, np.float64)
+    if square_norms.ndim != 1 or not np.isfinite(square_norms).all():
+        raise ConfigError(f"square_norms must be a vector of finite numbers, got shape {square_norms.shape}")
     total = square_norms.size
     coefficients = square_norms * (1 - contraction) ** np.arange(total - 1, -1, -1.0)
     order = np.argsort(-coefficients, kind="stable")

@@ -23,7 +23,7 @@ class cyclic(Sparsifier):
 
     Round t sends coordinates t k to (t + 1) k - 1, modulo d: each is sent once in d / k rounds. With error feedback
     nothing is lost, only late, and since all clients send the same coordinates, their mean has no more entries than one
-    of them sent.
+    of them sent. A byte budget cannot be met: all clients keep the same number.
 
     Args:
         density: k / d in (0, 1], k as for topk.
@@ -50,6 +50,11 @@ class cyclic(Sparsifier):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether what is kept depends on the round's number: yes."""
+        return True
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Take the round's window."""

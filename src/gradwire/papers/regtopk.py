@@ -75,11 +75,15 @@ class regtopk(Sparsifier):
     goes outside, ``ef(regtopk(0.01))``: the update here is then a, the accumulated gradient, and the residual keeps
     what is not sent.
 
+    The aggregate is the reference, what the server applied: use it without ``Server(step=)``, which would scale it, and
+    with a lossless way down. A client whose reference comes late sends as topk does.
+
     What is remembered is sparse: the coordinates and numbers sent last.
 
     Args:
         density: k / d in (0, 1], k as for topk; entries of score 0 are not sent.
-        mu: how far from cancelled an entry must be to count in full, > 0; towards 0 this is topk.
+        mu: how far from cancelled an entry must be to count in full, > 0; towards 0 this is topk, but for entries that
+            were cancelled exactly.
         denominator: ``'previous'``: Delta is relative to what was sent in the round before; ``'current'``: to what
             would be sent now, as the summary's formula has it.
         exponent: y in (0, 1], the paper's open question 1.
@@ -143,7 +147,7 @@ class regtopk(Sparsifier):
     def init(self, layout: Layout) -> State:
         """Make the state: nothing was sent yet."""
         nothing = {"sent_indices": np.empty(0, np.int64), "sent_numbers": np.empty(0, np.float32)}
-        return State(layout, {**nothing, "sent_round": -1, "sent_weight": 1.0})
+        return State(layout, {**nothing, "next_round": 0, "sent_weight": 1.0})
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the entries of largest score."""
@@ -151,7 +155,7 @@ class regtopk(Sparsifier):
         count = num_kept if num_kept is not None else num_kept_of(self.density, d) if d else 0
         scores = np.abs(update) if self.exponent == 1 else np.abs(update) ** np.float32(self.exponent)
         sent = state.memory["sent_indices"]
-        if round.reference is not None and state.memory["sent_round"] == round.index - 1 and sent.size:
+        if round.reference is not None and state.memory["next_round"] == round.index and sent.size:
             scores[sent] *= self._factors(update[sent], state, round.reference[sent], round).astype(np.float32)
         return [part_at(update, ops.topk(scores, count), state.layout.cuts)]
 
@@ -165,11 +169,11 @@ class regtopk(Sparsifier):
                 numbers.append(part.numbers())
             start += part.length
         sent = {"sent_indices": np.concatenate(indices), "sent_numbers": np.concatenate(numbers)}
-        return State(state.layout, {**sent, "sent_round": round.index, "sent_weight": float(round.weight)})
+        return State(state.layout, {**sent, "next_round": round.index + 1, "sent_weight": float(round.weight)})
 
     def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
         """Forget what was not delivered: it counts as not sent."""
-        if payload.round != state.memory["sent_round"]:
+        if payload.round + 1 != state.memory["next_round"]:
             return state
         starts = np.cumsum([0, *(part.length for part in payload.parts)])
         lost = [start + part.support.indices for start, part in zip(starts, payload.parts, strict=False)]

@@ -24,10 +24,11 @@ class tcs(Sparsifier):
     """Send the coordinates where the last aggregate was largest, without naming them, and a few others, named.
 
     m_global = S_top(reference, K_global) and m_local = S_top(u outside m_global, K_local); u is sent on both. The
-    reference is what the server sent down last, so that only m_local's indices travel. Error feedback goes outside,
-    and a quantizer inside, so that its error is fed back too: ``ef(tcs(0.01, 0.001) | fractional(16))`` is the paper's
-    TCS with 5 bits. A client without the current reference, as in round 0, sends its own top K_global with indices.
-    Warm-up rounds are ``ef(warmup(tcs(0.01, 0.001), 5))``.
+    reference is what the server sent down last, after its step where it has one, so that only m_local's indices travel.
+    Error feedback goes outside, and a quantizer inside, so that its error is fed back too:
+    ``ef(tcs(0.01, 0.001) | fractional(16))`` is the paper's TCS with 5 bits. A client without the current reference, as
+    in round 0 or where references come late, sends its own top K_global with indices. Warm-up rounds are
+    ``ef(warmup(tcs(0.01, 0.001), 5))``.
 
     K_global = min(d, max(1, round(global_density * d))), but no more than the reference has entries that are not zero;
     K_local likewise, among the other coordinates. Ties go to the lower index.

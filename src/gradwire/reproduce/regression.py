@@ -7,6 +7,7 @@ method by a round. Logistic: real clients and a real server.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,14 +26,20 @@ from gradwire.server import Server
 from gradwire.sparsify import num_kept_of
 from gradwire.spec import parse
 
-__all__ = ["KINDS", "Method", "Problem", "draw_data", "run_regression", "run_two_worker", "simulate"]
+__all__ = [
+    "CONTROLS", "CONVERGED", "CONVERGED_SHARE", "KINDS", "Found", "Method", "Problem", "draw_data", "run_regression",
+    "run_two_worker", "simulate",
+]  # fmt: skip
 
-KINDS = ("dense", "topk", "regtopk", "cyclic", "randk")
+CONTROLS = ("cyclic", "randk")
+KINDS = ("dense", "topk", "regtopk", *CONTROLS)
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Progress = Callable[[float], None]
 
 CURVE_POINTS = 50
+CONVERGED = -10.0  # log10 of the squared distance
+CONVERGED_SHARE = 0.75
 
 
 @dataclass(frozen=True)
@@ -159,7 +166,8 @@ def simulate(
     """Run gradient descent with sparsified gradients and error feedback, every method on the same data.
 
     With a delay, the aggregate of round t reaches the workers ``delay`` rounds late: the model of round t holds the
-    aggregates of rounds 0 .. t - 1 - delay, and RegTop-k compares the last of them with what was sent in that round.
+    aggregates of rounds 0 .. t - 1 - delay, and RegTop-k compares the last of them with what was sent in that round:
+    the model keeps what was sent in all rounds under way, where the library's ``regtopk`` keeps the last one alone.
     With a drift, every worker's truth is moved by the same random walk: in each round by a N(0, I) vector scaled to an
     expected square of ``drift`` squared; the optimum moves with it.
 
@@ -347,3 +355,67 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
         for column, method in enumerate(methods)
     ]
     return {"curve_rounds": at.tolist(), "methods": rows}
+
+
+# --- reading the results ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """What ``run_regression`` returned for some seeds; ``match`` picks methods by their settings.
+
+    Attributes:
+        results: one a seed.
+    """
+
+    results: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, results: dict[str, dict[str, Any]], name: str) -> Found:
+        """Pick the results of the units called ``name-seed...``."""
+        return cls(
+            [found for unit, found in sorted(results.items()) if re.fullmatch(re.escape(name) + r"-seed\d+", unit)]
+        )
+
+    def values(self, key: str, **match: Any) -> list[Any]:
+        """Return an entry of each row that matches."""
+        rows = (row for result in self.results for row in result["methods"])
+        return [row[key] for row in rows if all(row[name] == value for name, value in match.items())]
+
+    def median(self, key: str, **match: Any) -> float | None:
+        """Return the median over seeds, or None where there is nothing."""
+        values = self.values(key, **match)
+        return float(np.median(values)) if values else None
+
+    def medians(self, key: str, densities: Sequence[float], **match: Any) -> list[float]:
+        """Return the median at each density, NaN where there is nothing."""
+        values = (self.median(key, density=density, **match) for density in densities)
+        return [float("nan") if value is None else value for value in values]
+
+    def curve(self, **match: Any) -> tuple[list[int], list[float]]:
+        """Return rounds, and the median over seeds of the distance after them."""
+        return self.results[0]["curve_rounds"], np.median(self.values("curve", **match), axis=0).tolist()
+
+    def seeds(self, **match: Any) -> str:
+        """Return how many seeds came below CONVERGED, of how many."""
+        values = self.values("best", **match)
+        return f"{sum(value < CONVERGED for value in values)}/{len(values)}"
+
+    def converged(self, **match: Any) -> bool:
+        """Return whether the share of seeds below CONVERGED is CONVERGED_SHARE or more."""
+        values = self.values("best", **match)
+        return bool(values) and sum(value < CONVERGED for value in values) >= CONVERGED_SHARE * len(values)
+
+    def converges_from(self, densities: Sequence[float], **match: Any) -> float | None:
+        """Return the smallest density from which on all converge."""
+        start = None
+        for density in sorted(densities, reverse=True):
+            if not self.converged(**match, density=density):
+                break
+            start = density
+        return start
+
+    def cell(self, **match: Any) -> str:
+        """Return the median at the mark / of the best (seeds that converged)."""
+        at_mark, best = self.median("at_mark", **match), self.median("best", **match)
+        return "-" if at_mark is None or best is None else f"{at_mark:.1f} / {best:.1f} ({self.seeds(**match)})"

@@ -9,8 +9,9 @@ import queue
 import signal
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
@@ -20,10 +21,10 @@ import gradwire
 from gradwire.errors import ConfigError, nearest
 from gradwire.report.offline import replace_file
 from gradwire.reproduce.page import render
-from gradwire.reproduce.units import Paper, Unit
+from gradwire.reproduce.units import Paper, Unit, thinned
 from gradwire.store import write_atomically
 
-__all__ = ["PAPERS", "SCALES", "find_config", "load_paper", "read_results", "reproduce"]
+__all__ = ["PAPERS", "SCALES", "find_config", "load_paper", "read_results", "rebuild_report", "reproduce"]
 
 PAPERS = ("tcs", "adaptopk", "regtopk")
 SCALES = ("smoke", "cpu", "paper")
@@ -87,7 +88,11 @@ def reproduce(
         ConfigError: on a folder of something else, or data that is not there.
         GradwireError: where a unit failed.
     """
+    from gradwire.federated.tasks import check_data
+
     paper, config = load_paper(name), find_config(name, scale)
+    for data in sorted({unit.settings["data"] for unit in paper.units(config) if "data" in unit.settings}):
+        check_data(data, data_dir)
     _open(out, {"paper": name, "scale": scale, "config": config})
     units = paper.units(config)
     started({unit.name: _file(out, unit).is_file() for unit in units})
@@ -102,6 +107,27 @@ def reproduce(
 def read_results(out: Path, units: list[Unit]) -> dict[str, dict[str, Any]]:
     """Return the results of the units that are done, by name."""
     return {unit.name: json.loads(_file(out, unit).read_text()) for unit in units if _file(out, unit).is_file()}
+
+
+def rebuild_report(out: Path) -> Path:
+    """Write OUT/results.json and OUT/report.html again, from the units that are done.
+
+    Args:
+        out: a reproduction's folder.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        ConfigError: on a folder that holds no reproduction.
+    """
+    try:
+        described = json.loads((out / "reproduction.json").read_text())
+        paper, scale, config = load_paper(described["paper"]), described["scale"], described["config"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{out}: holds no reproduction: {error}") from None
+    write_report(paper, scale, config, out)
+    return out / "report.html"
 
 
 def write_report(paper: Paper, scale: str, config: dict[str, Any], out: Path) -> None:
@@ -148,8 +174,7 @@ def _run_all(
     if not units:
         return True
     context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by workers when they load NumPy and torch
-    with context.Manager() as manager:
+    with _one_thread_each(), context.Manager() as manager:
         messages, stopping = manager.Queue(), manager.Event()
         workers = min(num_workers, len(units))
         with ProcessPoolExecutor(workers, context, _prepare_worker, (messages, stopping)) as pool:
@@ -172,6 +197,18 @@ def _run_all(
     return all(_file(out, unit).is_file() for unit in units)
 
 
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes started inside load NumPy and torch with one thread, unless the user said otherwise."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+
+
 def _drain(messages: queue.Queue[tuple[str, float]], progressed: Callable[[str, float], None]) -> None:
     while True:
         try:
@@ -183,6 +220,10 @@ def _drain(messages: queue.Queue[tuple[str, float]], progressed: Callable[[str, 
 # --- in a worker process ---------------------------------------------------------------------------
 
 _worker: dict[str, Any] = {}
+
+
+class _Stopped(Exception):
+    """Raised inside a unit that was told to stop; it starts again next time."""
 
 
 def _prepare_worker(messages: Any, stopping: Any) -> None:
@@ -203,8 +244,17 @@ def _run_unit(paper: str, unit: Unit, out: Path, data_dir: Path | None) -> bool:
     if unit.function == "train":
         result = _train(unit, out / "runs" / unit.name, data_dir, progress)
     else:
+
+        def step(share: float) -> None:
+            if _worker["stopping"].is_set():
+                raise _Stopped
+            progress(share)
+
         found = {"data_dir": str(data_dir)} if data_dir and "data" in unit.settings else {}
-        result = load_paper(paper).functions[unit.function]({**unit.settings, **found}, progress)
+        try:
+            result = load_paper(paper).functions[unit.function]({**unit.settings, **found}, step)
+        except _Stopped:
+            return False
     if result is None:
         return False
     write_atomically(_file(out, unit), (json.dumps(result) + "\n").encode())
@@ -237,17 +287,10 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
         "summary": summary["runs"][0],
         "experiment": summary["experiment"],
         "accuracy": [[r["round"], r["accuracy"]] for r in rounds if r["accuracy"] is not None],
-        "loss": _thinned([[r["round"], r["loss"]] for r in rounds]),
-        "uplink_bytes": _thinned([[r["round"], r["uplink_bytes"]] for r in rounds]),
-        "downlink_bytes": _thinned([[r["round"], r["downlink_bytes"]] for r in rounds]),
+        "loss": thinned([[r["round"], r["loss"]] for r in rounds]),
+        "uplink_bytes": thinned([[r["round"], r["uplink_bytes"]] for r in rounds]),
+        "downlink_bytes": thinned([[r["round"], r["downlink_bytes"]] for r in rounds]),
     }
-
-
-def _thinned(points: list[list[float]], count: int = 200) -> list[list[float]]:
-    """At most about ``count`` means over equal stretches of rounds, each at its last round."""
-    size = -(-len(points) // count)
-    pieces = [points[i : i + size] for i in range(0, len(points), size)]
-    return [[piece[-1][0], sum(value for _, value in piece) / len(piece)] for piece in pieces]
 
 
 @lru_cache(maxsize=1)

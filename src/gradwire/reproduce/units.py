@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Function", "Paper", "Unit"]
+__all__ = ["Function", "Paper", "Unit", "thinned"]
 
 Function = Callable[[dict[str, Any], Callable[[float], None]], dict[str, Any]]
 """(settings, progress) -> result: plain values that JSON takes; progress is called with the share done, in [0, 1]."""
@@ -45,3 +45,18 @@ class Paper:
     units: Callable[[dict[str, Any]], list[Unit]]
     functions: dict[str, Function]
     report: Callable[[dict[str, Any], dict[str, dict[str, Any]]], list[Any]]
+
+
+def thinned(points: list[list[float]], count: int = 200) -> list[list[float]]:
+    """Return at most about ``count`` means over equal stretches of rounds, each at its last round.
+
+    Args:
+        points: [round, value] pairs, one a round.
+        count: how many to leave.
+
+    Returns:
+        [last round, mean] pairs.
+    """
+    size = -(-len(points) // count)
+    pieces = [points[i : i + size] for i in range(0, len(points), size)]
+    return [[piece[-1][0], sum(value for _, value in piece) / len(piece)] for piece in pieces]
