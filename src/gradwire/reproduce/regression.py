@@ -388,9 +388,8 @@ class Found:
         return float(np.median(values)) if values else None
 
     def medians(self, key: str, densities: Sequence[float], **match: Any) -> list[float]:
-        """Return the median at each density, NaN where there is nothing."""
-        values = (self.median(key, density=density, **match) for density in densities)
-        return [float("nan") if value is None else value for value in values]
+        """Return the median over seeds at each density; all were run."""
+        return [float(np.median(self.values(key, density=density, **match))) for density in densities]
 
     def curve(self, **match: Any) -> tuple[list[int], list[float]]:
         """Return rounds, and the median over seeds of the distance after them."""
