@@ -319,7 +319,7 @@ def test_trainings_are_compared_seed_by_seed_and_an_order_needs_an_interval_with
         ["65.00 ± 12.91 (4)", "+18.00 ± 29.81 (3)", "no difference shown"],
         ["52.00 ± 2.00 (3)", "-", "-"],
         ["63.00 ± 18.17 (4)", "+2.00 ± 2.48 (3)", "no difference shown"],
-        ["69.05 ± 14.11 (4)", "+10.07 ± 0.38 (3)", "better"],
+        ["69.05 ± 14.05 (4)", "+10.07 ± 0.38 (3)", "better"],
     ]
     assert {cell for row in other.rows for cell in row[1:]} == {"-", "too few seeds"}
     assert "`ef(regtopk(0.001, mu=4))`: +10.07 ± 0.38 (3), better" in text_of(blocks)

@@ -12,8 +12,8 @@ from gradwire.kernels.jit import array, kernel
 
 __all__ = ["add_finite"]
 
-_BLOCK = 2048  # looked at before it is written, while it is in the first cache
-_LARGEST = np.float32(np.finfo(np.float32).max)
+_BLOCK = 512  # added up in the first cache and looked at, before it is written
+_SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 _F32, _OUT_F32 = array(types.float32), array(types.float32, readonly=False)
 
@@ -29,15 +29,26 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
 @kernel(types.int64, _OUT_F32, _F32, types.float32)
 def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> int:
     """Add block by block; return where the first block starts whose sums are not all finite, or the end."""
-    for start in range(0, total.size, _BLOCK):
-        stop = min(start + _BLOCK, total.size)
-        wrong = 0
-        for i in range(start, stop):
-            wrong |= not abs(total[i] * decay + addend[i]) <= _LARGEST
-        if wrong:
+    scratch = np.empty(_BLOCK, np.float32)
+    bits = scratch.view(np.uint32)
+    whole = total.size // _BLOCK * _BLOCK
+    for start in range(0, whole, _BLOCK):  # loops over slices of a fixed length become vector instructions
+        here, more = total[start : start + _BLOCK], addend[start : start + _BLOCK]
+        for i in range(_BLOCK):
+            scratch[i] = here[i] * decay + more[i]
+        largest = np.uint32(0)
+        for i in range(_BLOCK):
+            largest = max(largest, bits[i] & _SIGNLESS)
+        if largest >= _INFINITE:
             return start
-        for i in range(start, stop):
-            total[i] = total[i] * decay + addend[i]
+        for i in range(_BLOCK):
+            here[i] = scratch[i]
+    for i in range(whole, total.size):
+        scratch[i - whole] = total[i] * decay + addend[i]
+        if bits[i - whole] & _SIGNLESS >= _INFINITE:
+            return whole
+    for i in range(whole, total.size):
+        total[i] = scratch[i - whole]
     return total.size
 
 

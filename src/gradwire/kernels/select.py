@@ -17,7 +17,7 @@ from gradwire.kernels.jit import array, kernel
 
 __all__ = ["topk"]
 
-_BLOCK = 128  # values looked at together: their maximum is one vectorised loop
+_BLOCK = 64  # values looked at together: their maximum is a few vector instructions
 _MIN_SAMPLE = 512
 _SAMPLE_SHARE = 128  # one value in so many is sampled, but no fewer than that
 _LOW_BITS = 15
@@ -109,8 +109,8 @@ def _collect(
     for start in range(0, whole, _BLOCK):
         block = bits[start : start + _BLOCK]
         largest = np.uint32(0)
-        for value in block:
-            largest = max(largest, value & _SIGNLESS)
+        for j in range(_BLOCK):
+            largest = max(largest, block[j] & _SIGNLESS)
         if largest < threshold:
             continue
         for j in range(_BLOCK):
