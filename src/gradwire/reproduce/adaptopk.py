@@ -16,7 +16,7 @@ from gradwire.papers.adaptopk import adaptopk, hindsight_schedule
 from gradwire.payload import Part
 from gradwire.pipeline import Sparsifier
 from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
-from gradwire.reproduce.statistics import accuracies, curve, paired_interval, show
+from gradwire.reproduce.statistics import accuracies, compare, curve, show
 from gradwire.reproduce.units import Paper, Unit, thinned
 from gradwire.sparsify import num_kept_of, part_at, topk
 
@@ -193,19 +193,10 @@ def _of(config: dict[str, Any], method: str, case: dict[str, Any], results: dict
     return {seed: results[name] for seed, name in names.items() if name in results}
 
 
-def _gain(ours: dict[int, Any], others: dict[int, Any]) -> tuple[str, str]:
-    seeds = [seed for seed in ours if seed in others]
-    if len(seeds) < 2:
-        return "-", "too few seeds"
-    mean, half = paired_interval(accuracies([ours[s] for s in seeds]), accuracies([others[s] for s in seeds]))
-    verdict = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
-    return f"{mean:+.2f} ± {half:.2f}", verdict
-
-
 def _accuracy_row(config: dict[str, Any], case: dict[str, Any], results: dict[str, Any]) -> list[str]:
     top, adapted = _of(config, "topk", case, results), _of(config, "adaptopk", case, results)
     claimed = _CLAIMED.get((config["shared"]["data"], case["ratio"], case["feedback"]))
-    gain, verdict = _gain(adapted, top)
+    gain, verdict = compare(adapted, top)
     cells = [str(case["ratio"]), "yes" if case["feedback"] else "no"]
     for number, runs in enumerate((top, adapted)):
         ours = accuracies(list(runs.values()))
@@ -238,7 +229,7 @@ def _beside_row(config: dict[str, Any], case: dict[str, Any], results: dict[str,
         "yes" if case["feedback"] else "no",
         show(accuracies(list(top.values()))),
         show(accuracies(list(online.values()))),
-        _gain(online, top)[0],
+        compare(online, top)[0],
         show(accuracies(list(best.values()))),
         ", ".join(str(run["full_rounds"]) for run in best.values()) or "-",
     ]

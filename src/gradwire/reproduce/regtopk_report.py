@@ -12,7 +12,7 @@ import numpy as np
 
 from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
 from gradwire.reproduce.regression import CONTROLS, CONVERGED, CONVERGED_SHARE, Found
-from gradwire.reproduce.statistics import accuracies, curve, paired_interval, show
+from gradwire.reproduce.statistics import accuracies, compare, curve, show
 
 __all__ = ["sections", "training_name"]
 
@@ -371,7 +371,7 @@ def _report_training(section: Config, partition: str, results: Results) -> list[
     topk = next((method for method in found if method.startswith("ef(topk")), "")
     rows, told = [], []
     for method, runs in found.items():
-        points, order = ("-", "-") if method == topk else _difference(runs, found.get(topk, {}))
+        points, order = ("-", "-") if method == topk else compare(runs, found.get(topk, {}))
         if "regtopk" in method and runs:
             told.append(f"`{method}`: {points}, {order}")
         rows.append((f"`{method}`", show(accuracies(list(runs.values()))), points, order, *_traffic(runs)))
@@ -390,16 +390,6 @@ def _report_training(section: Config, partition: str, results: Results) -> list[
         name = re.sub(r"[^a-z0-9]+", "-", f"regtopk-{where}".lower())
         blocks.append(Chart(name, f"Accuracy over rounds, {where}", "round", "accuracy in %", lines))
     return blocks
-
-
-def _difference(ours: dict[int, Result], others: dict[int, Result]) -> tuple[str, str]:
-    """The paired difference with its interval, and what may be said of it."""
-    seeds = [seed for seed in ours if seed in others]
-    if len(seeds) < 2:
-        return "-", "too few seeds"
-    mean, half = paired_interval(accuracies([ours[s] for s in seeds]), accuracies([others[s] for s in seeds]))
-    order = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
-    return f"{mean:+.2f} ± {half:.2f} ({len(seeds)})", order
 
 
 def _traffic(runs: dict[int, Result]) -> tuple[str, str]:

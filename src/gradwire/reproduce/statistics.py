@@ -9,7 +9,7 @@ from typing import Any
 
 from gradwire.reproduce.blocks import Series
 
-__all__ = ["accuracies", "bits_after", "curve", "mean_and_spread", "paired_interval", "show"]
+__all__ = ["accuracies", "bits_after", "compare", "curve", "mean_and_spread", "paired_interval", "show"]
 
 
 def accuracies(results: Sequence[dict[str, Any]]) -> list[float]:
@@ -54,6 +54,25 @@ def paired_interval(ours: Sequence[float], others: Sequence[float]) -> tuple[flo
     if len(differences) < 2:
         return mean, math.inf
     return mean, float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
+
+
+def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> tuple[str, str]:
+    """Return how final accuracies differ on the same seeds, and what may be said of it.
+
+    Args:
+        ours: training results by seed.
+        others: those they are compared with.
+
+    Returns:
+        The mean difference in points with half its 95 % interval (Student's t) and the number of pairs; and ``better``
+        or ``worse`` where the interval leaves out 0, else ``no difference shown`` or ``too few seeds``.
+    """
+    seeds = [seed for seed in ours if seed in others]
+    if len(seeds) < 2:
+        return "-", "too few seeds"
+    mean, half = paired_interval(accuracies([ours[s] for s in seeds]), accuracies([others[s] for s in seeds]))
+    verdict = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
+    return f"{mean:+.2f} ± {half:.2f} ({len(seeds)})", verdict
 
 
 def bits_after(result: dict[str, Any], warmup_rounds: int) -> float:
