@@ -19,8 +19,9 @@ __all__ = ["topk"]
 
 _BLOCK = 64  # values looked at together: their maximum is a few vector instructions
 _MIN_SAMPLE = 512
-_SAMPLE_SHARE = 128  # one value in so many is sampled, but no fewer than that
+_SAMPLE_SHARE = 512  # one value in so many is sampled, but no fewer than that
 _LOW_BITS = 15
+_CLASS_BITS = 12
 _SIGNLESS = np.uint32(0x7FFFFFFF)
 
 _U32, _I64 = array(types.uint32), array(types.int64)
@@ -53,11 +54,23 @@ def _among_candidates(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64] | N
     if not k <= count <= capacity:
         return None
     candidates, magnitudes = candidates[:count], magnitudes[:count]
-    kth = np.partition(magnitudes, count - k)[count - k]
-    num_above = int(np.count_nonzero(magnitudes > kth))
+    kth, num_above = _kth(magnitudes, k, threshold)
     out = np.empty(k, np.int64)
-    _pick(candidates, magnitudes, kth, k - num_above, out)
+    _pick(candidates, magnitudes, np.uint32(kth), k - num_above, out)
     return out
+
+
+def _kth(magnitudes: NDArray[np.uint32], k: int, lowest: int) -> tuple[int, int]:
+    """The k-th largest magnitude and how many are above it: by counting classes, then inside the one it is in."""
+    shift = max(0, int(magnitudes.max() - lowest).bit_length() - _CLASS_BITS)
+    counts = np.zeros(1 << _CLASS_BITS, np.int64)
+    _count_classes(magnitudes, np.uint32(lowest), np.uint32(shift), counts)
+    border, above = _border(counts, k)
+    inside = np.empty(int(counts[border]), np.uint32)
+    _take_class(magnitudes, np.uint32(lowest), np.uint32(shift), np.uint32(border), inside)
+    at = inside.size - (k - above)
+    inside = np.partition(inside, at)
+    return int(inside[at]), above + int(np.count_nonzero(inside > inside[at]))
 
 
 def _by_counting(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64]:
@@ -127,6 +140,23 @@ def _collect(
             magnitudes[count] = magnitude
             count += 1
     return count
+
+
+@kernel(types.void, _U32, types.uint32, types.uint32, _OUT_I64)
+def _count_classes(magnitudes: NDArray[np.uint32], lowest: Any, shift: Any, counts: NDArray[np.int64]) -> None:
+    """Count magnitudes by their upper bits above the lowest one."""
+    for magnitude in magnitudes:
+        counts[(magnitude - lowest) >> shift] += 1
+
+
+@kernel(types.void, _U32, types.uint32, types.uint32, types.uint32, _OUT_U32)
+def _take_class(magnitudes: NDArray[np.uint32], lowest: Any, shift: Any, border: Any, out: NDArray[np.uint32]) -> None:
+    """Write the magnitudes of one class."""
+    count = 0
+    for magnitude in magnitudes:
+        if (magnitude - lowest) >> shift == border:
+            out[count] = magnitude
+            count += 1
 
 
 @kernel(types.void, _I64, _U32, types.uint32, types.int64, _OUT_I64)
