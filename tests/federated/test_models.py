@@ -149,7 +149,7 @@ def test_refusals():
     for seed in (-1, 2**63):
         with pytest.raises(ConfigError, match="seed must be in"):
             build_model("mlp", DIGITS, seed)
-    assert MODEL_NAMES == ("mlp", "cnn", "resnet18", "char_transformer")
+    assert MODEL_NAMES == ("mlp", "cnn", "small_cnn", "resnet18", "char_transformer")
 
 
 def train(model, inputs, targets, num_steps, batch, rate):

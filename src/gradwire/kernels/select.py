@@ -13,6 +13,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from gradwire.kernels import reference
 from gradwire.kernels.jit import array, kernel
 
 __all__ = ["topk"]
@@ -22,6 +23,7 @@ _MIN_SAMPLE = 512
 _SAMPLE_SHARE = 512  # one value in so many is sampled, but no fewer than that
 _LOW_BITS = 15
 _CLASS_BITS = 12
+_COUNT_FROM = 1 << 17  # values from which counting, with its 65,536 classes, costs less than sorting in part
 _SIGNLESS = np.uint32(0x7FFFFFFF)
 
 _U32, _I64 = array(types.uint32), array(types.int64)
@@ -34,7 +36,9 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if k == 0 or not bits.size:
         return np.empty(0, np.int64)
     found = _among_candidates(bits, k)
-    return _by_counting(bits, k) if found is None else found
+    if found is not None:
+        return found
+    return _by_counting(bits, k) if bits.size > _COUNT_FROM else reference.topk(values, k)
 
 
 def _among_candidates(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64] | None:
