@@ -74,14 +74,14 @@ def report(config: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[B
         ),
         Table(
             (
-                "method", "spec", "rounds claimed", "ours", "accuracy claimed, %", "ours, %", "deviation", "bits claimed",
-                "ours", "deviation",
+                "method", "spec", "rounds claimed", "ours", "accuracy claimed, %", "ours, %", "deviation",
+                "bits claimed", "ours", "deviation",
             ),
             [_row(config, method, list(found[method["name"]].values())) for method in config["methods"]],
         ),
         Text(
-            "A run of few rounds cannot show what the paper shows: each round moves one coordinate in a hundred, so that H "
-            "local steps, which divide the rounds by H, must leave enough of them."
+            "A run of few rounds cannot show what the paper shows: each round moves one coordinate in a hundred, so "
+            "that H local steps, which divide the rounds by H, must leave enough of them."
         ),
         Heading("Paired differences"),
         Text(
