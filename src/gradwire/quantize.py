@@ -460,13 +460,11 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     smallest = float(magnitudes.min(where=magnitudes > 0, initial=np.float32(largest)))
     # p - 1 for interval p: the inner edges that are not below the magnitude. A zero comes after all of them.
     edges = _inner_edges(largest, smallest, intervals)
-    found = edges.size - np.searchsorted(edges, magnitudes)
-    found[magnitudes == 0] = min(intervals, _MAX_LEVELS - 1)
-    counts = np.bincount(found)
+    found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
     used = counts > 0
-    sums = np.bincount(found, weights=magnitudes)
-    symbols = 2 * (np.cumsum(used) - 1)[found] + (numbers < 0)
-    return Levels(symbols.astype(np.uint16), (sums[used] / counts[used]).astype(np.float32))
+    symbols = (2 * (np.cumsum(used) - 1)).astype(np.uint16)[found]
+    symbols += numbers < 0
+    return Levels(symbols, (sums[used] / counts[used]).astype(np.float32))
 
 
 def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.float64]:

@@ -38,3 +38,19 @@ def test_the_largest_numbers_are_finite(add):
     total = np.full(5000, 3.4e38, np.float32)
     assert add(total, np.zeros(5000, np.float32), 1.0)
     assert (total == np.float32(3.4e38)).all()
+
+
+@pytest.mark.parametrize("num_edges", [0, 1, 15, 64, 65, 300])
+@pytest.mark.parametrize("zero", ["last", "beyond"])
+def test_intervals_are_those_of_a_search(num_edges, zero):
+    rng = np.random.default_rng(num_edges)
+    edges = np.unique(rng.lognormal(0, 2, num_edges).astype(np.float32)).astype(np.float64)
+    magnitudes = np.concatenate([rng.lognormal(0, 2, 5000), edges, [0, 0]]).astype(np.float32)
+    zero = edges.size if zero == "last" else edges.size + 1
+    expected = [int(np.count_nonzero(edges >= x)) if x else zero for x in magnitudes]
+    for find in (dense.find_intervals, reference.find_intervals):
+        found, counts, sums = find(magnitudes, edges, zero)
+        assert found.dtype == np.uint16
+        assert found.tolist() == expected
+        np.testing.assert_array_equal(counts, np.bincount(expected))
+        np.testing.assert_array_equal(sums, np.bincount(expected, weights=magnitudes))

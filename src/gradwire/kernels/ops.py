@@ -23,6 +23,7 @@ __all__ = [
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
+    "find_intervals",
     "gaps",
     "golomb_decode",
     "golomb_encode",
@@ -114,6 +115,17 @@ def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> 
 def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """Round float32 to bfloat16, to nearest even; what would overflow stays at the largest finite number."""
     return reference.bfloat16_bits(values)
+
+
+def find_intervals(
+    magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
+    """Find which interval each magnitude lies in, and add up what is in each."""
+    if _compiled(magnitudes.size, VECTOR_FROM):
+        from gradwire.kernels import dense
+
+        return dense.find_intervals(magnitudes, edges, zero)
+    return reference.find_intervals(magnitudes, edges, zero)
 
 
 def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -25,6 +25,7 @@ __all__ = [
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
+    "find_intervals",
     "gaps",
     "golomb_decode",
     "golomb_encode",
@@ -61,6 +62,26 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
         return False
     total[:] = added
     return True
+
+
+def find_intervals(
+    magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
+) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
+    """Find which interval each magnitude lies in, and add up what is in each.
+
+    Args:
+        magnitudes: (k,) float32, 0 or more, k >= 1.
+        edges: (e,) float64 increasing, e below 32,768.
+        zero: the interval of exact zeros.
+
+    Returns:
+        (k,) uint16, the number of edges that are not below the magnitude; and of each interval up to the last one used
+        the count, int64, and the sum in float64, added in order.
+    """
+    found = edges.size - np.searchsorted(edges, magnitudes)
+    found[magnitudes == 0] = zero
+    sums: NDArray[np.float64] = np.bincount(found, weights=magnitudes).astype(np.float64)
+    return found.astype(np.uint16), np.bincount(found).astype(np.int64), sums
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
