@@ -7,7 +7,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console
@@ -41,25 +41,14 @@ _SHOWN = {
 }
 
 
-class RunDisplay:
-    """Live progress of an experiment: one bar a method with accuracy, bytes so far and time left."""
+class _Bars:
+    """Bars that are shown inside ``with``, and lines above them."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._console = Console(highlight=False)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[accuracy]}"),
-            TextColumn("{task.fields[num_bytes]}"),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=self._console,
-        )
-        self._bar = self._progress.add_task("loading data", total=None, accuracy="", num_bytes="")
-        self._fresh = True
+    def __init__(self, progress: Progress) -> None:
+        self._console = progress.console
+        self._progress = progress
 
-    def __enter__(self) -> RunDisplay:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -71,6 +60,24 @@ class RunDisplay:
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self._console.print(escape(text))
+
+
+class RunDisplay(_Bars):
+    """Live progress of an experiment: one bar a method with accuracy, bytes so far and time left."""
+
+    def __init__(self, folder: Path) -> None:
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[accuracy]}"),
+            TextColumn("{task.fields[num_bytes]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        ]
+        super().__init__(Progress(*columns, console=Console(highlight=False)))
+        self._folder = folder
+        self._bar = self._progress.add_task("loading data", total=None, accuracy="", num_bytes="")
+        self._fresh = True
 
     def started(self, simulation: Simulation, number: int, num_runs: int) -> None:
         """Show a new run."""
@@ -112,33 +119,19 @@ class RunDisplay:
         self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
 
 
-class ReproductionDisplay:
+class ReproductionDisplay(_Bars):
     """One bar for all units of a reproduction, and a line for each that is done."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
-        self._progress = Progress(
+        columns = [
             TextColumn("{task.description}"),
             BarColumn(bar_width=40),
             TextColumn("{task.percentage:.1f} %"),
             TimeRemainingColumn(elapsed_when_finished=True),
-            console=self._console,
-        )
+        ]
+        super().__init__(Progress(*columns, console=Console(highlight=False)))
         self._bar = self._progress.add_task("starting", total=1.0)
         self._shares: dict[str, float] = {}
-
-    def __enter__(self) -> ReproductionDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.print(escape(text))
 
     def started(self, units: dict[str, bool]) -> None:
         """Show how many units there are and how many were done before."""

@@ -23,7 +23,52 @@ __all__ = ["adaptopk", "adaptopk_online", "hindsight_schedule", "turning_point"]
 
 
 @dataclass(frozen=True, repr=False)
-class adaptopk(Sparsifier):
+class _Adaptive(Sparsifier):
+    """What both schedules share: rounds of k + g and of k - g entries, as many of one as of the other."""
+
+    density: float
+    gamma: float = 0.5
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "density", check_density(self.density))
+        object.__setattr__(self, "gamma", check_number("gamma", self.gamma))
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma must be in [0, 1], got {self.gamma!r}")
+        if self.rounds is not None:
+            object.__setattr__(self, "rounds", check_integer("rounds", self.rounds, 1))
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether what is kept depends on the round's number: yes."""
+        return True
+
+    @property
+    def adjustable(self) -> bool:
+        """Whether a byte budget can be met by keeping fewer: yes."""
+        return True
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive((k - g) / d)."""
+        k, g = self._amounts(d)
+        return Contractive((k - g) / d if d else 1.0)
+
+    def _amounts(self, d: int) -> tuple[int, int]:
+        """The integers k and g."""
+        if d == 0:
+            return 0, 0
+        k = num_kept_of(self.density, d)
+        return k, min(round(self.gamma * k), k - 1, d - k)
+
+    def _total(self, round: Round) -> int:
+        total = self.rounds or round.num_rounds
+        if total is None:
+            raise ConfigError(f"{self} must know how long the run is: give it rounds=, or Client(num_rounds=)")
+        return total
+
+
+@dataclass(frozen=True, repr=False)
+class adaptopk(_Adaptive):
     """Send the k_t entries of largest magnitude: k_t = k - g for t_hat / 2 <= t < (t_hat + T) / 2, else k + g.
 
     k is topk's, and g = round(gamma * k), lowered where k - g would be below 1 or k + g above d. The sum of all k_t is
@@ -49,30 +94,17 @@ class adaptopk(Sparsifier):
     Deviations: t_hat beyond T is clamped, and one round of an odd T uses k, so that the budget of Eq. (4) is met.
     """
 
-    density: float
-    gamma: float = 0.5
-    rounds: int | None = None
     t_hat: float | None = None
 
     summary: ClassVar[str] = "topk with more entries early and late, fewer in between"
     citation: ClassVar[str] = "AdapTop-K, arXiv:2210.13532"
 
     def __post_init__(self) -> None:
-        _check_parameters(self)
+        super().__post_init__()
         if self.t_hat is not None:
             object.__setattr__(self, "t_hat", check_number("t_hat", self.t_hat))
             if self.t_hat < 0:
                 raise ConfigError(f"t_hat must be 0 or more, got {self.t_hat!r}")
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether what is kept depends on the round's number: yes."""
-        return True
-
-    @property
-    def adjustable(self) -> bool:
-        """Whether a byte budget can be met by keeping fewer: yes."""
-        return True
 
     def schedule(self, d: int, num_rounds: int) -> NDArray[np.int64]:
         """Return how many entries each round keeps.
@@ -90,16 +122,11 @@ class adaptopk(Sparsifier):
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the round's turn is."""
-        count = self._count(round.index, update.size, _total(self, round)) if num_kept is None else num_kept
+        count = self._count(round.index, update.size, self._total(round)) if num_kept is None else num_kept
         return [part_at(update, ops.topk(update, count), state.layout.cuts)]
 
-    def guarantee(self, d: int) -> Guarantee:
-        """Contractive((k - g) / d)."""
-        k, g = _amounts(self, d)
-        return Contractive((k - g) / d if d else 1.0)
-
     def _count(self, t: int, d: int, total: int) -> int:
-        k, g = _amounts(self, d)
+        k, g = self._amounts(d)
         t_hat = total // 2 if self.t_hat is None else min(total, round(self.t_hat))
         middle = (t_hat + total) // 2
         if t >= total or (total % 2 and t == (middle if middle < total else t_hat // 2)):
@@ -108,7 +135,7 @@ class adaptopk(Sparsifier):
 
 
 @dataclass(frozen=True, repr=False)
-class adaptopk_online(Sparsifier):
+class adaptopk_online(_Adaptive):
     """AdapTop-K whose rounds of k + g and k - g are chosen as gradient norms are seen.
 
     The bound of Theorem 1 is lowest when the rounds of largest A_t B_t keep more, B_t = (1 - c)^(T - 1 - t) with
@@ -139,29 +166,16 @@ class adaptopk_online(Sparsifier):
         Norms that fall otherwise than alpha / t + beta are forecast too high, and early rounds then get less.
     """
 
-    density: float
-    gamma: float = 0.5
-    rounds: int | None = None
     contraction: float = 0.0
 
     summary: ClassVar[str] = "adaptopk that decides by the gradient norms it sees"
     citation: ClassVar[str] = "after AdapTop-K, arXiv:2210.13532, Eq. (14)"
 
     def __post_init__(self) -> None:
-        _check_parameters(self)
+        super().__post_init__()
         object.__setattr__(self, "contraction", check_number("contraction", self.contraction))
         if not 0 <= self.contraction < 1:
             raise ConfigError(f"contraction must be in [0, 1), got {self.contraction!r}")
-
-    @property
-    def scheduled(self) -> bool:
-        """Whether what is kept depends on the round's number: yes."""
-        return True
-
-    @property
-    def adjustable(self) -> bool:
-        """Whether a byte budget can be met by keeping fewer: yes."""
-        return True
 
     def init(self, layout: Layout) -> State:
         """Make the state: turns taken so far, and the sums that least squares needs."""
@@ -170,7 +184,7 @@ class adaptopk_online(Sparsifier):
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the round deserves."""
-        k, g = _amounts(self, update.size)
+        k, g = self._amounts(update.size)
         count = k + g * self._turn(update, state, round) if num_kept is None else num_kept
         return [part_at(update, ops.topk(update, count), state.layout.cuts)]
 
@@ -184,14 +198,9 @@ class adaptopk_online(Sparsifier):
         memory |= zip(_SUMS, _sums(state, round.index, _square(parameters)), strict=True)
         return State(state.layout, memory)
 
-    def guarantee(self, d: int) -> Guarantee:
-        """Contractive((k - g) / d)."""
-        k, g = _amounts(self, d)
-        return Contractive((k - g) / d if d else 1.0)
-
     def _turn(self, update: Vector, state: State, round: Round) -> int:
         """1 for k + g, -1 for k - g, 0 for k."""
-        total, t = _total(self, round), round.index
+        total, t = self._total(round), round.index
         if t >= total:
             return 0
         more = total // 2 - state.memory["num_more"]
@@ -308,30 +317,6 @@ def _fit(n: float, x: float, y: float, xx: float, xy: float) -> tuple[float, flo
     spread = n * xx - x * x
     alpha = max(0.0, (n * xy - x * y) / spread) if spread > 1e-12 * n * n else 0.0
     return alpha, (y - alpha * x) / n
-
-
-def _check_parameters(stage: adaptopk | adaptopk_online) -> None:
-    object.__setattr__(stage, "density", check_density(stage.density))
-    object.__setattr__(stage, "gamma", check_number("gamma", stage.gamma))
-    if not 0 <= stage.gamma <= 1:
-        raise ConfigError(f"gamma must be in [0, 1], got {stage.gamma!r}")
-    if stage.rounds is not None:
-        object.__setattr__(stage, "rounds", check_integer("rounds", stage.rounds, 1))
-
-
-def _amounts(stage: adaptopk | adaptopk_online, d: int) -> tuple[int, int]:
-    """The integers k and g."""
-    if d == 0:
-        return 0, 0
-    k = num_kept_of(stage.density, d)
-    return k, min(round(stage.gamma * k), k - 1, d - k)
-
-
-def _total(stage: adaptopk | adaptopk_online, round: Round) -> int:
-    total = stage.rounds or round.num_rounds
-    if total is None:
-        raise ConfigError(f"{stage} must know how long the run is: give it rounds=, or Client(num_rounds=)")
-    return total
 
 
 def _square(update: Vector) -> float:
