@@ -27,9 +27,10 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# two workers with one torch thread each: more threads than cores only wait for one another
+# two workers with one torch thread each: more threads than cores only wait for one another; hypothesis draws the same
+# examples every time (its profile "ci"), so that a run depends on the code alone, and new ones in test-all
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --hypothesis-profile=ci
 
 test-all: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
