@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
+from gradwire.bench.machine import machine
+
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parent.parent / "docs"
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores and versions."""
-    names = ("numpy", "numba", "torch")
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-        "gradwire": importlib.metadata.version("gradwire"),
-    }
 
 
 def save(name: str, results: dict[str, Any]) -> None:
@@ -59,11 +46,3 @@ def describe(found: dict[str, Any]) -> str:
         f"Measured on {m['cores']} cores of {m['processor']}, Python {m['python']}, NumPy {m['numpy']}, "
         f"torch {m['torch']}, gradwire {m['gradwire']}."
     )
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -26,10 +26,11 @@ import zstandard
 
 import gradwire as gw
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from gradwire.bench.updates import RESNET50, log_normal_update
 from gradwire.payload import Explicit, Floats, Part, Payload, Symbols
 from gradwire.report.tables import format_bytes
 
-D = 25_557_032  # ResNet-50
+D = RESNET50
 DENSITIES = (0.1, 0.01, 0.001, 0.0001)
 BILLION = 1_000_000_000
 
@@ -52,31 +53,6 @@ def run(data_dir: str | None) -> None:
 
 def _log2_binomial(d: int, k: int) -> float:
     return (math.lgamma(d + 1) - math.lgamma(k + 1) - math.lgamma(d - k + 1)) / math.log(2)
-
-
-def resnet50_shapes() -> list[tuple[int, ...]]:
-    """Shapes of ResNet-50's 161 parameter tensors."""
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7), (64,), (64,)]
-    before = 64
-    for width, count in ((64, 3), (128, 4), (256, 6), (512, 3)):
-        for block in range(count):
-            shapes += [(width, before, 1, 1), (width,), (width,), (width, width, 3, 3), (width,), (width,)]
-            shapes += [(4 * width, width, 1, 1), (4 * width,), (4 * width,)]
-            if block == 0:
-                shapes += [(4 * width, before, 1, 1), (4 * width,), (4 * width,)]
-            before = 4 * width
-    return [*shapes, (1000, 2048), (1000,)]
-
-
-def log_normal_update(seed: int = 0) -> tuple[gw.Layout, np.ndarray]:
-    """An update of ResNet-50's layout whose tensors differ in scale: normal entries, log-normal scales (sigma 1)."""
-    shapes = resnet50_shapes()
-    layout = gw.Layout.from_arrays({f"t{i}": np.broadcast_to(np.float32(0), s) for i, s in enumerate(shapes)})
-    rng = np.random.default_rng(seed)
-    update = rng.standard_normal(layout.d, dtype=np.float32)
-    for t in layout.tensors:
-        update[t.offset : t.stop] *= np.float32(rng.lognormal(0.0, 1.0))
-    return layout, update
 
 
 def _uniform() -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "
 ORDER = [
     {"errors"},
     {"layout", "rng", "payload", "guarantee", "checks"},
-    {"kernels", "saved"},
+    {"kernels", "saved", "references"},
     {"wire"},
     {"compressor"},
     {"pipeline"},
@@ -36,7 +36,7 @@ ORDER = [
     {"files"},
     {"federated", "flower", "ddp", "secagg"},
     {"report"},
-    {"reproduce"},
+    {"reproduce", "bench"},
     {"progress"},
     {"cli"},
 ]

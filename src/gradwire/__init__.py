@@ -40,6 +40,7 @@ from gradwire.papers.regtopk import regtopk
 from gradwire.papers.tcs import tcs
 from gradwire.payload import Part, Payload
 from gradwire.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
+from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.rules import by_tensor, warmup
 from gradwire.server import Result, Server
@@ -70,6 +71,7 @@ __all__ = [
     "Part",
     "Payload",
     "ProtocolError",
+    "Reference",
     "Result",
     "Round",
     "Server",

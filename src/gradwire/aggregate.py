@@ -11,6 +11,7 @@ from gradwire.compressor import Vector, accumulate
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Part, Payload
+from gradwire.references import Reference
 from gradwire.saved import check_memory, reading_state
 
 __all__ = ["Aggregator", "Mirrors", "check_weight"]
@@ -47,13 +48,15 @@ class Aggregator:
         self.num_received = 0
         self._bound = 0.0
 
-    def add(self, payload: Payload, weight: float = 1.0, reference: Vector | None = None, count: bool = True) -> None:
+    def add(
+        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+    ) -> None:
         """Add one payload; sparse ones touch only their own coordinates.
 
         Args:
             payload: from ``compress`` or ``decode``.
             weight: its weight in the mean, from 2^-64 to 2^64.
-            reference: (d,) float32: the vector it leans on, where it leans on one.
+            reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
             count: False for a further packet of a payload whose weight was counted before.
 
         Raises:
@@ -105,9 +108,10 @@ class Aggregator:
         """
         return self._sum / np.float32(self.sum_weights) if self.num_received else self._sum.copy()
 
-    def next_round(self) -> Aggregator:
-        """Return what the next round is added to: an empty aggregator."""
-        return Aggregator(self.layout)
+    def reset(self) -> None:
+        """Begin the next round: nothing received yet, in the same memory."""
+        self._sum.fill(0)
+        self.sum_weights, self.num_received, self._bound = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
@@ -153,8 +157,9 @@ class Mirrors(Aggregator):
         >>> layout = gw.Layout.flat(2)
         >>> mirrors = Mirrors(layout, 4)
         >>> mirrors.add(gw.decode(gw.Client(gw.dense(), layout).compress(np.array([4, 8], np.float32))), 7.0)
-        >>> mirrors.mean().tolist(), mirrors.next_round().mean().tolist()
-        ([1.0, 2.0], [1.0, 2.0])
+        >>> mirrors.reset()
+        >>> mirrors.mean().tolist()
+        [1.0, 2.0]
 
     Source: EF21, Richtarik et al. 2021 (arXiv 2106.05203), Algorithm 2, the master's g.
     Deviations: none.
@@ -164,7 +169,9 @@ class Mirrors(Aggregator):
         super().__init__(layout)
         self.num_clients = num_clients
 
-    def add(self, payload: Payload, weight: float = 1.0, reference: Vector | None = None, count: bool = True) -> None:
+    def add(
+        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+    ) -> None:
         """Add a step of a mirror; see ``Aggregator.add``. The weight does not scale it."""
         weight = check_weight(weight)
         super().add(payload, 1.0, reference, count=False)
@@ -183,12 +190,10 @@ class Mirrors(Aggregator):
     def _divisor(self, sum_weights: float) -> float:
         return float(self.num_clients)
 
-    def next_round(self) -> Mirrors:
-        """Return mirrors that stand where these do, with nothing received yet; these must not be used any more."""
-        mirrors = Mirrors(self.layout, self.num_clients)
-        mirrors._sum = self._sum
-        mirrors._bound = max(float(self._sum.max()), -float(self._sum.min())) if self._sum.size else 0.0
-        return mirrors
+    def reset(self) -> None:
+        """Begin the next round: nothing received yet, and the mirrors where they are."""
+        self.sum_weights, self.num_received = 0.0, 0
+        self._bound = max(float(self._sum.max()), -float(self._sum.min())) if self._sum.size else 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts, and ``num_clients``."""

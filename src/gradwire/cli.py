@@ -264,6 +264,37 @@ def aggregate(
 
 
 @app.command()
+def bench(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=10_000, help="Number of parameters (default: ResNet-50's); memory is about 60 times their float32."
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to use (default: torch's setting).")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds that count.")] = None,
+    scaling: Annotated[
+        bool, typer.Option("--scaling", help="Instead, how cost grows to 40 times the size, and what threads gain.")
+    ] = False,
+) -> None:
+    """Time kernels, codecs and aggregation against one addition and against others, in one process."""
+    # before torch is loaded: its idle threads would else spin for a while on the cores ours want
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from gradwire import progress
+    from gradwire.bench.run import run_bench, run_scaling
+
+    with progress.BenchProgress() as bar:
+        found = (run_scaling if scaling else run_bench)(size, threads, rounds, bar.advance)
+    if as_json:
+        print(json.dumps(found, indent=1))
+    elif scaling:
+        progress.print_scaling(found)
+    else:
+        progress.print_bench(found)
+
+
+@app.command()
 def reproduce(
     paper: Annotated[str, typer.Argument(help="tcs, adaptopk or regtopk.")],
     scale: Annotated[str, typer.Option(help="smoke (a minute), cpu (two cores) or paper (one GPU).")] = "cpu",

@@ -16,6 +16,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.packets import cut_packets
 from gradwire.payload import Payload
+from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.wire import Limits, decode, encode
@@ -32,6 +33,15 @@ class _Pending:
 
     sequence: int
     blobs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The last blob of the server, the vector it stands for where that is read, and the weights behind it."""
+
+    blob: bytes
+    reference: Reference | None
+    sum_weights: float | None
 
 
 class Client:
@@ -82,7 +92,7 @@ class Client:
         self.sequence = 0
         self._state = compressor.init(layout)
         self._pending: list[_Pending] = []
-        self._reference: bytes | None = None
+        self._reference: _Held | None = None
         self._synced = 0
 
     @property
@@ -150,13 +160,13 @@ class Client:
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
         vector = as_update(update, self.layout.d, check=not self.compressor.checks_update)
         current = self.compressor.uses_reference and self._reference is not None and index == self._synced
-        known = decode(self._reference) if current and self._reference is not None else None
+        held = self._reference if current else None
         agreed = Round(
             index=index,
             key=Key(self.seed, index, self.client_id),
-            reference=None if known is None else decompress(known),
-            reference_digest=None if self._reference is None else reference_digest(self._reference),
-            reference_weights=1.0 if known is None or not known.sum_weights else known.sum_weights,
+            reference=None if held is None else held.reference,
+            reference_digest=None if held is None else reference_digest(held.blob),
+            reference_weights=1.0 if held is None or not held.sum_weights else held.sum_weights,
             weight=weight,
             num_bytes=num_bytes,
             num_rounds=self.num_rounds,
@@ -205,7 +215,7 @@ class Client:
             state = self.compressor.restore(unanswered, state, self._reference_of(unanswered))
         self._state = state
         self._pending.clear()
-        self._reference = bytes(blob)
+        self._reference = self._hold(bytes(blob), payload)
         self.round = self._synced = payload.round + 1
         return applied
 
@@ -230,10 +240,13 @@ class Client:
             lost += [decode(blob) for number, blob in enumerate(pending.blobs) if number not in arrived]
         return lost
 
-    def _reference_of(self, payload: Payload) -> Vector | None:
-        if payload.reference_digest is None or self._reference is None:
-            return None
-        return decompress(decode(self._reference))
+    def _reference_of(self, payload: Payload) -> Reference | None:
+        return None if payload.reference_digest is None or self._reference is None else self._reference.reference
+
+    def _hold(self, blob: bytes, payload: Payload) -> _Held:
+        """What to keep of a server's blob, decoded only where the compressor reads it."""
+        reference = Reference.of(payload) if self.compressor.uses_reference else None
+        return _Held(blob, reference, payload.sum_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
@@ -259,7 +272,7 @@ class Client:
                 {"sequence": p.sequence, "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs]}
                 for p in self._pending
             ],
-            "reference": None if self._reference is None else np.frombuffer(self._reference, np.uint8).copy(),
+            "reference": None if self._reference is None else np.frombuffer(self._reference.blob, np.uint8).copy(),
             "scheme": memory,
         }
 
@@ -286,8 +299,11 @@ class Client:
             ]
             for blob in (blob for p in pending for blob in p.blobs):
                 decode(blob)
-            reference = None if state["reference"] is None else to_bytes(state["reference"])
-            synced = 0 if reference is None else decode(reference).round + 1
+            reference, synced = None, 0
+            if state["reference"] is not None:
+                blob = to_bytes(state["reference"])
+                payload = decode(blob)
+                reference, synced = self._hold(blob, payload), payload.round + 1
             seed = Key(state["seed"]).seed
             num_rounds = _check_num_rounds(state["num_rounds"])
             round_index = check_integer("round", state["round"], 0, 2**63 - 1)

@@ -19,6 +19,7 @@ from gradwire.guarantee import Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Every, Known, Part, Payload
+from gradwire.references import Reference, as_reference
 from gradwire.rng import Key
 
 __all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
@@ -33,7 +34,7 @@ class Round:
     Attributes:
         index: the round, 0 or more.
         key: randomness for (seed, round, client).
-        reference: (d,) float32: what decoding the last downlink blob gave, or None without one.
+        reference: what decoding the last downlink blob gave, (d,) float32 or a ``Reference``; None without one.
         reference_digest: eight bytes that name the reference, or None to make them of its numbers.
         reference_weights: sum of the weights of the round the reference came from.
         weight: the client's weight in the mean, > 0.
@@ -43,6 +44,8 @@ class Round:
         sum_weights: None on the uplink; the round's total weight on the downlink.
         num_kept: keep this many entries instead of what a density says, or None.
         num_workers: workers that take part in ``phases``.
+        largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
+            way: (m,) int64 increasing, and the numbers there, (m,) float32.
 
     Example:
         >>> import gradwire as gw
@@ -52,7 +55,7 @@ class Round:
 
     index: int = 0
     key: Key = field(default_factory=lambda: Key(0))
-    reference: Vector | None = None
+    reference: Vector | Reference | None = None
     reference_digest: bytes | None = None
     reference_weights: float = 1.0
     weight: float = 1.0
@@ -62,6 +65,7 @@ class Round:
     sum_weights: float | None = None
     num_kept: int | None = None
     num_workers: int = 1
+    largest: tuple[NDArray[np.int64], Vector] | None = None
 
 
 @dataclass
@@ -150,13 +154,25 @@ class Compressor(ABC):
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised for updates of length d."""
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell how many of the update's largest entries the choice is made among, where that is known before.
+
+        Args:
+            state: what ``compress`` will be given.
+            round: what ``compress`` will be given.
+
+        Returns:
+            The number that ``Round.largest`` may hold, of the model's parameters; None where it would be of no use.
+        """
+        return None
+
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take back a payload that was not delivered.
 
         Args:
             payload: from ``compress``.
             state: the current state; consumed.
-            reference: (d,) float32: the vector the payload leans on, where it leans on one.
+            reference: the vector the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
 
         Returns:
             The state that remembers it; a compressor without memory loses it.
@@ -213,12 +229,12 @@ def _text(value: object) -> str:
     return str(value) if isinstance(value, Compressor) else repr(value)
 
 
-def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
+def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
     """Find what a payload's known supports stand for.
 
     Args:
         payload: from ``compress`` or ``decode``.
-        reference: (d,) float32: the vector it leans on, where it leans on one.
+        reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
 
     Returns:
         The payload's parts, every support's indices ready to use.
@@ -232,14 +248,14 @@ def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
         return list(payload.parts)
     if reference is None:
         raise StaleReference(f"the payload leans on reference {payload.reference_digest.hex()}, none given")
-    if reference.shape != (payload.d,):
-        raise ProtocolError(f"reference must have shape ({payload.d},), got {reference.shape}")
+    if (held := as_reference(reference)).d != payload.d:
+        raise ProtocolError(f"reference must have shape ({payload.d},), got ({held.d},)")
     parts: list[Part] = []
     start = 0
     for part in payload.parts:
         support = part.support
-        if isinstance(support, Known):
-            known = ops.topk(reference[start : start + part.length], support.count)
+        if isinstance(support, Known) and support.known is None:
+            known = held.largest(start, part.length, support.count)
             if known.size != support.count:
                 raise Malformed(f"support leans on {support.count} entries of the reference, it has {known.size}")
             if np.intersect1d(known, support.extra, assume_unique=True).size:
@@ -250,14 +266,14 @@ def resolve(payload: Payload, reference: Vector | None) -> list[Part]:
     return parts
 
 
-def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Vector | None = None) -> None:
+def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None) -> None:
     """Add ``weight`` times a payload to a vector, without making a dense vector of the payload.
 
     Args:
         out: (d,) float32, modified in place.
         payload: from ``compress`` or ``decode``.
         weight: the factor, rounded to float32.
-        reference: (d,) float32: the vector the payload leans on, where it leans on one.
+        reference: the vector the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
 
     Raises:
         ConfigError: when ``out`` has another length.
@@ -286,12 +302,13 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Ve
             ops.accumulate_at(piece, part.support.indices, part.numbers(), weight)
 
 
-def decompress(payload: Payload, reference: Vector | None = None) -> Vector:
+def decompress(payload: Payload, reference: Vector | Reference | None = None) -> Vector:
     """Make the vector a payload stands for.
 
     Args:
         payload: from ``compress`` or ``decode``; it describes itself.
-        reference: (d,) float32: the vector it leans on, needed only where ``payload.reference_digest`` is set.
+        reference: the vector it leans on, (d,) float32 or a ``Reference``; needed only where
+            ``payload.reference_digest`` is set.
 
     Returns:
         (d,) float32.

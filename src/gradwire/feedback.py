@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_number
 from gradwire.compressor import Compressor, Round, State, Vector, accumulate, decompress
@@ -15,6 +16,7 @@ from gradwire.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload
+from gradwire.references import Reference
 
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
@@ -113,16 +115,15 @@ class ef(_Feedback):
                 holds.
         """
         residual: Vector = state.memory["residual"]
-        if not ops.add_finite(residual, update, self.decay):
-            check_finite(update, "update")
-            self._corrected(update, state)  # says where
+        round = round or Round()
+        inner = replace(round, largest=self._add(residual, update, self.compressor.num_largest(state, round), state))
         try:
-            payload, state = self.compressor.compress(residual, state, round)
+            payload, state = self.compressor.compress(residual, state, inner)
         except BaseException:
-            residual -= update
+            residual -= update  # to float32 rounding
             residual /= np.float32(self.decay)
             raise
-        accumulate(residual, payload, -1.0, None if round is None else round.reference)
+        accumulate(residual, payload, -1.0, round.reference)
         state.memory["residual"] = residual
         return payload, state
 
@@ -152,9 +153,31 @@ class ef(_Feedback):
         state.memory["residual"] = corrected
         return mean, state
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
         return _restored(payload, self.compressor.restore(payload, state, reference), reference)
+
+    def _add(
+        self, residual: Vector, update: Vector, num_largest: int | None, state: State
+    ) -> tuple[NDArray[np.int64], Vector] | None:
+        """Make the residual the corrected update, and find its largest entries where they are asked for.
+
+        Raises:
+            UpdateError: on what is not finite; the residual is as it was then, to float32 rounding.
+        """
+        if num_largest is None:
+            added, largest = ops.add_finite(residual, update, self.decay), None
+        else:
+            d = state.layout.num_parameters
+            statistics = residual[d:].copy()
+            added = ops.add_finite(statistics, update[d:], self.decay)
+            largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest) if added else None
+            if added := largest is not None:
+                residual[d:] = statistics
+        if not added:
+            check_finite(update, "update")
+            self._corrected(update, state)  # says where
+        return largest
 
     def _corrected(self, update: Vector, state: State) -> Vector:
         residual: Vector = state.memory["residual"]
@@ -226,13 +249,13 @@ class ef21(_Feedback):
         state.memory["mirror"] = _moved(mirror, payload, 1.0, None if round is None else round.reference)
         return payload, state
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take a step that the server did not get out of the mirror again."""
         state = self.compressor.restore(payload, state, reference)
         return State(state.layout, {**state.memory, "mirror": _moved(state.memory["mirror"], payload, -1.0, reference)})
 
 
-def _moved(mirror: Vector, payload: Payload, sign: float, reference: Vector | None) -> Vector:
+def _moved(mirror: Vector, payload: Payload, sign: float, reference: Vector | Reference | None) -> Vector:
     moved = mirror.copy()
     with np.errstate(over="ignore"):
         accumulate(moved, payload, sign, reference)
@@ -308,12 +331,12 @@ class momentum_correction(_Feedback):
         state.memory["momentum"], state.memory["residual"] = momentum, residual
         return payload, state
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
         return _restored(payload, self.compressor.restore(payload, state, reference), reference)
 
 
-def _restored(payload: Payload, state: State, reference: Vector | None) -> State:
+def _restored(payload: Payload, state: State, reference: Vector | Reference | None) -> State:
     """The state with a payload back in its residual; the one given is left as it was."""
     residual = state.memory["residual"].copy()
     with np.errstate(over="ignore"):

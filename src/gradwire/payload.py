@@ -200,6 +200,11 @@ class Values(_Frozen):
         raise NotImplementedError
 
     @property
+    def zeros_possible(self) -> bool:
+        """Whether a number may be zero; False only where none can."""
+        return True
+
+    @property
     def num_bytes(self) -> int:
         """Bytes they take on the wire when nothing is entropy-coded."""
         raise NotImplementedError
@@ -350,6 +355,11 @@ class Levels(Values):
     def take(self, chosen: NDArray[np.int64], support: Support) -> Levels:
         """Return some of the values."""
         return Levels(self.symbols[chosen], self.levels)
+
+    @property
+    def zeros_possible(self) -> bool:
+        """Whether a number may be zero: whether a level is."""
+        return not self.levels.all()
 
     def numbers(self, support: Support) -> NDArray[np.float32]:
         """Return (k,) float32: the signed magnitudes the symbols stand for."""

@@ -15,6 +15,7 @@ from gradwire.errors import ConfigError
 from gradwire.guarantee import Contractive, Guarantee, compose
 from gradwire.layout import Layout
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
+from gradwire.references import Reference, as_reference
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -163,7 +164,11 @@ class Pipeline(Stage):
         """Make the state: the sparsifier's."""
         return self.members[0].init(layout)
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell how many of the largest entries the sparsifier chooses among."""
+        return self.members[0].num_largest(state, round)
+
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Tell the sparsifier what was not delivered."""
         return self.members[0].restore(payload, state, reference)
 
@@ -242,7 +247,10 @@ def _digest_for(parts: list[Part], round: Round) -> bytes | None:
     """The name of the reference, where a part leans on it: that of its blob, or else of its numbers."""
     if round.reference is None or not any(isinstance(part.support, Known) for part in parts):
         return None
-    return round.reference_digest or hashlib.sha256(round.reference.astype("<f4").tobytes()).digest()[:8]
+    return (
+        round.reference_digest
+        or hashlib.sha256(as_reference(round.reference).vector.astype("<f4").tobytes()).digest()[:8]
+    )
 
 
 def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
@@ -316,6 +324,8 @@ def _prune(part: Part) -> Part:
             if support.num_kept
             else Part(Explicit(support.length, np.empty(0, np.int64)), Floats(np.empty(0, np.float32)))
         )
+    if not part.values.zeros_possible:
+        return part
     nonzero = part.numbers() != 0
     count = int(np.count_nonzero(nonzero))
     if count == support.num_kept:

@@ -22,12 +22,16 @@ if TYPE_CHECKING:
     from gradwire.federated.simulate import RoundMetrics, Simulation
 
 __all__ = [
+    "BenchProgress",
     "FileProgress",
     "ReproductionDisplay",
     "RunDisplay",
+    "format_bandwidth",
+    "print_bench",
     "print_compressed",
     "print_facts",
     "print_methods",
+    "print_scaling",
     "signature_of",
 ]
 
@@ -161,6 +165,29 @@ class ReproductionDisplay(_Bars):
         )
 
 
+class BenchProgress(_Bars):
+    """A bar of how much is measured, on stderr and gone afterwards."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        super().__init__(
+            Progress(
+                TextColumn("measuring"),
+                BarColumn(bar_width=40),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+                refresh_per_second=1,
+            )
+        )
+        self._bar = self._progress.add_task("", total=1.0)
+
+    def advance(self, share: float) -> None:
+        """Show the share that is done."""
+        self._progress.update(self._bar, completed=share)
+
+
 class FileProgress:
     """A bar that advances with the tensors of a file."""
 
@@ -227,6 +254,97 @@ def print_methods() -> None:
                 f"{entry['peak_vectors']:.1f} at peak, time of {entry['time_in_adds']:.0f} adds; {entry['guarantee']}"
             )
             console.print(f"    {escape(figures)}", soft_wrap=True)
+
+
+def print_bench(found: dict[str, Any]) -> None:
+    """Print what each operation took beside one addition, and what each method sends and when it pays."""
+    console = Console(highlight=False)
+    console.print(escape(_measured_on(found)))
+    table = _right_table("operation", "ms", "x add_")
+    before = "floor"
+    for row in found["rows"]:
+        if row["group"] != before:
+            table.add_section()
+        before = row["group"]
+        table.add_row(escape(row["name"]), f"{1000 * row['seconds']:.3f}", f"{row['ratio']:.2f}")
+    console.print(table)
+    table = _right_table("method", "bytes", "pays below")
+    for method in found["methods"][1:]:
+        table.add_row(
+            escape(method["method"]),
+            tables.format_bytes(method["num_bytes"]),
+            format_bandwidth(method["pays_below_bits_per_second"]),
+        )
+    console.print(table)
+    facts: dict[str, Any] = {entry["name"]: f"{entry['ratio']:.2f}x" for entry in found["comparisons"]}
+    for spec, extra in found["memory"]["compress_extra_percent"].items():
+        facts[f"extra memory of Client.compress, {spec}"] = f"{extra['client']:.1f} % of the update"
+    facts[f"memory of {found['memory']['aggregate_clients']} clients aggregated"] = (
+        f"{found['memory']['aggregate_peak_vectors']:.2f} dense vectors"
+    )
+    for spec, microseconds in found["small"]["microseconds"].items():
+        facts[f"Client.compress of {found['small']['d']:,} parameters, {spec}"] = f"{microseconds:.0f} microseconds"
+    for step in ("encode", "decode"):
+        speed = found["codec"][f"{step}_entries_per_second"] / 1e6
+        facts[f"{step} alone, {found['codec']['method']}"] = f"{speed:.1f} million entries a second"
+    _print_bench_facts(console, facts, found["notes"])
+
+
+def print_scaling(found: dict[str, Any]) -> None:
+    """Print the cost of a parameter at each size, and the gain of more threads."""
+    console = Console(highlight=False)
+    console.print(escape(_measured_on(found)))
+    scaling = found["scaling"]
+    table = _right_table("parameters", "add_, ns each", f"{scaling['method']}, ns each", "x add_")
+    for row in scaling["sizes"]:
+        table.add_row(
+            f"{row['d']:,}",
+            f"{row['add_nanoseconds']:.3f}",
+            f"{row['compress_nanoseconds']:.3f}",
+            f"{row['ratio']:.2f}",
+        )
+    console.print(table)
+    facts = {"largest cost over smallest": f"{scaling['flatness']:.2f}x"}
+    if gain := scaling["second_core"]:
+        facts[f"gain of {gain['threads']} threads over one"] = (
+            f"{gain['compress_gain']:.2f}x, torch.add_ {gain['add_gain']:.2f}x"
+        )
+    _print_bench_facts(console, facts, scaling["notes"])
+
+
+def _measured_on(found: dict[str, Any]) -> str:
+    m = found["machine"]
+    return (
+        f"{found['d']:,} parameters, {found['threads']} threads, {found['rounds']} rounds, {m['processor']}, "
+        f"torch {m['torch']}; medians"
+    )
+
+
+def _right_table(first: str, *headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column(escape(first), overflow="fold", ratio=1)
+    for heading in headings:
+        table.add_column(escape(heading), justify="right")
+    return table
+
+
+def format_bandwidth(bits_per_second: float | None) -> str:
+    """Write a bandwidth with the unit that fits; None is one without a limit."""
+    if bits_per_second is None:
+        return "any"
+    unit, name = (1e9, "Gbit/s") if bits_per_second >= 1e9 else (1e6, "Mbit/s")
+    return f"{bits_per_second / unit:.3g} {name}"
+
+
+def _print_bench_facts(console: Console, facts: dict[str, str], notes: list[str]) -> None:
+    table = Table(box=None, show_header=False)
+    table.add_column(overflow="fold")
+    table.add_column(justify="right", no_wrap=True)
+    for name, value in facts.items():
+        table.add_row(escape(name), escape(value))
+    console.print(table)
+    for note in notes:
+        console.print(escape(f"note: {note}"))
 
 
 def signature_of(stage: type[Compressor]) -> str:

@@ -20,6 +20,7 @@ from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unkno
 from gradwire.layout import Layout, TensorSpec
 from gradwire.payload import Every, Explicit, Floats, Part, Payload
 from gradwire.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
+from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.sparsify import dense
 from gradwire.wire import encode
@@ -135,6 +136,13 @@ class warmup(Compressor):
             payload, later = self.compressor.compress(update, later, round)
         return payload, self._joined(state.layout, later.memory, first.memory)
 
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell what the compressor whose turn it is does."""
+        later, first = self._split(state)
+        if self._is_first(round.index):
+            return self.first.num_largest(first, round)
+        return self.compressor.num_largest(later, round)
+
     def phases(
         self, update: Vector, state: State, round: Round | None = None
     ) -> Generator[Vector, Vector, tuple[Vector, State]]:
@@ -146,7 +154,7 @@ class warmup(Compressor):
             mean, later = yield from self.compressor.phases(update, later, round)
         return mean, self._joined(state.layout, later.memory, first.memory)
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Hand a payload that was not delivered back to its maker, or to the residual where the other one has one."""
         later, first = self._split(state)
         if self._is_first(payload.round):

@@ -16,6 +16,7 @@ from gradwire.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Payload
+from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.sparsify import dense
@@ -128,6 +129,7 @@ class Server:
         self._counted: dict[int, list[list[int]]] = {}
         self._downlink_state = downlink.init(layout)
         self._references: dict[bytes, bytes] = {}
+        self._decoded: tuple[bytes, Reference] | None = None
 
     def _new_aggregator(self) -> Aggregator:
         if self.compressor.mirrored and self.num_clients is not None:
@@ -204,7 +206,7 @@ class Server:
             packets={name: frozenset(numbers) for name, numbers in self._arrived.items() if numbers},
             round=self.round,
         )
-        self._aggregator = self._aggregator.next_round()
+        self._aggregator.reset()
         self._accepted, self._arrived, self._covered = [], {}, {}
         self._references[reference_digest(blob)] = blob
         while len(self._references) > self.max_staleness + 1:
@@ -254,13 +256,15 @@ class Server:
             )
         return count, together
 
-    def _reference_of(self, payload: Payload) -> Vector | None:
+    def _reference_of(self, payload: Payload) -> Reference | None:
         if payload.reference_digest is None:
             return None
         blob = self._references.get(payload.reference_digest)
         if blob is None:
             raise StaleReference(f"payload leans on reference {payload.reference_digest.hex()}, which is not held here")
-        return decompress(decode(blob, self._limits))
+        if self._decoded is None or self._decoded[0] != payload.reference_digest:
+            self._decoded = payload.reference_digest, Reference.of(decode(blob, self._limits))
+        return self._decoded[1]
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.

@@ -19,7 +19,7 @@ from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, See
 from gradwire.pipeline import Sparsifier
 from gradwire.rng import Key
 
-__all__ = ["dense", "num_kept_of", "part_at", "randk", "threshold", "topk"]
+__all__ = ["dense", "largest_of", "largest_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
@@ -108,9 +108,8 @@ class topk(Sparsifier):
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes."""
         if self.scope == "model":
-            return [
-                part_at(update, ops.topk(update, self._count(update.size, update.size, num_kept)), state.layout.cuts)
-            ]
+            count = self._count(update.size, update.size, num_kept)
+            return [largest_part(update, count, round, state.layout.cuts)]
         if self.scope == "tensor":
             pieces = [update[t.offset : t.stop] for t in state.layout.tensors if not t.buffer and t.num_elements]
             parts = [part_at(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
@@ -123,6 +122,13 @@ class topk(Sparsifier):
             for x in [update[start : start + block]]
         ]
         return [part_at(update, np.concatenate(chosen) if chosen else np.empty(0, np.int64))]
+
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell k, where one number is chosen in the whole model."""
+        if self.scope != "model" or self.num_bytes is not None or round.num_bytes is not None:
+            return None
+        d = state.layout.num_parameters
+        return self._count(d, d, round.num_kept)
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d); 2/3 of the density where scoped, the worst that rounding k can do; 0 under a budget."""
@@ -284,6 +290,40 @@ def _reaching(update: Vector, least: np.float32) -> NDArray[np.int64]:
     return np.flatnonzero(np.abs(update) >= max(least, np.float32(2.0**-149)))
 
 
+def largest_of(update: Vector, k: int, round: Round) -> NDArray[np.int64]:
+    """Return the k entries of largest magnitude, or what ``num_largest`` foresaw of them and is found already.
+
+    Args:
+        update: (d,) float32.
+        k: how many.
+        round: may hold them.
+
+    Returns:
+        (m,) int64 increasing, m <= k: zeros are never among them.
+    """
+    return ops.topk(update, k) if round.largest is None else round.largest[0]
+
+
+def largest_part(update: Vector, k: int, round: Round, cuts: tuple[int, ...]) -> Part:
+    """Return the part that sends the k entries of largest magnitude.
+
+    Args:
+        update: (d,) float32.
+        k: how many.
+        round: may hold them.
+        cuts: see ``Explicit``.
+
+    Returns:
+        The part.
+    """
+    if round.largest is None:
+        return part_at(update, ops.topk(update, k), cuts)
+    chosen, numbers = round.largest
+    return Part(
+        Every(update.size) if chosen.size == update.size else Explicit(update.size, chosen, cuts), Floats(numbers)
+    )
+
+
 def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
     """Return the part that sends some coordinates of an update.
 
@@ -297,4 +337,4 @@ def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = (
     """
     if chosen.size == update.size:
         return Part(Every(update.size), Floats(update))
-    return Part(Explicit(update.size, chosen, cuts), Floats(update[chosen]))
+    return Part(Explicit(update.size, chosen, cuts), Floats(ops.gather(update, chosen)))

@@ -1,5 +1,7 @@
 """Passes over whole vectors against plain NumPy."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -54,3 +56,44 @@ def test_intervals_are_those_of_a_search(num_edges, zero):
         assert found.tolist() == expected
         np.testing.assert_array_equal(counts, np.bincount(expected))
         np.testing.assert_array_equal(sums, np.bincount(expected, weights=magnitudes))
+
+
+def test_sums_of_intervals_are_the_same_at_both_and_close_to_exact():
+    rng = np.random.default_rng(0)
+    edges, magnitudes = np.arange(1.0, 9.0), rng.lognormal(0, 1, 300_000).astype(np.float32)
+    one, two = (find(magnitudes, edges, 8) for find in (dense.find_intervals, reference.find_intervals))
+    for a, b in zip(one, two, strict=True):
+        assert a.tobytes() == b.tobytes()
+    exact = [math.fsum(magnitudes[one[0] == i].tolist()) for i in range(9)]
+    np.testing.assert_allclose(one[2], exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 32_768, 200_000])
+@pytest.mark.parametrize("weight", [1.0, 0.3, -2.5])
+def test_scattered_numbers(n, weight):
+    rng = np.random.default_rng(n)
+    indices = np.sort(rng.permutation(3 * n)[:n])
+    numbers, start = rng.normal(size=n).astype(np.float32), rng.normal(size=3 * n).astype(np.float32)
+    expected = start.copy()
+    for i, x in zip(indices, numbers, strict=True):
+        expected[i] += np.float32(weight) * x
+    for ops in (dense, reference):
+        out = start.copy()
+        ops.accumulate_at(out, indices, numbers, weight)
+        assert out.tobytes() == expected.tobytes()
+        assert ops.gather(start, indices).tobytes() == start[indices].tobytes()
+    wide = np.zeros((3 * n, 2), np.float32)
+    dense.accumulate_at(wide[:, 0], indices, numbers, 1.0)
+    assert (wide[indices, 0] == numbers).all()
+    assert (dense.gather(wide[:, 0], indices) == numbers).all()
+
+
+@pytest.mark.parametrize("ops", [dense, reference])
+@pytest.mark.parametrize("at", [5, -6])
+def test_coordinates_out_of_range(ops, at):
+    out = np.zeros(5, np.float32)
+    with pytest.raises(IndexError):
+        ops.accumulate_at(out, np.array([1, at]), np.ones(2, np.float32), 1.0)
+    with pytest.raises(IndexError):
+        ops.gather(out, np.array([1, at]))
+    assert not out.any()

@@ -88,7 +88,7 @@ def test_golomb(gap_list: list[int], m: int) -> None:
     indices = np.cumsum(gap + 1) - 1
     assert (same(lambda ops: ops.gaps(indices)) == gap).all()
     code = same(lambda ops: ops.golomb_encode(gap, m))
-    assert code.size == -(-same(lambda ops: ops.golomb_num_bits(gap, m)) // 8)
+    assert code.size == -(-same(lambda ops: ops.golomb_bits(gap, np.array([gap.size]), np.array([[m]])).item()) // 8)
     limit = int(indices[-1]) + 1 if gap.size else 0
     for data in (code, np.concatenate([code, as_bytes(b"\xff" * 9)])):
         found = same(lambda ops, data=data: ops.golomb_decode(data, gap.size, m, limit))
@@ -178,30 +178,31 @@ def test_golomb_reads_no_more_than_it_needs(ops: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("weight", [1.0, 0.3, -2.5])
-def test_accumulate_at(n: int, weight: float) -> None:
-    rng = np.random.default_rng(n)
-    indices = np.sort(rng.permutation(3 * n)[:n])
-    numbers = rng.normal(size=n).astype(np.float32)
-    start = rng.normal(size=3 * n).astype(np.float32)
-
-    def run(ops: ModuleType) -> NDArray[np.float32]:
-        out = start.copy()
-        ops.accumulate_at(out, indices, numbers, weight)
-        return out
-
-    same(run)
-    wide = np.zeros((3 * n, 2), np.float32)
-    cpu.accumulate_at(wide[:, 0], indices, numbers, weight)
-    assert (wide[indices, 0] == (numbers if weight == 1.0 else numbers * np.float32(weight))).all()
+@pytest.mark.parametrize("m", SIZES)
+def test_lists_of_coordinates(n: int, m: int) -> None:
+    rng = np.random.default_rng(n + m)
+    a, b = (np.sort(rng.permutation(2 * max(n, m))[:count]) for count in (n, m))
+    merged, places = same(lambda ops: ops.union(a, b))
+    assert merged.tolist() == sorted(set(a.tolist()) | set(b.tolist()))
+    assert (merged[places] == b).all()
+    at = {int(x): i for i, x in enumerate(a)}
+    assert same(lambda ops: ops.find(a, b)).tolist() == [at.get(int(x), -1) for x in b]
 
 
-@either
-def test_accumulate_at_out_of_range(ops: ModuleType) -> None:
-    out = np.zeros(5, np.float32)
-    with pytest.raises(IndexError):
-        ops.accumulate_at(out, np.array([1, 5]), np.ones(2, np.float32), 1.0)
-    assert not out.any()
+@settings(max_examples=100, deadline=None)
+@given(
+    gaps=st.lists(st.lists(st.integers(0, 2**48), min_size=1, max_size=70), min_size=1, max_size=4),
+    parameters=st.lists(st.integers(1, 2**48), min_size=3, max_size=3),
+)
+def test_golomb_bits_of_stretches(gaps: list[list[int]], parameters: list[int]) -> None:
+    joined = np.array([gap for stretch in gaps for gap in stretch], np.int64)
+    stops, tried = np.cumsum([len(stretch) for stretch in gaps]), np.array([parameters] * len(gaps))
+    found = same(lambda ops: ops.golomb_bits(joined, stops, tried))
+    for stretch, bits in zip(gaps, found.tolist(), strict=True):
+        for m, num_bits in zip(parameters, bits, strict=True):
+            width = (m - 1).bit_length()
+            short = (1 << width) - m
+            assert num_bits == sum(gap // m + 1 + (width - (gap % m < short) if m > 1 else 0) for gap in stretch)
 
 
 # --- entropy coders ---------------------------------------------------------------------------------------------------

@@ -43,3 +43,53 @@ def test_slices_and_strided_views():
     values = np.random.default_rng(0).standard_normal(40_000).astype(np.float32)
     for view in (values[1:], values[::2], values[::-1]):
         np.testing.assert_array_equal(select.topk(view, 400), reference.topk(view, 400))
+
+
+@pytest.mark.parametrize("d", [1, 63, 64, 65, 5000, 50_890, 700_001])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_adding_and_selecting_at_once(kind, d, decay):
+    rng = np.random.default_rng(d)
+    start, addend = rng.standard_normal(d).astype(np.float32), KINDS[kind](rng, d).astype(np.float32)
+    for k in sorted({0, 1, max(1, d // 1000), max(1, d // 100), max(1, d // 3), d}):
+        total = start.copy()
+        found = select.add_topk(total, addend, decay, k)
+        expected = start * np.float32(decay) + addend
+        assert total.tobytes() == expected.tobytes()
+        chosen = reference.topk(expected, k)
+        other = start.copy()
+        for indices, numbers in (found, reference.add_topk(other, addend, decay, k)):
+            np.testing.assert_array_equal(indices, chosen)
+            assert numbers.tobytes() == expected[chosen].tobytes()
+        assert other.tobytes() == total.tobytes()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("at", [0, 63, 64, 300_000, 600_000, 700_000])
+@pytest.mark.parametrize("k", [7, 7000, 500_000])
+def test_nothing_is_lost_by_what_is_not_finite(bad, at, k):
+    rng = np.random.default_rng(at)
+    total, addend = rng.standard_normal((2, 700_001)).astype(np.float32)
+    total[at], addend[at] = 3e38, bad
+    before = total.copy()
+    assert select.add_topk(total, addend, 1.0, k) is None
+    np.testing.assert_allclose(total, before, rtol=1e-6, atol=2e-6)
+    assert total[at] == before[at]
+
+
+def test_a_sample_that_misleads_by_design():
+    d, k = 1_000_000, 10_000
+    size, _ = select._sample_plan(d, k)
+    seen = np.empty(size, np.uint32)
+    select._sample(np.arange(d, dtype=np.uint32), seen)
+    assert (np.diff(seen.astype(np.int64)) > 0).all()
+    assert (seen.astype(np.int64) * size // d == np.arange(size)).mean() > 0.99  # one in each stretch
+    rng = np.random.default_rng(0)
+    for factor in (0.0, 1000.0):  # what is sampled is smaller, or larger, than all the rest
+        values = rng.standard_normal(d).astype(np.float32)
+        values[seen] *= np.float32(factor)
+        np.testing.assert_array_equal(select.topk(values, k), reference.topk(values, k))
+        total = values.copy()
+        np.testing.assert_array_equal(
+            select.add_topk(total, np.zeros(d, np.float32), 1.0, k)[0], reference.topk(values, k)
+        )

@@ -1,21 +1,22 @@
 """The op table for large inputs, compiled by Numba: bit for bit what ``reference.py`` computes.
 
-Streams are read and written as 64-bit words, least significant bit first. Kernels are serial, take no lock and make no
+Streams are read and written as 64-bit words, least significant bit first. Kernels take no lock and make no
 array but their results; whatever is not a loop stays in NumPy. What each op computes is said in ``reference.py``.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels import reference
-from gradwire.kernels.jit import array, inline, kernel, pair
+from gradwire.kernels import threads
+from gradwire.kernels.jit import array, inline, kernel, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -35,18 +36,22 @@ from gradwire.kernels.reference import (
 )
 
 __all__ = [
-    "accumulate_at",
     "ans_decode",
     "ans_encode",
+    "count_symbols",
+    "find",
     "gaps",
+    "golomb_bits",
     "golomb_decode",
     "golomb_encode",
-    "golomb_num_bits",
+    "golomb_encode_stretches",
     "huffman_decode",
     "huffman_encode",
     "join_float32",
     "pack",
+    "quotients",
     "split_float32",
+    "union",
     "unpack",
 ]
 
@@ -67,21 +72,16 @@ _OUT_U8, _OUT_U16, _OUT_U32, _OUT_U64, _OUT_I64, _OUT_F32 = (
 )
 
 
+_LANES = 32  # sums kept side by side
+_TABLES = 4
+_SIDE_BY_SIDE = 1 << 16  # gaps that are worth a thread's waking up
+
 Words = NDArray[np.uint64]
 Scalar = Any  # inside kernels: uint64 but where noted
 
 
-def _emit_trailing_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    return builder.cttz(args[0], cgutils.false_bit)
-
-
 def _emit_count_ones(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     return builder.ctpop(args[0])
-
-
-def _type_trailing_zeros(context: Any, word: Any) -> Any:
-    """Count the zeros below the lowest one of a uint64; 64 where there is none."""
-    return types.uint64(types.uint64), _emit_trailing_zeros
 
 
 def _type_count_ones(context: Any, word: Any) -> Any:
@@ -89,7 +89,6 @@ def _type_count_ones(context: Any, word: Any) -> Any:
     return types.uint64(types.uint64), _emit_count_ones
 
 
-_trailing_zeros: Any = intrinsic(_type_trailing_zeros)
 _count_ones: Any = intrinsic(_type_count_ones)
 
 
@@ -162,33 +161,50 @@ def _unpack(words: Words, width: Scalar, symbols: NDArray[np.int64]) -> None:
 # --- supports ---------------------------------------------------------------------------------------------------------
 
 
-def accumulate_at(
-    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: float
-) -> None:
-    """Add ``weight * numbers`` to ``out`` at distinct indices, in place, in float32."""
-    if not (out.flags.c_contiguous and out.flags.aligned and indices.size == numbers.size):
-        reference.accumulate_at(out, indices, numbers, weight)
-    elif not _accumulate_at(out, _plain(indices, np.int64), _plain(numbers, np.float32), np.float32(weight)):
-        raise IndexError(f"indices must be in [0, {out.size}), got {indices.min()} to {indices.max()}")
+def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find where each of some increasing integers is among others."""
+    places = np.empty(needles.size, np.int64)
+    _find(_plain(haystack, np.int64), _plain(needles, np.int64), places)
+    return places
 
 
-@kernel(types.boolean, _OUT_F32, _I64, _F32, types.float32)
-def _accumulate_at(
-    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: Scalar
-) -> Scalar:
-    largest = _0
-    for index in indices:
-        largest = max(largest, U(index))
-    if indices.size and largest >= U(out.size):
-        return False
-    for i in range(indices.size):
-        out[U(indices[i])] += weight * numbers[i]
-    return True
+@kernel(types.void, _I64, _I64, _OUT_I64)
+def _find(haystack: NDArray[np.int64], needles: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+    at = 0
+    for i in range(needles.size):
+        while at < haystack.size and haystack[at] < needles[i]:
+            at += 1
+        places[i] = at if at < haystack.size and haystack[at] == needles[i] else -1
 
 
-def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Merge two increasing lists of integers, and tell where the second one's are."""
+    merged, places = np.empty(a.size + b.size, np.int64), np.empty(b.size, np.int64)
+    count = _union(_plain(a, np.int64), _plain(b, np.int64), merged, places)
+    return merged[:count], places
+
+
+@kernel(types.int64, _I64, _I64, _OUT_I64, _OUT_I64)
+def _union(a: NDArray[np.int64], b: NDArray[np.int64], merged: NDArray[np.int64], places: NDArray[np.int64]) -> int:
+    count = at = 0
+    for i in range(b.size):
+        while at < a.size and a[at] < b[i]:
+            merged[count] = a[at]
+            count += 1
+            at += 1
+        at += at < a.size and a[at] == b[i]
+        merged[count] = b[i]
+        places[i] = count
+        count += 1
+    for i in range(at, a.size):
+        merged[count] = a[i]
+        count += 1
+    return count
+
+
+def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
-    counted = np.empty(indices.size, np.int64)
+    counted = np.empty(indices.size, np.int64) if out is None else out
     _gaps(_plain(indices, np.int64), counted)
     return counted
 
@@ -201,22 +217,48 @@ def _gaps(indices: NDArray[np.int64], counted: NDArray[np.int64]) -> None:
         counted[i] = indices[i] - indices[i - 1] - 1
 
 
-def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
-    """Count the bits ``golomb_encode`` writes."""
-    width, short = _remainder_code(m)
-    quotients, num_long = _golomb_cost(_plain(gaps, np.int64), m, short)
-    return int(quotients) + gaps.size * (1 + width) + int(num_long)
+def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the bits ``golomb_encode`` writes of each stretch with each of its parameters."""
+    gaps, stops, parameters = (_plain(x, np.int64) for x in (gaps, stops, parameters))
+    codes = np.array([_remainder_code(m) for m in parameters.reshape(-1).tolist()], np.int64)
+    widths, shorts = codes[:, 0], codes[:, 1].copy()
+    quotients, num_long = np.zeros(parameters.size, np.int64), np.zeros(parameters.size, np.int64)
+    _golomb_cost(gaps, stops, parameters.reshape(-1), shorts, quotients, num_long)
+    fixed = np.repeat(np.diff(stops, prepend=0), parameters.shape[1]) * (1 + widths)
+    return (fixed + quotients + num_long).reshape(parameters.shape)
 
 
 def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
     """Write gaps in split Golomb code."""
     width, short = _remainder_code(m)
     gaps = _plain(gaps, np.int64)
-    quotients, num_long = _golomb_cost(gaps, m, short)
-    num_bits = int(quotients) + gaps.size * (1 + width) + int(num_long)
+    sums = np.zeros(2, np.int64)
+    _golomb_cost(gaps, np.array([gaps.size]), np.array([m]), np.array([short]), sums[:1], sums[1:])
+    quotients, num_long = sums.tolist()
+    num_bits = quotients + gaps.size * (1 + width) + num_long
     words = np.zeros(num_bits // 64 + 1, np.uint64)
-    _golomb_encode(gaps, m, short, width, int(num_long), words)
+    _golomb_encode(gaps, np.array([0, gaps.size, m, short, width, num_long, 0]), words)
     return _to_bytes(words, num_bits)
+
+
+def golomb_encode_stretches(
+    gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
+) -> list[NDArray[np.uint8]]:
+    """Write each stretch of gaps in split Golomb code with its own parameter."""
+    gaps, stops, parameters = (_plain(x, np.int64) for x in (gaps, stops, parameters))
+    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
+    codes = np.array([_remainder_code(m) for m in parameters.tolist()], np.int64)
+    widths, shorts = codes[:, 0].copy(), codes[:, 1].copy()
+    quotients, num_long = np.zeros(stops.size, np.int64), np.zeros(stops.size, np.int64)
+    _golomb_cost(gaps, stops, parameters, shorts, quotients, num_long)
+    num_bits = quotients + (stops - starts) * (1 + widths) + num_long
+    ends = np.cumsum(num_bits // 64 + 1)
+    begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    words = np.zeros(int(ends[-1]), np.uint64)
+    cuts = [0, *np.searchsorted(stops, [r.stop for r in threads.split(gaps.size, _SIDE_BY_SIDE)][:-1]), stops.size]
+    facts = np.stack([starts, stops, parameters, shorts, widths, num_long, begins], axis=1)
+    threads.run([partial(_golomb_encode, gaps, facts[a:b].reshape(-1), words) for a, b in pairwise(cuts)])
+    return [_to_bytes(words[a:b], n) for a, b, n in zip(begins.tolist(), ends.tolist(), num_bits.tolist(), strict=True)]
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
@@ -240,42 +282,111 @@ def _remainder_code(m: int) -> tuple[int, int]:
     return remainder_code(m) if m > 1 else (0, 1)
 
 
-@kernel(pair(types.uint64), _I64, types.uint64, types.uint64)
-def _golomb_cost(gaps: NDArray[np.int64], m: Scalar, short: Scalar) -> tuple[Scalar, Scalar]:
-    """Sum the quotients, and count the remainders with an extra bit."""
-    quotients, num_long = _0, _0
-    for gap in gaps:
-        quotients += U(gap) // m
-        num_long += U(U(gap) % m >= short)
-    return quotients, num_long
+@inline
+def _divided(gap: Any, m: Any, reciprocal: Any) -> Any:
+    """Quotient and remainder, in float64, which is exact here: a product with 1 / m is at most one off."""
+    quotient = np.floor(gap * reciprocal)
+    remainder = gap - quotient * m
+    below, above = np.float64(remainder < 0), np.float64(remainder >= m)
+    return quotient - below + above, remainder + m * below - m * above
 
 
-@kernel(types.void, _I64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
-def _golomb_encode(
-    gaps: NDArray[np.int64], m: Scalar, short: Scalar, width: Scalar, num_long: Scalar, words: Words
+@kernel(types.void, _I64, _I64, _I64, _I64, _OUT_I64, _OUT_I64)
+def _golomb_cost(
+    gaps: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    parameters: NDArray[np.int64],
+    shorts: NDArray[np.int64],
+    quotients: NDArray[np.int64],
+    num_long: NDArray[np.int64],
 ) -> None:
-    word, used, at = _0, _0, _0
-    extra = U(gaps.size) * width
-    unary = extra + num_long
-    for gap in gaps:
-        remainder = U(gap) % m
-        is_long = remainder >= short
-        shifted = remainder + short
-        head = shifted >> _1 if is_long else remainder
-        word |= head << used
-        used += width
-        if used >= _64:
-            words[at] = word
-            at += _1
-            used -= _64
-            word = head >> (width - used)
-        words[extra >> _6] |= (shifted & U(is_long)) << (extra & _63)
-        extra += U(is_long)
-        unary += U(gap) // m
-        words[unary >> _6] |= _1 << (unary & _63)
-        unary += _1
-    if used:
-        words[at] |= word
+    """Of each stretch, with each of its parameters, sum the quotients and count the remainders with an extra bit."""
+    start, number = 0, parameters.size // stops.size
+    sums, counts = np.empty(_LANES), np.empty(_LANES)
+    for stretch in range(stops.size):
+        here = gaps[start : stops[stretch]]
+        start = stops[stretch]
+        whole = here.size // _LANES * _LANES
+        first = stretch * number
+        for i in range(first, first + number):
+            if i > first and parameters[i] == parameters[first]:
+                quotients[i], num_long[i] = quotients[first], num_long[first]
+                continue
+            m, short = np.float64(parameters[i]), np.float64(shorts[i])
+            reciprocal = 1.0 / m
+            sums[:] = 0.0
+            counts[:] = 0.0
+            for at in range(0, whole, _LANES):
+                some = here[at : at + _LANES]
+                for j in range(_LANES):  # of a fixed length: becomes vector instructions
+                    quotient, remainder = _divided(np.float64(some[j]), m, reciprocal)
+                    sums[j] += quotient
+                    counts[j] += np.float64(remainder >= short)
+            for at in range(whole, here.size):
+                quotient, remainder = _divided(np.float64(here[at]), m, reciprocal)
+                sums[0] += quotient
+                counts[0] += np.float64(remainder >= short)
+            quotients[i], num_long[i] = np.int64(sums.sum()), np.int64(counts.sum())
+
+
+@kernel(types.void, _I64, _I64, _OUT_U64)
+def _golomb_encode(gaps: NDArray[np.int64], facts: NDArray[np.int64], words: Words) -> None:
+    """Write stretches. Facts of each: start, stop, m, first long remainder, field width, long ones, first word."""
+    for at_facts in range(0, facts.size, 7):
+        start, stop = facts[at_facts], facts[at_facts + 1]
+        m, short, width = np.float64(facts[at_facts + 2]), U(facts[at_facts + 3]), U(facts[at_facts + 4])
+        word, used, at = _0, _0, U(facts[at_facts + 6])
+        extra = (at << _6) + U(stop - start) * width
+        unary = extra + U(facts[at_facts + 5])
+        reciprocal = 1.0 / m
+        for i in range(start, stop):
+            divided = _divided(np.float64(gaps[i]), m, reciprocal)
+            quotient, remainder = U(divided[0]), U(divided[1])
+            is_long = remainder >= short
+            shifted = remainder + short
+            head = shifted >> _1 if is_long else remainder
+            word |= head << used
+            used += width
+            if used >= _64:
+                words[at] = word
+                at += _1
+                used -= _64
+                word = head >> (width - used)
+            words[extra >> _6] |= (shifted & U(is_long)) << (extra & _63)
+            extra += U(is_long)
+            unary += quotient
+            words[unary >> _6] |= _1 << (unary & _63)
+            unary += _1
+        if used:
+            words[at] |= word
+
+
+def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
+    """Count how often each symbol occurs."""
+    counts = np.zeros((_TABLES, num_symbols), np.int64)
+    _count_symbols(_plain(symbols, np.uint16), counts.reshape(-1), num_symbols)
+    total: NDArray[np.int64] = counts.sum(axis=0)
+    return total
+
+
+@kernel(types.void, _U16, _OUT_I64, types.int64)
+def _count_symbols(symbols: NDArray[np.uint16], counts: NDArray[np.int64], num_symbols: int) -> None:
+    """Count in several tables in turn: one after the other in the same place would wait for each other."""
+    for i in range(symbols.size):
+        counts[(i % _TABLES) * num_symbols + symbols[i]] += 1
+
+
+def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
+    """Divide by a power of two, with all that is larger than ``largest`` cut to it."""
+    found = np.empty(gaps.size, np.uint16)
+    _quotients(_plain(gaps, np.int64), shift, largest, found)
+    return found
+
+
+@kernel(types.void, _I64, types.int64, types.int64, _OUT_U16)
+def _quotients(gaps: NDArray[np.int64], shift: int, largest: int, found: NDArray[np.uint16]) -> None:
+    for i in range(gaps.size):
+        found[i] = min(gaps[i] >> shift, largest)
 
 
 @kernel(types.int64, _U64, types.uint64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
@@ -303,7 +414,7 @@ def _golomb_decode(
         if np.int64(base - i) > most or remainders > limit:
             return -1
         for _ in range(min(_count_ones(word), count - i)):
-            position = base + _trailing_zeros(word)
+            position = base + trailing_zeros(word)
             word &= word - _1
             head = indices[i]
             is_long = head >= short

@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from gradwire.kernels import reference
+from gradwire.kernels import reference, threads
 from gradwire.kernels.jit import array, kernel
 
-__all__ = ["add_finite", "find_intervals"]
+__all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "undo"]
 
 _BLOCK = 512  # added up in the first cache and looked at, before it is written
 _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
-_MAX_COMPARED = 64  # edges that are compared with one by one; among more a place is searched for
+_TABLE_FROM = 4096  # magnitudes that are worth a table
+_CELL_BITS = 18  # lower bits of a float32 in which the numbers of a cell differ
 
-_F32, _F64 = array(types.float32), array(types.float64)
+_SCATTERED = 1 << 15  # entries apart from each other that are worth a thread's waking up
+
+_F32, _F64, _I64 = array(types.float32), array(types.float64), array(types.int64)
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
 _OUT_I64, _OUT_U16 = array(types.int64, readonly=False), array(types.uint16, readonly=False)
 
 
+def accumulate_at(
+    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: float
+) -> None:
+    """Add ``weight * numbers`` at distinct indices, in place; see ``reference.accumulate_at``."""
+    if not (out.flags.c_contiguous and out.flags.aligned and indices.size == numbers.size):
+        reference.accumulate_at(out, indices, numbers, weight)
+        return
+    _check_indices(indices, out.size)
+    indices, numbers = np.require(indices, np.int64, ["C", "A"]), np.require(numbers, np.float32, ["C", "A"])
+    ranges = threads.split(indices.size, _SCATTERED)
+    threads.run([partial(_accumulate_at, out, indices[r], numbers[r], np.float32(weight)) for r in ranges])
+
+
+@kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
+def _accumulate_at(
+    out: NDArray[np.float32], indices: NDArray[np.int64], numbers: NDArray[np.float32], weight: Any
+) -> None:
+    for i in range(indices.size):
+        out[np.uint64(indices[i])] += weight * numbers[i]
+
+
+def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the numbers at some indices; see ``reference.gather``."""
+    _check_indices(indices, values.size)
+    values, indices = np.require(values, np.float32, ["C", "A"]), np.require(indices, np.int64, ["C", "A"])
+    out = np.empty(indices.size, np.float32)
+    threads.run([partial(_gather, values, indices[r], out[r]) for r in threads.split(indices.size, _SCATTERED)])
+    return out
+
+
+@kernel(types.void, _F32, _I64, _OUT_F32)
+def _gather(values: NDArray[np.float32], indices: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    for i in range(indices.size):
+        out[i] = values[np.uint64(indices[i])]
+
+
+def _check_indices(indices: NDArray[np.int64], size: int) -> None:
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
+        raise IndexError(f"indices must be in [0, {size}), got {indices.min()} to {indices.max()}")
+
+
 def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
     """Add in place where all sums are finite; see ``reference.add_finite``."""
-    done = _add(total, np.ascontiguousarray(addend), np.float32(decay))
-    if done < total.size:
-        _undo(total[:done], np.ascontiguousarray(addend[:done]), np.float32(decay))
-    return bool(done == total.size)
+    addend, factor = np.ascontiguousarray(addend), np.float32(decay)
+    ranges = threads.split(total.size)
+    done = threads.run([partial(_add, total[r], addend[r], factor) for r in ranges])
+    if sum(done) == total.size:
+        return True
+    for r, count in zip(ranges, done, strict=True):
+        undo(total[r][:count], addend[r][:count], factor)
+    return False
 
 
 @kernel(types.int64, _OUT_F32, _F32, types.float32)
@@ -58,7 +107,7 @@ def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) ->
 
 
 @kernel(types.void, _OUT_F32, _F32, types.float32)
-def _undo(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> None:
+def undo(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> None:
     """Take an addend out again, to float32 rounding."""
     for i in range(total.size):
         total[i] = (total[i] - addend[i]) / decay
@@ -67,31 +116,55 @@ def _undo(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -
 def find_intervals(
     magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
-    """Find intervals and add up what is in each; see ``reference.find_intervals``."""
-    if edges.size > _MAX_COMPARED:
+    """Find intervals and add up what is in each; see ``reference.find_intervals``.
+
+    Magnitudes of the same upper bits are in one cell: a table tells the intervals its ends are in, mostly the same one.
+    """
+    if magnitudes.size < _TABLE_FROM:
         return reference.find_intervals(magnitudes, edges, zero)
+    magnitudes = np.require(magnitudes, np.float32, ["C", "A"])
+    bits = magnitudes.view(np.uint32)
+    lowest = int(bits.min()) >> _CELL_BITS
+    cells = np.arange(lowest, (int(bits.max()) >> _CELL_BITS) + 1, dtype=np.uint32) << np.uint32(_CELL_BITS)
+    ends = (cells | np.uint32((1 << _CELL_BITS) - 1)).view(np.float32)
+    fewest, most = (edges.size - np.searchsorted(edges, x) for x in (ends, cells.view(np.float32)))
     found = np.empty(magnitudes.size, np.uint16)
-    counts, sums = np.zeros(max(zero, edges.size) + 1, np.int64), np.zeros(max(zero, edges.size) + 1)
-    _compare(np.ascontiguousarray(magnitudes), edges, zero, found, counts, sums)
+    stretches = [slice(start, start + reference.SUMMED) for start in range(0, found.size, reference.SUMMED)]
+    shape = len(stretches), max(zero, edges.size) + 1
+    all_counts, all_sums = np.zeros(shape, np.int64), np.zeros(shape)
+    threads.run(
+        [
+            partial(_compare, magnitudes[r], lowest, fewest, most, edges, zero, found[r], all_counts[i], all_sums[i])
+            for i, r in enumerate(stretches)
+        ]
+    )
+    counts, sums = all_counts.sum(axis=0), np.zeros(shape[1])
+    for summed in all_sums:
+        sums += summed
     last = int(np.flatnonzero(counts)[-1]) + 1
     return found, counts[:last], sums[:last]
 
 
-@kernel(types.void, _F32, _F64, types.int64, _OUT_U16, _OUT_I64, _OUT_F64)
+@kernel(types.void, _F32, types.int64, _I64, _I64, _F64, types.int64, _OUT_U16, _OUT_I64, _OUT_F64)
 def _compare(
     magnitudes: NDArray[np.float32],
+    lowest: int,
+    fewest: NDArray[np.int64],
+    most: NDArray[np.int64],
     edges: NDArray[np.float64],
     zero: int,
     found: NDArray[np.uint16],
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
 ) -> None:
-    """Count the edges that are not below each magnitude."""
+    """Count the edges that are not below each magnitude: those above its cell, and those of its cell one by one."""
+    bits = magnitudes.view(np.uint32)
     for i in range(magnitudes.size):
         magnitude = np.float64(magnitudes[i])
-        interval = 0
-        for edge in edges:
-            interval += edge >= magnitude
+        cell = np.int64(bits[i] >> np.uint32(_CELL_BITS)) - lowest
+        interval = fewest[cell]
+        while interval < most[cell] and edges[edges.size - 1 - interval] >= magnitude:
+            interval += 1
         if magnitude == 0:
             interval = zero
         found[i] = interval

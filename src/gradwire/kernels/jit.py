@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
+from numba.core import cgutils
+from numba.extending import intrinsic
 
-__all__ = ["array", "inline", "kernel", "pair"]
+__all__ = ["array", "inline", "kernel", "pair", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,6 +33,18 @@ def pair(dtype: Any) -> Any:
     """Name the type of a tuple of two."""
     types: Any = numba.types
     return types.UniTuple(dtype, 2)
+
+
+def _emit_trailing_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.cttz(args[0], cgutils.false_bit)
+
+
+def _type_trailing_zeros(context: Any, word: Any) -> Any:
+    """Count the zeros below the lowest one of a uint64; 64 where there is none."""
+    return numba.types.uint64(numba.types.uint64), _emit_trailing_zeros
+
+
+trailing_zeros: Any = intrinsic(_type_trailing_zeros)
 
 
 def kernel(result: Any, *arguments: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:

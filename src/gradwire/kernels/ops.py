@@ -19,15 +19,20 @@ from gradwire.kernels import models, reference
 __all__ = [
     "accumulate_at",
     "add_finite",
+    "add_topk",
     "ans_bits",
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
+    "count_symbols",
+    "find",
     "find_intervals",
     "gaps",
+    "gather",
+    "golomb_bits",
     "golomb_decode",
     "golomb_encode",
-    "golomb_num_bits",
+    "golomb_encode_stretches",
     "huffman_decode",
     "huffman_encode",
     "huffman_lengths",
@@ -35,8 +40,10 @@ __all__ = [
     "normalise_frequencies",
     "pack",
     "quantize_grid",
+    "quotients",
     "split_float32",
     "topk",
+    "union",
     "unpack",
 ]
 
@@ -71,9 +78,9 @@ def accumulate_at(
 ) -> None:
     """Add ``weight * numbers`` to ``out`` at distinct indices, in place, in float32."""
     if _compiled(indices.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        from gradwire.kernels import dense
 
-        cpu.accumulate_at(out, indices, numbers, weight)
+        dense.accumulate_at(out, indices, numbers, weight)
     else:
         reference.accumulate_at(out, indices, numbers, weight)
 
@@ -85,6 +92,17 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
 
         return dense.add_finite(total, addend, decay)
     return reference.add_finite(total, addend, decay)
+
+
+def add_topk(
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Add like ``add_finite``, and select the k largest of what comes out; None where a sum is not finite."""
+    if _compiled(total.size, VECTOR_FROM):
+        from gradwire.kernels import select
+
+        return select.add_topk(total, addend, decay, k)
+    return reference.add_topk(total, addend, decay, k)
 
 
 def ans_bits(counts: NDArray[np.int64], frequencies: NDArray[np.uint32]) -> float:
@@ -117,6 +135,24 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return reference.bfloat16_bits(values)
 
 
+def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
+    """Count how often each symbol occurs."""
+    if _compiled(symbols.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.count_symbols(symbols, num_symbols)
+    return reference.count_symbols(symbols, num_symbols)
+
+
+def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find where each of some increasing integers is among others."""
+    if _compiled(haystack.size + needles.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.find(haystack, needles)
+    return reference.find(haystack, needles)
+
+
 def find_intervals(
     magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
@@ -128,13 +164,31 @@ def find_intervals(
     return reference.find_intervals(magnitudes, edges, zero)
 
 
-def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
     if _compiled(indices.size, VECTOR_FROM):
         from gradwire.kernels import cpu
 
-        return cpu.gaps(indices)
-    return reference.gaps(indices)
+        return cpu.gaps(indices, out)
+    return reference.gaps(indices, out)
+
+
+def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the numbers at some indices."""
+    if _compiled(indices.size, VECTOR_FROM):
+        from gradwire.kernels import dense
+
+        return dense.gather(values, indices)
+    return reference.gather(values, indices)
+
+
+def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the bits ``golomb_encode`` writes of each stretch of gaps with each of its parameters."""
+    if _compiled(gaps.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.golomb_bits(gaps, stops, parameters)
+    return reference.golomb_bits(gaps, stops, parameters)
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
@@ -155,13 +209,15 @@ def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
     return reference.golomb_encode(gaps, m)
 
 
-def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
-    """Count the bits ``golomb_encode`` writes."""
+def golomb_encode_stretches(
+    gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
+) -> list[NDArray[np.uint8]]:
+    """Write each stretch of gaps in split Golomb code with its own parameter."""
     if _compiled(gaps.size, VECTOR_FROM):
         from gradwire.kernels import cpu
 
-        return cpu.golomb_num_bits(gaps, m)
-    return reference.golomb_num_bits(gaps, m)
+        return cpu.golomb_encode_stretches(gaps, stops, parameters)
+    return reference.golomb_encode_stretches(gaps, stops, parameters)
 
 
 def huffman_decode(
@@ -223,6 +279,15 @@ def quantize_grid(
     return reference.quantize_grid(values, scales, num_symbols, dither, zero_points)
 
 
+def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
+    """Divide by a power of two, with all that is larger than ``largest`` cut to it."""
+    if _compiled(gaps.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.quotients(gaps, shift, largest)
+    return reference.quotients(gaps, shift, largest)
+
+
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Take float32 numbers apart: exponents, which entropy coding shrinks, and all other bits, which it cannot."""
     if _compiled(bits.size, VECTOR_FROM):
@@ -239,6 +304,15 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
         return select.topk(values, k)
     return reference.topk(values, k)
+
+
+def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Merge two increasing lists of integers, and tell where the second one's are."""
+    if _compiled(a.size + b.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.union(a, b)
+    return reference.union(a, b)
 
 
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:

@@ -22,23 +22,33 @@ from gradwire.kernels.models import (
 __all__ = [
     "accumulate_at",
     "add_finite",
+    "add_topk",
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
+    "count_symbols",
+    "find",
     "find_intervals",
     "gaps",
+    "gather",
+    "golomb_bits",
     "golomb_decode",
     "golomb_encode",
-    "golomb_num_bits",
+    "golomb_encode_stretches",
     "huffman_decode",
     "huffman_encode",
     "join_float32",
     "pack",
     "quantize_grid",
+    "quotients",
     "split_float32",
     "topk",
+    "union",
     "unpack",
 ]
+
+SUMMED = 1 << 16
+"""How many numbers are summed before their sum is added to those of others: fixed, however many threads there are."""
 
 MAX_GOLOMB = 1 << 48
 """Largest Golomb parameter; limits are at most 2^8 times this, so that no sum of a decoder leaves int64."""
@@ -64,6 +74,42 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
     return True
 
 
+def add_topk(
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Add like ``add_finite``, and select the k largest of what comes out like ``topk``.
+
+    Args:
+        total: as for ``add_finite``.
+        addend: as for ``add_finite``.
+        decay: as for ``add_finite``.
+        k: as for ``topk``.
+
+    Returns:
+        What ``topk`` returns, (m,) int64, and the numbers there, (m,) float32; or None where a sum is not finite.
+    """
+    if not add_finite(total, addend, decay):
+        return None
+    chosen = topk(total, k)
+    return chosen, total[chosen]
+
+
+def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Find where each of some increasing integers is among others.
+
+    Args:
+        haystack: (n,) int64, strictly increasing.
+        needles: (k,) int64, increasing.
+
+    Returns:
+        (k,) int64: the place in ``haystack``, -1 where it is not there.
+    """
+    if not haystack.size:
+        return np.full(needles.size, -1, np.int64)
+    places = np.minimum(np.searchsorted(haystack, needles), haystack.size - 1)
+    return np.where(haystack[places] == needles, places, -1)
+
+
 def find_intervals(
     magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
@@ -76,12 +122,16 @@ def find_intervals(
 
     Returns:
         (k,) uint16, the number of edges that are not below the magnitude; and of each interval up to the last one used
-        the count, int64, and the sum in float64, added in order.
+        the count, int64, and the sum in float64, added in order within stretches of ``SUMMED`` and then over them.
     """
     found = edges.size - np.searchsorted(edges, magnitudes)
     found[magnitudes == 0] = zero
-    sums: NDArray[np.float64] = np.bincount(found, weights=magnitudes).astype(np.float64)
-    return found.astype(np.uint16), np.bincount(found).astype(np.int64), sums
+    counts = np.bincount(found)
+    sums = np.zeros(counts.size)
+    for start in range(0, found.size, SUMMED):
+        here = slice(start, start + SUMMED)
+        sums += np.bincount(found[here], weights=magnitudes[here], minlength=counts.size)
+    return found.astype(np.uint16), counts.astype(np.int64), sums
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -176,6 +226,20 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
     return np.packbits(_field_bits(symbols, width), bitorder="little")
 
 
+def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Merge two lists of integers, and tell where the second one's are.
+
+    Args:
+        a: (n,) int64, strictly increasing.
+        b: (k,) int64, strictly increasing.
+
+    Returns:
+        (m,) int64, strictly increasing: what is in either; and (k,) int64: the place there of each of ``b``.
+    """
+    merged = np.union1d(a, b)
+    return merged, np.searchsorted(merged, b)
+
+
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:
     """Read fixed-width fields back.
 
@@ -191,32 +255,52 @@ def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.
     return _fields(bits, num_symbols, width)
 
 
-def gaps(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the numbers at some indices.
+
+    Args:
+        values: (d,) float32, not modified.
+        indices: (k,) int64.
+
+    Returns:
+        (k,) float32, newly made.
+    """
+    return values[indices]
+
+
+def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index.
 
     Args:
         indices: (k,) int64, strictly increasing, from 0 on.
+        out: (k,) int64 to write to, or None.
 
     Returns:
         (k,) int64, each 0 or more: ``indices[i] - indices[i - 1] - 1`` with ``indices[-1] = -1``.
     """
-    return np.diff(indices, prepend=-1) - 1
+    return np.subtract(np.diff(indices, prepend=-1), 1, out=out)
 
 
-def golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
-    """Count the bits ``golomb_encode`` writes.
-
-    Args:
-        gaps: (k,) int64, 0 or more.
-        m: the Golomb parameter, 1 to 2^48.
-
-    Returns:
-        The number of bits.
-    """
+def _golomb_num_bits(gaps: NDArray[np.int64], m: int) -> int:
     width, short = remainder_code(m)
     quotients, remainders = np.divmod(gaps, m)
     extra = int(np.count_nonzero(remainders >= short)) if m > 1 else 0
     return int(quotients.sum()) + gaps.size * (1 + width) + extra
+
+
+def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count the bits ``golomb_encode`` writes of each stretch of gaps with each of its parameters.
+
+    Args:
+        gaps: (k,) int64, 0 or more.
+        stops: (s,) int64 increasing: where stretches end; the last one is k.
+        parameters: (s, c) int64: Golomb parameters to try on each, 1 to 2^48.
+
+    Returns:
+        (s, c) int64: the numbers of bits.
+    """
+    stretches = np.split(gaps, stops[:-1])
+    return np.array([[_golomb_num_bits(x, int(m)) for m in ms] for x, ms in zip(stretches, parameters, strict=True)])
 
 
 def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
@@ -245,6 +329,51 @@ def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
     unary[ends - 1] = 1
     extra = (shifted[long] & 1).astype(np.uint8)
     return np.packbits(np.concatenate([_field_bits(heads, width), extra, unary]), bitorder="little")
+
+
+def golomb_encode_stretches(
+    gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
+) -> list[NDArray[np.uint8]]:
+    """Write each stretch of gaps in split Golomb code with its own parameter.
+
+    Args:
+        gaps: (k,) int64, 0 or more.
+        stops: (s,) int64 increasing: where stretches end; the last one is k.
+        parameters: (s,) int64, 1 to 2^48.
+
+    Returns:
+        What ``golomb_encode`` gives for each.
+    """
+    stretches = np.split(gaps, stops[:-1])
+    return [golomb_encode(stretch, m) for stretch, m in zip(stretches, parameters.tolist(), strict=True)]
+
+
+def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
+    """Count how often each symbol occurs.
+
+    Args:
+        symbols: (k,) uint16, each below ``num_symbols``.
+        num_symbols: size of the alphabet.
+
+    Returns:
+        (num_symbols,) int64.
+    """
+    return np.bincount(symbols, minlength=num_symbols).astype(np.int64)
+
+
+def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
+    """Divide by a power of two, with all that is larger than ``largest`` cut to it.
+
+    Args:
+        gaps: (k,) int64, 0 or more.
+        shift: the power.
+        largest: below 65,536.
+
+    Returns:
+        (k,) uint16: min(floor(gap / 2^shift), largest).
+    """
+    cut: NDArray[np.uint16] = np.minimum(gaps >> shift, largest).astype(np.uint16)
+    return cut
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:

@@ -1,33 +1,51 @@
 """Exact top-k, compiled by Numba: a sampled threshold, a pass that collects candidates, a selection among them.
 
-Magnitudes are compared as the integers their bits are, sign cleared. Where the sample misleads, the k-th magnitude is
-found by counting: by its upper 16 bits, then by its lower 15.
+Magnitudes are compared as the integers their bits are, sign cleared. The pass can add one vector to another on its way.
+Where the sample misleads, the k-th magnitude is found by counting: by its upper 16 bits, then by its lower 15.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels import reference
-from gradwire.kernels.jit import array, kernel
+from gradwire.kernels import dense, reference, threads
+from gradwire.kernels.jit import array, inline, kernel, pair, trailing_zeros
+from gradwire.kernels.scratch import borrow
 
-__all__ = ["topk"]
+__all__ = ["add_topk", "topk"]
 
-_BLOCK = 64  # values looked at together: their maximum is a few vector instructions
+_BLOCK = 64  # values compared with the threshold at once: one bit each of a word
 _MIN_SAMPLE = 512
-_SAMPLE_SHARE = 512  # one value in so many is sampled, but no fewer than that
+_SAMPLE_SHARE = 512  # at most one value in so many is sampled, but no fewer than the number above
+_EXPECTED = 200  # sampled values above the threshold that are enough
 _LOW_BITS = 15
 _CLASS_BITS = 12
 _COUNT_FROM = 1 << 17  # values from which counting, with its 65,536 classes, costs less than sorting in part
-_SIGNLESS = np.uint32(0x7FFFFFFF)
+_SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_0, _1 = np.uint64(0), np.uint64(1)
+_SEED, _FACTOR, _TERM = np.uint64(0x9E3779B97F4A7C15), np.uint64(6364136223846793005), np.uint64(1442695040888963407)
 
-_U32, _I64 = array(types.uint32), array(types.int64)
-_OUT_U32, _OUT_I64 = array(types.uint32, readonly=False), array(types.int64, readonly=False)
+_U32, _I64, _F32 = array(types.uint32), array(types.int64), array(types.float32)
+_OUT_U32, _OUT_I64, _OUT_F32 = (array(t, readonly=False) for t in (types.uint32, types.int64, types.float32))
+
+Bits = NDArray[np.uint32]
+
+
+class _Piece(NamedTuple):
+    """Candidates of one range: how many there is room for, how far in they are, and their bits."""
+
+    range: slice
+    room: int
+    places: Bits
+    bits: Bits
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -35,61 +53,148 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     bits = np.ascontiguousarray(values).view(np.uint32)
     if k == 0 or not bits.size:
         return np.empty(0, np.int64)
-    found = _among_candidates(bits, k)
-    if found is not None:
-        return found
-    return _by_counting(bits, k) if bits.size > _COUNT_FROM else reference.topk(values, k)
+    if plan := _sample_plan(bits.size, k):
+        sample = np.empty(plan[0], np.uint32)
+        _sample(bits, sample)
+        if (threshold := _threshold(sample & _SIGNLESS, plan[1])) is not None:
+            pieces = _pieces(sample & _SIGNLESS, threshold, bits.size)
+            tasks = [partial(_collect, bits[p.range], threshold, p.room, p.places, p.bits) for p in pieces]
+            if (found := _among(threads.run(tasks), pieces, threshold, k)) is not None:
+                return found[0]
+    return _without_sample(bits, k)
 
 
-def _among_candidates(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64] | None:
-    """The selection, or None where the sampled threshold leaves too few or too many candidates."""
-    d = bits.size
-    size = min(d, max(_MIN_SAMPLE, d // _SAMPLE_SHARE))
+def add_topk(
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Add and select in one pass; see ``reference.add_topk``."""
+    addend, factor = np.ascontiguousarray(addend), np.float32(decay)
+    if plan := _sample_plan(total.size, k):
+        sample = np.empty(plan[0], np.float32)
+        _sample_sum(total, addend, factor, sample)
+        magnitudes = sample.view(np.uint32) & _SIGNLESS
+        if (threshold := _threshold(magnitudes, plan[1])) is not None:
+            pieces = _pieces(magnitudes, threshold, total.size)
+            tasks = [
+                partial(_add_collect, total[p.range], addend[p.range], factor, threshold, p.room, p.places, p.bits)
+                for p in pieces
+            ]
+            counts = threads.run(tasks)
+            if min(counts) < 0:
+                _undo(total, addend, factor, pieces, counts)
+                return None
+            if (found := _among(counts, pieces, threshold, k)) is not None:
+                return found
+            return _with_numbers(total, _without_sample(total.view(np.uint32), k))
+    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay) else None
+
+
+def _with_numbers(
+    values: NDArray[np.float32], chosen: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    return chosen, dense.gather(values, chosen)
+
+
+def _undo(
+    total: NDArray[np.float32],
+    addend: NDArray[np.float32],
+    decay: np.float32,
+    pieces: list[_Piece],
+    counts: list[int],
+) -> None:
+    """Take the addend out again of what was added before something was not finite."""
+    for piece, count in zip(pieces, counts, strict=True):
+        done = -1 - count if count < 0 else piece.range.stop - piece.range.start
+        dense.undo(total[piece.range][:done], addend[piece.range][:done], decay)
+
+
+def _sample_plan(d: int, k: int) -> tuple[int, int] | None:
+    """How many values to sample, and the rank in the sample of a threshold a little below the k-th magnitude."""
+    if k == 0 or d == 0:
+        return None
+    size = min(d, max(_MIN_SAMPLE, min(d // _SAMPLE_SHARE, _EXPECTED * d // k)))
     expected = size * k / d
     rank = math.ceil(expected + 3 * math.sqrt(expected) + 1)
-    if rank > size // 2:
-        return None
-    sample = np.empty(size, np.uint32)
-    _sample(bits, sample)
-    threshold = max(1, int(np.partition(sample, size - rank)[size - rank]))
-    capacity = min(d, 2 * rank * d // size + 64)
-    candidates, magnitudes = np.empty(capacity + _BLOCK, np.int64), np.empty(capacity + _BLOCK, np.uint32)
-    count = _collect(bits, np.uint32(threshold), capacity, candidates, magnitudes)
-    if not k <= count <= capacity:
-        return None
-    candidates, magnitudes = candidates[:count], magnitudes[:count]
-    kth, num_above = _kth(magnitudes, k, threshold)
-    out = np.empty(k, np.int64)
-    _pick(candidates, magnitudes, np.uint32(kth), k - num_above, out)
-    return out
+    return (size, rank) if rank <= size // 2 else None
 
 
-def _kth(magnitudes: NDArray[np.uint32], k: int, lowest: int) -> tuple[int, int]:
+def _threshold(sample: Bits, rank: int) -> np.uint32 | None:
+    """The magnitude of this rank from above; None where far more of the sample than that reach it, as in ties."""
+    at = sample.size - rank
+    threshold = np.uint32(min(max(1, int(np.partition(sample, at)[at])), int(_INFINITE)))
+    return threshold if np.count_nonzero(sample >= threshold) <= 2 * rank else None
+
+
+def _pieces(sample: Bits, threshold: np.uint32, d: int) -> list[_Piece]:
+    """Make room for the candidates of each range, by what the sample, taken in order, has of it."""
+    pieces: list[_Piece] = []
+    for r in threads.split(d):
+        seen = sample[r.start * sample.size // d : -(-r.stop * sample.size // d)]
+        expected = int(np.count_nonzero(seen >= threshold)) + 1
+        room = math.ceil(1.25 * (expected + 4 * math.sqrt(expected)) * d / sample.size)
+        room = min(r.stop - r.start, room)
+        memory = borrow(f"candidates {len(pieces)}", 2 * (room + _BLOCK), np.uint32)
+        pieces.append(_Piece(r, room, memory[: room + _BLOCK], memory[room + _BLOCK :]))
+    return pieces
+
+
+def _without_sample(bits: Bits, k: int) -> NDArray[np.int64]:
+    """Select where no sample leads."""
+    return _by_counting(bits, k) if bits.size > _COUNT_FROM else reference.topk(bits.view(np.float32), k)
+
+
+def _among(
+    counts: list[int], pieces: list[_Piece], threshold: np.uint32, k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
+    """Select the k largest candidates and their numbers, or None where there are too few, or more than had room."""
+    if sum(counts) < k or any(c > p.room for c, p in zip(counts, pieces, strict=True)):
+        return None
+    found = [(p.range.start, p.places[:c], p.bits[:c]) for c, p in zip(counts, pieces, strict=True) if c]
+    kth, num_above = _kth([bits for _, _, bits in found], threshold, k)
+    chosen, numbers = np.empty(k + 1, np.int64), np.empty(k + 1, np.uint32)  # with room for one that is not kept
+    written, ties = 0, k - num_above
+    for start, places, bits in found:
+        written, ties = _pick(places, bits, np.uint32(kth), ties, start, written, chosen, numbers)
+    return chosen[:k], numbers[:k].view(np.float32)
+
+
+def _kth(pieces: list[Bits], lowest: np.uint32, k: int) -> tuple[int, int]:
     """The k-th largest magnitude and how many are above it: by counting classes, then inside the one it is in."""
-    shift = max(0, int(magnitudes.max() - lowest).bit_length() - _CLASS_BITS)
+    largest = max(int(_largest(bits)) for bits in pieces)
+    shift = np.uint32(max(0, (largest - int(lowest)).bit_length() - _CLASS_BITS))
     counts = np.zeros(1 << _CLASS_BITS, np.int64)
-    _count_classes(magnitudes, np.uint32(lowest), np.uint32(shift), counts)
+    for bits in pieces:
+        _count_classes(bits, lowest, shift, counts)
     border, above = _border(counts, k)
-    inside = np.empty(int(counts[border]), np.uint32)
-    _take_class(magnitudes, np.uint32(lowest), np.uint32(shift), np.uint32(border), inside)
-    at = inside.size - (k - above)
-    inside = np.partition(inside, at)
+    inside = np.empty(int(counts[border]) + 1, np.uint32)
+    at = 0
+    for bits in pieces:
+        at = _take_class(bits, lowest, shift, np.uint32(border), at, inside)
+    inside = inside[:at]
+    at -= k - above
+    inside.partition(at)
     return int(inside[at]), above + int(np.count_nonzero(inside > inside[at]))
 
 
-def _by_counting(bits: NDArray[np.uint32], k: int) -> NDArray[np.int64]:
+def _by_counting(bits: Bits, k: int) -> NDArray[np.int64]:
     """The selection by the exact k-th magnitude, whatever the values are."""
-    counts = np.zeros(1 << 16, np.int64)
-    _count_upper(bits, counts)
-    upper, above = _border(counts, k)
-    counts = np.zeros(1 << _LOW_BITS, np.int64)
-    _count_lower(bits, np.uint32(upper), counts)
-    lower, more = _border(counts, k - above)
+    ranges = threads.split(bits.size)
+    uppers = [np.zeros(1 << 16, np.int64) for _ in ranges]
+    threads.run([partial(_count_upper, bits[r], c) for r, c in zip(ranges, uppers, strict=True)])
+    upper, above = _border(np.sum(uppers, axis=0), k)
+    lowers = [np.zeros(1 << _LOW_BITS, np.int64) for _ in ranges]
+    threads.run([partial(_count_lower, bits[r], np.uint32(upper), c) for r, c in zip(ranges, lowers, strict=True)])
+    lower, more = _border(np.sum(lowers, axis=0), k - above)
     kth = upper << _LOW_BITS | lower
-    above += more
-    ties = k - above if kth else 0  # exact zeros are never selected
-    out = np.empty(above + ties, np.int64)
-    _pick_all(bits, np.uint32(kth), ties, out)
+    out = np.empty(min(k, above + more + sum(int(c[lower]) for c in lowers)) if kth else above + more, np.int64)
+    ties = out.size - above - more  # exact zeros are never selected
+    tasks, at = [], 0
+    for r, u, c in zip(ranges, uppers, lowers, strict=True):
+        own = int(u[upper + 1 :].sum() + c[lower + 1 :].sum())
+        equal = min(ties, int(c[lower]))
+        tasks.append(partial(_pick_all, bits[r], np.uint32(kth), equal, r.start, out[at : at + own + equal]))
+        at, ties = at + own + equal, ties - equal
+    threads.run(tasks)
     return out
 
 
@@ -100,103 +205,177 @@ def _border(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
     return counts.size - 1 - at, int(from_above[at] - counts[counts.size - 1 - at])
 
 
+def _emit_reaching(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    word, block = ir.IntType(32), ir.VectorType(ir.IntType(32), _BLOCK)
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    address = builder.bitcast(builder.gep(data, [args[1]]), block.as_pointer())
+    magnitudes = builder.and_(builder.load(address, align=4), ir.Constant(block, [int(_SIGNLESS)] * _BLOCK))
+    nothing = ir.Constant(block, ir.Undefined)
+    threshold = builder.insert_element(nothing, args[2], ir.Constant(word, 0))
+    threshold = builder.shuffle_vector(threshold, nothing, ir.Constant(block, [0] * _BLOCK))
+    return builder.bitcast(builder.icmp_unsigned(">=", magnitudes, threshold), ir.IntType(64))
+
+
+def _type_reaching(context: Any, bits: Any, start: Any, threshold: Any) -> Any:
+    """Compare the magnitudes of the 64 values from ``start`` on: bit j is set where value j reaches the threshold."""
+    return types.uint64(bits, types.int64, types.uint32), _emit_reaching
+
+
+_reaching: Any = intrinsic(_type_reaching)
+
+
+@inline
+def _place(i: Any, word: Any, step: Any, size: Any) -> Any:
+    """Somewhere in stretch i, by the word's upper bits."""
+    return min(np.int64((i + np.float64(word >> np.uint64(11)) * 2.0**-53) * step), size - 1)
+
+
 @kernel(types.void, _U32, _OUT_U32)
-def _sample(bits: NDArray[np.uint32], sample: NDArray[np.uint32]) -> None:
-    """Take magnitudes at pseudo-random places, one in each of equally long stretches."""
-    d, size = bits.size, sample.size
-    stretch = d // size
-    word = np.uint64(0x9E3779B97F4A7C15)
-    for i in range(size):
-        word = word * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-        within = np.int64((word >> np.uint64(33)) % np.uint64(stretch))
-        sample[i] = bits[i * stretch + within] & _SIGNLESS
+def _sample(bits: Bits, sample: Bits) -> None:
+    """Take values at pseudo-random places, one in each of equally long stretches."""
+    word, step = _SEED, bits.size / sample.size
+    for i in range(sample.size):
+        word = word * _FACTOR + _TERM
+        sample[i] = bits[_place(i, word, step, bits.size)]
 
 
-@kernel(types.int64, _U32, types.uint32, types.int64, _OUT_I64, _OUT_U32)
-def _collect(
-    bits: NDArray[np.uint32],
-    threshold: Any,
-    capacity: int,
-    candidates: NDArray[np.int64],
-    magnitudes: NDArray[np.uint32],
-) -> int:
-    """Write the places and magnitudes that reach the threshold; the count stops growing past the capacity."""
+@kernel(types.void, _F32, _F32, types.float32, _OUT_F32)
+def _sample_sum(
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any, sample: NDArray[np.float32]
+) -> None:
+    """The same of a sum that is not made yet."""
+    word, step = _SEED, total.size / sample.size
+    for i in range(sample.size):
+        word = word * _FACTOR + _TERM
+        at = _place(i, word, step, total.size)
+        sample[i] = total[at] * decay + addend[at]
+
+
+@kernel(types.int64, _U32, types.uint32, types.int64, _OUT_U32, _OUT_U32)
+def _collect(bits: Bits, threshold: Any, room: int, places: Bits, found: Bits) -> int:
+    """Write where magnitudes reach the threshold, and what is there; the count stops growing a block past the room."""
     count = 0
     whole = bits.size // _BLOCK * _BLOCK
     for start in range(0, whole, _BLOCK):
-        block = bits[start : start + _BLOCK]
-        largest = np.uint32(0)
-        for j in range(_BLOCK):
-            largest = max(largest, block[j] & _SIGNLESS)
-        if largest < threshold:
-            continue
-        for j in range(_BLOCK):
-            magnitude = block[j] & _SIGNLESS
-            candidates[count] = start + j
-            magnitudes[count] = magnitude
-            count += magnitude >= threshold
-        if count > capacity:
+        mask = _reaching(bits, start, threshold)
+        while mask != _0:
+            j = np.int64(trailing_zeros(mask))
+            mask &= mask - _1
+            places[count] = start + j
+            found[count] = bits[start + j]
+            count += 1
+        if count > room:
             return count
-    for i in range(whole, bits.size):
-        magnitude = bits[i] & _SIGNLESS
-        if magnitude >= threshold and count < candidates.size:
-            candidates[count] = i
-            magnitudes[count] = magnitude
+    for at in range(whole, bits.size):
+        if bits[at] & _SIGNLESS >= threshold:
+            places[count] = at
+            found[count] = bits[at]
             count += 1
     return count
 
 
+@kernel(types.int64, _OUT_F32, _F32, types.float32, types.uint32, types.int64, _OUT_U32, _OUT_U32)
+def _add_collect(
+    total: NDArray[np.float32],
+    addend: NDArray[np.float32],
+    decay: Any,
+    threshold: Any,
+    room: int,
+    places: Bits,
+    found: Bits,
+) -> int:
+    """Add up and collect at once; -1 - start where the block that starts there would not be finite, and is left."""
+    scratch = np.empty(_BLOCK, np.float32)
+    bits = scratch.view(np.uint32)
+    count = 0
+    for start in range(0, total.size, _BLOCK):
+        length = min(_BLOCK, total.size - start)
+        here, more = total[start : start + length], addend[start : start + length]
+        if length == _BLOCK:
+            for i in range(_BLOCK):  # of a fixed length: becomes vector instructions
+                scratch[i] = here[i] * decay + more[i]
+        else:
+            scratch[:] = np.float32(0)
+            for i in range(length):
+                scratch[i] = here[i] * decay + more[i]
+        mask = _reaching(bits, 0, threshold)
+        if mask != _0:
+            if _reaching(bits, 0, _INFINITE) != _0:
+                return -1 - start
+            while mask != _0:
+                j = np.int64(trailing_zeros(mask))
+                mask &= mask - _1
+                places[count] = start + j
+                found[count] = bits[j]
+                count += 1
+            if count > room:
+                threshold = _INFINITE  # only what is not finite matters from here on
+        for i in range(length):
+            here[i] = scratch[i]
+    return count
+
+
+@kernel(types.uint32, _U32)
+def _largest(bits: Bits) -> Any:
+    """Find the largest magnitude."""
+    largest = np.uint32(0)
+    for i in range(bits.size):
+        largest = max(largest, bits[i] & _SIGNLESS)
+    return largest
+
+
 @kernel(types.void, _U32, types.uint32, types.uint32, _OUT_I64)
-def _count_classes(magnitudes: NDArray[np.uint32], lowest: Any, shift: Any, counts: NDArray[np.int64]) -> None:
+def _count_classes(bits: Bits, lowest: Any, shift: Any, counts: NDArray[np.int64]) -> None:
     """Count magnitudes by their upper bits above the lowest one."""
-    for magnitude in magnitudes:
-        counts[(magnitude - lowest) >> shift] += 1
+    for value in bits:
+        counts[((value & _SIGNLESS) - lowest) >> shift] += 1
 
 
-@kernel(types.void, _U32, types.uint32, types.uint32, types.uint32, _OUT_U32)
-def _take_class(magnitudes: NDArray[np.uint32], lowest: Any, shift: Any, border: Any, out: NDArray[np.uint32]) -> None:
-    """Write the magnitudes of one class."""
-    count = 0
-    for magnitude in magnitudes:
-        if (magnitude - lowest) >> shift == border:
-            out[count] = magnitude
-            count += 1
+@kernel(types.int64, _U32, types.uint32, types.uint32, types.uint32, types.int64, _OUT_U32)
+def _take_class(bits: Bits, lowest: Any, shift: Any, border: Any, at: int, out: Bits) -> int:
+    """Write the magnitudes of one class from a place on; the place after them. One more is overwritten there."""
+    for value in bits:
+        out[at] = value & _SIGNLESS
+        at += ((value & _SIGNLESS) - lowest) >> shift == border
+    return at
 
 
-@kernel(types.void, _I64, _U32, types.uint32, types.int64, _OUT_I64)
+@kernel(pair(types.int64), _U32, _U32, types.uint32, types.int64, types.int64, types.int64, _OUT_I64, _OUT_U32)
 def _pick(
-    candidates: NDArray[np.int64], magnitudes: NDArray[np.uint32], kth: Any, ties: int, out: NDArray[np.int64]
-) -> None:
-    """Write the candidates above the k-th magnitude and the first of those that equal it, in order."""
-    count = 0
-    for i in range(candidates.size):
-        if magnitudes[i] > kth or (magnitudes[i] == kth and ties > 0):
-            ties -= magnitudes[i] == kth
-            out[count] = candidates[i]
-            count += 1
+    places: Bits, bits: Bits, kth: Any, ties: int, base: int, at: int, chosen: NDArray[np.int64], numbers: Bits
+) -> tuple[int, int]:
+    """Write the candidates above the k-th magnitude and the first of those that equal it; where, and ties left."""
+    for i in range(places.size):
+        magnitude = bits[i] & _SIGNLESS
+        chosen[at] = base + np.int64(places[i])
+        numbers[at] = bits[i]
+        equal = magnitude == kth and ties > 0
+        ties -= equal
+        at += equal or magnitude > kth
+    return at, ties
 
 
-@kernel(types.void, _U32, types.uint32, types.int64, _OUT_I64)
-def _pick_all(bits: NDArray[np.uint32], kth: Any, ties: int, out: NDArray[np.int64]) -> None:
+@kernel(types.void, _U32, types.uint32, types.int64, types.int64, _OUT_I64)
+def _pick_all(bits: Bits, kth: Any, ties: int, base: int, out: NDArray[np.int64]) -> None:
     """Write all places above the k-th magnitude and the first of those that equal it, in order."""
     count = 0
     for i in range(bits.size):
         magnitude = bits[i] & _SIGNLESS
         if magnitude > kth or (magnitude == kth and ties > 0):
             ties -= magnitude == kth
-            out[count] = i
+            out[count] = base + i
             count += 1
 
 
 @kernel(types.void, _U32, _OUT_I64)
-def _count_upper(bits: NDArray[np.uint32], counts: NDArray[np.int64]) -> None:
+def _count_upper(bits: Bits, counts: NDArray[np.int64]) -> None:
     """Count magnitudes by their upper 16 bits."""
     for value in bits:
         counts[(value & _SIGNLESS) >> np.uint32(_LOW_BITS)] += 1
 
 
 @kernel(types.void, _U32, types.uint32, _OUT_I64)
-def _count_lower(bits: NDArray[np.uint32], upper: Any, counts: NDArray[np.int64]) -> None:
+def _count_lower(bits: Bits, upper: Any, counts: NDArray[np.int64]) -> None:
     """Count the magnitudes with these upper bits by their lower 15."""
     for value in bits:
         magnitude = value & _SIGNLESS

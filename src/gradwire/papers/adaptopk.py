@@ -17,7 +17,7 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
 from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import num_kept_of, part_at
+from gradwire.sparsify import largest_part, num_kept_of, part_at
 
 __all__ = ["adaptopk", "adaptopk_online", "hindsight_schedule", "turning_point"]
 
@@ -123,7 +123,14 @@ class adaptopk(_Adaptive):
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the round's turn is."""
         count = self._count(round.index, update.size, self._total(round)) if num_kept is None else num_kept
-        return [part_at(update, ops.topk(update, count), state.layout.cuts)]
+        return [largest_part(update, count, round, state.layout.cuts)]
+
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell how many the round's turn is."""
+        if round.num_bytes is not None or round.num_kept is not None:
+            return None
+        d = state.layout.num_parameters
+        return self._count(round.index, d, self._total(round)) if d else 0
 
     def _count(self, t: int, d: int, total: int) -> int:
         k, g = self._amounts(d)

@@ -17,7 +17,8 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
 from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import num_kept_of, part_at
+from gradwire.references import Reference, as_reference
+from gradwire.sparsify import largest_of, num_kept_of, part_at
 
 __all__ = ["LIKELIHOODS", "distortion", "regtopk"]
 
@@ -153,11 +154,18 @@ class regtopk(Sparsifier):
         """Select the entries of largest score."""
         d = update.size
         count = num_kept if num_kept is not None else num_kept_of(self.density, d) if d else 0
-        scores = np.abs(update) if self.exponent == 1 else np.abs(update) ** np.float32(self.exponent)
-        sent = state.memory["sent_indices"]
-        if round.reference is not None and state.memory["next_round"] == round.index and sent.size:
-            scores[sent] *= self._factors(update[sent], state, round.reference[sent], round).astype(np.float32)
-        return [part_at(update, ops.topk(scores, count), state.layout.cuts)]
+        sent = self._compared(state, round)
+        factors = self._factors(ops.gather(update, sent), state, round)
+        if self.exponent != 1:
+            scores = np.abs(update) ** np.float32(self.exponent)
+            scores[sent] *= factors
+            return [part_at(update, ops.topk(scores, count), state.layout.cuts)]
+        # no factor is above 1: what is chosen is among the count + sent.size largest and what was sent
+        largest = largest_of(update, min(d, count + sent.size), round)
+        pool, places = ops.union(largest, sent)
+        scores = np.abs(ops.gather(update, pool))
+        scores[places] *= factors
+        return [part_at(update, pool[ops.topk(scores, min(count, pool.size))], state.layout.cuts)]
 
     def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
         """Keep what was sent, as it arrives."""
@@ -171,7 +179,7 @@ class regtopk(Sparsifier):
         sent = {"sent_indices": np.concatenate(indices), "sent_numbers": np.concatenate(numbers)}
         return State(state.layout, {**sent, "next_round": round.index + 1, "sent_weight": float(round.weight)})
 
-    def restore(self, payload: Payload, state: State, reference: Vector | None = None) -> State:
+    def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Forget what was not delivered: it counts as not sent."""
         if payload.round + 1 != state.memory["next_round"]:
             return state
@@ -181,13 +189,30 @@ class regtopk(Sparsifier):
         kept = {name: state.memory[name][arrived] for name in ("sent_indices", "sent_numbers")}
         return State(state.layout, {**state.memory, **kept})
 
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell k and as many more as were sent in the round before."""
+        if self.exponent != 1 or round.num_bytes is not None or round.num_kept is not None:
+            return None
+        d = state.layout.num_parameters
+        return min(d, num_kept_of(self.density, d) + self._compared(state, round).size) if d else 0
+
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): what is sent is sent whole, but it may be small."""
         return Contractive(0.0)
 
-    def _factors(self, now: Vector, state: State, aggregate: Vector, round: Round) -> NDArray[np.float64]:
+    def _compared(self, state: State, round: Round) -> NDArray[np.int64]:
+        """What was sent in the round before and can be compared with the aggregate: (n,) int64, increasing."""
+        sent: NDArray[np.int64] = state.memory["sent_indices"]
+        current = round.reference is not None and state.memory["next_round"] == round.index
+        return sent if current else sent[:0]
+
+    def _factors(self, now: Vector, state: State, round: Round) -> Vector:
+        """The factors of their scores, where ``now`` is what would be sent of them: float32, at most 1."""
+        if not now.size:
+            return now
         sent: Vector = state.memory["sent_numbers"]
+        aggregate = as_reference(round.reference).at(state.memory["sent_indices"])
         weight = state.memory["sent_weight"] / round.reference_weights
         delta = distortion(aggregate, sent, weight, sent if self.denominator == "previous" else now)
         with np.errstate(over="ignore"):  # what is beyond float64 has factor 1
-            return LIKELIHOODS[self.likelihood](np.abs(1 + delta) / self.mu)
+            return LIKELIHOODS[self.likelihood](np.abs(1 + delta) / self.mu).astype(np.float32)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gradwire.checks import check_density
 from gradwire.compressor import Round, State, Vector
 from gradwire.guarantee import Contractive, Guarantee
 from gradwire.kernels import ops
 from gradwire.payload import Floats, Known, Part
 from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import num_kept_of, part_at
+from gradwire.references import as_reference
+from gradwire.sparsify import largest_of, largest_part, num_kept_of
 
 __all__ = ["tcs"]
 
@@ -84,13 +82,24 @@ class tcs(Sparsifier):
         num_global, num_local = self._counts(update.size, num_kept)
         if round.reference is None:
             first = num_global if num_kept is None else num_kept
-            return [part_at(update, ops.topk(update, first), state.layout.cuts)]
-        known = ops.topk(round.reference[: update.size], num_global)  # line 5
+            return [largest_part(update, first, round, state.layout.cuts)]
+        known = as_reference(round.reference).largest(0, update.size, num_global)  # line 5
         if num_kept is not None:
             num_local = num_kept - known.size  # a budget is used up where the reference has too few entries
-        extra = _largest_outside(update, known, num_local)  # line 9
+        # line 9: the largest entries outside are among the num_local + known.size largest of all
+        largest = largest_of(update, min(update.size, known.size + num_local), round)
+        others = largest[ops.find(known, largest) < 0]
+        extra = others[ops.topk(ops.gather(update, others), min(num_local, others.size))]
         support = Known(update.size, int(known.size), extra, known)
-        return [Part(support, Floats(update[support.indices]))]  # line 10
+        return [Part(support, Floats(ops.gather(update, support.indices)))]  # line 10
+
+    def num_largest(self, state: State, round: Round) -> int | None:
+        """Tell K_global + K_local, or K_global where there is no reference."""
+        if round.num_bytes is not None or round.num_kept is not None:
+            return None
+        d = state.layout.num_parameters
+        num_global, num_local = self._counts(d, None)
+        return num_global if round.reference is None else min(d, num_global + num_local)
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(min(K_global, K_local) / d): the largest K_local of what is not known are sent."""
@@ -103,10 +112,3 @@ class tcs(Sparsifier):
             return num_kept_of(self.global_density, d), num_kept_of(self.local_density, d)
         num_global = round(num_kept * self.global_density / (self.global_density + self.local_density))
         return num_global, num_kept - num_global
-
-
-def _largest_outside(update: Vector, known: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """The ``count`` largest entries that are not known: all of them are among the ``count + known.size`` largest."""
-    largest = ops.topk(update, min(update.size, count + known.size))
-    others = np.setdiff1d(largest, known, assume_unique=True)
-    return others[ops.topk(update[others], min(count, others.size))]

@@ -44,7 +44,7 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
     Returns:
         The coder's number and its bytes.
     """
-    counts = np.bincount(symbols, minlength=num_symbols)
+    counts = ops.count_symbols(symbols, num_symbols)
     if np.count_nonzero(counts) > _FREQUENCY_SUM // 2:
         coder = "packed"  # a table of frequencies or code lengths would not fit in 12 bits
     if coder != "auto":

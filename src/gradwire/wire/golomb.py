@@ -11,9 +11,10 @@ from gradwire.errors import Malformed
 from gradwire.kernels import ops
 from gradwire.wire.reader import Reader
 
-__all__ = ["golomb_parameter", "read_golomb"]
+__all__ = ["golomb_parameter", "golomb_parameters", "read_golomb"]
 
 _SHORT = 4096
+_TRIED = 5
 
 
 def golomb_parameter(gaps: NDArray[np.int64]) -> tuple[int, int]:
@@ -24,21 +25,44 @@ def golomb_parameter(gaps: NDArray[np.int64]) -> tuple[int, int]:
 
     Returns:
         The parameter m, 1 or more, and the bits it takes.
+    """
+    return golomb_parameters(gaps, np.array([gaps.size]))[0]
+
+
+def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Find the parameter of each stretch of gaps.
+
+    Args:
+        gaps: (k,) int64.
+        stops: (s,) int64 increasing: where stretches, none of them empty, end; the last one is k.
+
+    Returns:
+        For each stretch the parameter, 1 or more, and the bits it takes.
+    """
+    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
+    totals = np.add.reduceat(gaps, starts)
+    tried = np.array([_candidates(int(n), int(total)) for n, total in zip(stops - starts, totals, strict=True)])
+    return [
+        min(zip(parameters, bits, strict=True), key=lambda pair: (pair[1], pair[0]))
+        for parameters, bits in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)
+    ]
+
+
+def _candidates(count: int, total: int) -> list[int]:
+    """Parameters worth trying for so many gaps of this sum; some may be the same.
 
     Source: Gallager and van Voorhis 1975: for success probability p the best m is the smallest with
         (1 - p)^m + (1 - p)^(m + 1) <= 1.
     """
-    total = int(gaps.sum())
     if total == 0:
-        return 1, ops.golomb_num_bits(gaps, 1)
-    p = gaps.size / (gaps.size + total)
+        return [1] * _TRIED
+    p = count / (count + total)
     best = max(1, math.ceil(-math.log(2 - p) / math.log1p(-p)))
     rice = 1 << (best.bit_length() - 1)
-    candidates = {best, rice}
-    if gaps.size < _SHORT:  # short lists stray from the geometric law, and trying more is cheap
-        candidates |= {max(1, best * 3 // 4), best * 5 // 4, 2 * rice}
-    num_bits, m = min((ops.golomb_num_bits(gaps, m), m) for m in candidates)
-    return m, num_bits
+    if count >= _SHORT:
+        return [best, rice, best, best, best]
+    # short lists stray from the geometric law
+    return [best, rice, max(1, best * 3 // 4), best * 5 // 4, 2 * rice]
 
 
 def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
+from gradwire.kernels.scratch import borrow
 from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Every, Explicit, Known, Seeded, Support
 from gradwire.rng import Key
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
@@ -73,12 +74,12 @@ def _encode_explicit(length: int, indices: NDArray[np.int64], cuts: tuple[int, .
     count = int(indices.size)
     if count == 0:
         return NONE, b""
-    gaps = ops.gaps(indices)
+    gaps = ops.gaps(indices, borrow("gaps", count, np.int64))
     m, num_bits = golomb_parameter(gaps)
     head = varint(count) + varint(m)
     best, size = GOLOMB, len(head) + -(-num_bits // 8)
     written: bytes | None = None
-    segments = choose_segments(length, indices, cuts, size) if cuts else None
+    segments = choose_segments(length, indices, gaps, cuts, size) if cuts else None
     if segments is not None:
         best, size, written = SEGMENTS, len(segments), segments
     for codec, tried in _rivals(length, indices, gaps, size):
@@ -149,9 +150,8 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     if gaps.size < _MIN_ENTROPY_COUNT:
         return None
     b = max(0, int(gaps.mean() / 12).bit_length() - 1)
-    quotients = gaps >> b
-    symbols = np.minimum(quotients, _MAX_QUOTIENT).astype(np.uint16)
-    counts = np.bincount(symbols)
+    symbols = ops.quotients(gaps, b, _MAX_QUOTIENT)
+    counts = np.trim_zeros(ops.count_symbols(symbols, _MAX_QUOTIENT + 1), "b")
     rare = np.flatnonzero(np.cumsum(counts[::-1])[::-1] <= gaps.size * _RARE)
     cap = int(rare[0]) if rare.size else counts.size - 1
     cap = max(1, cap)
@@ -160,7 +160,7 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     entropy_bits = float(np.sum(counts * np.log2(gaps.size / counts)))
     if (entropy_bits + gaps.size * b) / 8 + cap + 20 >= below:
         return None
-    large = quotients[symbols >= cap]
+    large = gaps[symbols >= cap] >> b
     _, stream = encode_symbols(np.minimum(symbols, np.uint16(cap)), cap + 1, "ans")
     low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()
     head = varint(gaps.size) + varint(b) + varint(cap)

@@ -8,16 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.kernels import ops
-from gradwire.wire.golomb import golomb_parameter
+from gradwire.wire.golomb import golomb_parameters
 from gradwire.wire.reader import varint
 
 __all__ = ["choose_segments"]
 
 _HEAD_BITS = 56.0  # length, count and parameter of a segment, roughly
+_ROWS = 64  # ends whose costs are worked out together
 _MAX_CUTS = 768  # more candidate cuts than this are thinned out: the search is quadratic
 
 
-def choose_segments(length: int, indices: NDArray[np.int64], cuts: tuple[int, ...], below: int) -> bytes | None:
+def choose_segments(
+    length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], cuts: tuple[int, ...], below: int
+) -> bytes | None:
     """Write a support as segments between some of the candidate cuts.
 
     The cuts used are those of least estimated cost (binomial entropy of each segment plus its head), found by
@@ -26,6 +29,7 @@ def choose_segments(length: int, indices: NDArray[np.int64], cuts: tuple[int, ..
     Args:
         length: number of coordinates.
         indices: (k,) int64 increasing, k >= 1.
+        gaps: (k,) int64: those before the indices; changed for a while, and left as they were.
         cuts: candidate boundaries, increasing, inside (0, length).
         below: give up unless the bytes are fewer than this.
 
@@ -34,37 +38,46 @@ def choose_segments(length: int, indices: NDArray[np.int64], cuts: tuple[int, ..
     """
     bounds = np.array([0, *cuts[:: -(-len(cuts) // _MAX_CUTS)], length], np.int64)
     ranks = np.searchsorted(indices, bounds)
-    apart = float(_entropy_bits(np.diff(bounds), np.diff(ranks)).sum())
+    apart = float(_entropy_bits(bounds[1:] - bounds[:-1], ranks[1:] - ranks[:-1]).sum())
     together = float(_entropy_bits(bounds[-1:], ranks[-1:])[0])
     if together - apart < 2 * _HEAD_BITS:
         return None
     chosen = _cheapest_cuts(bounds, ranks)
     if len(chosen) < 3:
         return None
+    edges, stops = bounds[chosen], ranks[chosen]
+    filled = stops[1:] > stops[:-1]
+    firsts = stops[:-1][filled]
+    whole = gaps[firsts]
+    gaps[firsts] = indices[firsts] - edges[:-1][filled]
+    parameters = np.array([m for m, _ in golomb_parameters(gaps, stops[1:][filled])])
+    written = iter(ops.golomb_encode_stretches(gaps, stops[1:][filled], parameters))
+    gaps[firsts] = whole
+    named = iter(parameters.tolist())
     out = bytearray(varint(len(chosen) - 1))
-    for low, high in pairwise(chosen):
-        start, stop = int(bounds[low]), int(bounds[high])
+    for (start, stop), (low, high) in zip(pairwise(edges.tolist()), pairwise(stops.tolist()), strict=True):
         if stop < length:
             out += varint(stop - start)
-        inside = indices[ranks[low] : ranks[high]] - start
-        out += varint(inside.size)
-        if inside.size:
-            gaps = ops.gaps(inside)
-            m, _ = golomb_parameter(gaps)
-            out += varint(m) + ops.golomb_encode(gaps, m).tobytes()
-        if len(out) >= below:
-            return None
-    return bytes(out)
+        out += varint(high - low)
+        if high > low:
+            out += varint(next(named)) + next(written).tobytes()
+    return bytes(out) if len(out) < below else None
 
 
 def _cheapest_cuts(bounds: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[int]:
     """Positions in ``bounds`` of the cheapest segmentation, both ends included."""
     best = np.zeros(bounds.size)
     source = np.zeros(bounds.size, np.int64)
-    for end in range(1, bounds.size):
-        costs = best[:end] + _HEAD_BITS + _entropy_bits(bounds[end] - bounds[:end], ranks[end] - ranks[:end])
-        source[end] = int(np.argmin(costs))
-        best[end] = costs[source[end]]
+    for first in range(1, bounds.size, _ROWS):
+        last = min(first + _ROWS, bounds.size)
+        # of the segments from each bound to each of these ends; those that would end before they start mean nothing
+        lengths = np.maximum(bounds[first:last, None] - bounds[None, : last - 1], 0)
+        counts = np.maximum(ranks[first:last, None] - ranks[None, : last - 1], 0)
+        costs = _HEAD_BITS + _entropy_bits(lengths, counts)
+        for end in range(first, last):
+            total = best[:end] + costs[end - first, :end]
+            source[end] = at = int(total.argmin())
+            best[end] = total[at]
     path = [bounds.size - 1]
     while path[-1]:
         path.append(int(source[path[-1]]))

@@ -1,0 +1,132 @@
+"""Our operations: selection alone, the codec alone, a whole round trip, aggregation of many clients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.bench.measure import Operation
+from gradwire.bench.updates import adversarial
+from gradwire.client import Client
+from gradwire.compressor import Compressor, Round
+from gradwire.layout import Layout
+from gradwire.payload import Payload
+from gradwire.server import Result, Server
+from gradwire.spec import parse
+from gradwire.wire import decode, encode
+
+__all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs"]
+
+TOPK = "ef(topk(0.01))"
+METHODS = (TOPK, "ef(topk(0.01) | fractional(16))", "ef(tcs(0.01, 0.001))", "ef(regtopk(0.01))")
+
+Vector = NDArray[np.float32]
+
+
+class Payloads:
+    """The lossy half alone: residual updated, indices sorted, values gathered; no bytes."""
+
+    def __init__(self, spec: str, updates: Sequence[Vector], layout: Layout) -> None:
+        self.compressor: Compressor = parse(spec)
+        self.updates = updates
+        self.state = self.compressor.init(layout)
+        self.payload: Payload | None = None
+
+    def run(self, number: int) -> None:
+        """Compress the update of a round."""
+        update = self.updates[number % len(self.updates)]
+        self.payload, self.state = self.compressor.compress(update, self.state, Round(index=number, sequence=number))
+
+    def operation(self, group: str, name: str, note: str) -> Operation:
+        """Make it an operation."""
+        return Operation(group, name, self.run, note)
+
+
+def hard_inputs(spec: str, layout: Layout, k: int) -> list[Operation]:
+    """Make the lossy half on updates that are hard to select from."""
+    return [
+        Payloads(spec, [make()], layout).operation("adversarial", f"{spec}, {name}", note)
+        for name, (make, note) in adversarial(layout.d, k).items()
+    ]
+
+
+class Codec:
+    """The lossless half alone: a payload to bytes and back."""
+
+    def __init__(self, source: Payloads, spec: str) -> None:
+        self.source = source
+        self.spec = spec
+        self.blob = b""
+        self.names = (f"encode, {spec}", f"decode, {spec}")
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of the last payload."""
+        return 0 if self.source.payload is None else sum(p.support.num_kept for p in self.source.payload.parts)
+
+    def operations(self) -> list[Operation]:
+        """Make the operations, in order, after the source's own."""
+        return [
+            Operation("ours", self.names[0], self._encode, "a payload to bytes"),
+            Operation("ours", self.names[1], self._decode, "bytes to a payload"),
+        ]
+
+    def _encode(self, number: int) -> None:
+        if self.source.payload is not None:
+            self.blob = encode(self.source.payload)
+
+    def _decode(self, number: int) -> Payload:
+        return decode(self.blob)
+
+
+class Trip:
+    """A round of one client and its server: compress, receive, close_round, end_round."""
+
+    def __init__(self, spec: str, updates: Sequence[Vector], layout: Layout) -> None:
+        compressor = parse(spec)
+        self.spec = spec
+        self.updates = updates
+        self.client = Client(compressor, layout)
+        self.server = Server(compressor, layout)
+        self.blob = b""
+        self.result: Result | None = None
+
+    def name(self, step: str) -> str:
+        """Name a step: compress, receive, close_round or end_round."""
+        return f"{'Client' if step in ('compress', 'end_round') else 'Server'}.{step}, {self.spec}"
+
+    def operations(self) -> list[Operation]:
+        """Make the four operations, in order."""
+        return [
+            Operation("ours", self.name("compress"), self._compress, "an update to the bytes that travel"),
+            Operation("ours", self.name("receive"), self._receive, "those bytes into the round's sum"),
+            Operation("ours", self.name("close_round"), self._close, "the mean, and the bytes of the way down"),
+            Operation("ours", self.name("end_round"), self._end, "those bytes to what is added to the model"),
+        ]
+
+    def _compress(self, number: int) -> None:
+        self.blob = self.client.compress(self.updates[number % len(self.updates)])
+
+    def _receive(self, number: int) -> None:
+        self.server.receive(self.blob)
+
+    def _close(self, number: int) -> None:
+        self.result = self.server.close_round()
+
+    def _end(self, number: int) -> Vector | None:
+        return None if self.result is None else self.client.end_round(self.result.blob)
+
+
+def make_blobs(spec: str, updates: Sequence[Vector], layout: Layout) -> list[bytes]:
+    """Compress each update by a client of its own."""
+    return [Client(parse(spec), layout).compress(update) for update in updates]
+
+
+def aggregation(spec: str, blobs: Sequence[bytes], layout: Layout, num_clients: int) -> Server:
+    """Receive blobs in turn from so many clients, in one round of a new server."""
+    server = Server(parse(spec), layout)
+    for client_id in range(num_clients):
+        server.receive(blobs[client_id % len(blobs)], client_id)
+    return server

@@ -1,0 +1,73 @@
+"""Kernels side by side: ranges of a vector on a few threads, which the kernels let run since they hold no lock.
+
+What an op gives never depends on how many ranges there are. As many threads run as torch is set to use, or without
+torch as ``OMP_NUM_THREADS`` or the processors allow; the caller is one of them. A forked child starts its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["num_threads", "run", "split"]
+
+T = TypeVar("T")
+
+_LEAST = 1 << 18  # elements in a row that are worth a thread's waking up
+_ALIGNED = 1 << 12
+
+_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
+
+
+def num_threads() -> int:
+    """Return how many threads to use: torch's setting, else ``OMP_NUM_THREADS``, else the processors at hand."""
+    torch = sys.modules.get("torch")
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def split(size: int, least: int = _LEAST) -> list[slice]:
+    """Cut ``size`` elements into as many ranges as there are threads, or fewer: none much shorter than ``least``."""
+    number = 1 if size < 2 * least else min(num_threads(), size // least)
+    step = -(-size // number // _ALIGNED) * _ALIGNED or 1
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
+    """Call each task, all at once, and return what they give, in order."""
+    if len(tasks) == 1 or num_threads() == 1:
+        return [task() for task in tasks]
+    others = [_submit(task) for task in tasks[1:]]
+    first = [task() for task in tasks[:1]]
+    return first + [other.result() for other in others]
+
+
+def _submit(task: Callable[[], T]) -> Future[T]:
+    global _pool
+    with _lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="gradwire")
+        try:
+            return _pool.submit(task)
+        except RuntimeError:  # the interpreter is shutting down
+            done: Future[T] = Future()
+            done.set_result(task())
+            return done
+
+
+def _forget() -> None:
+    global _lock, _pool
+    _lock, _pool = threading.Lock(), None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,99 @@
+"""The reference: the vector both ends hold, kept as sparse as it came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.kernels import ops
+from gradwire.payload import Every, Payload
+
+__all__ = ["Reference", "as_reference"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A vector of which only the listed coordinates may differ from zero.
+
+    Attributes:
+        d: its length.
+        numbers: (k,) float32; (d,) where all coordinates are listed.
+        indices: (k,) int64 increasing, or None where all coordinates are listed.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> blob = gw.Client(gw.topk(0.5), gw.Layout.flat(4)).compress(np.array([1, -4, 2, 0], np.float32))
+        >>> reference = gw.Reference.of(gw.decode(blob))
+        >>> reference.largest(0, 4, 1).tolist(), reference.at(np.array([0, 2])).tolist()
+        ([1], [0.0, 2.0])
+    """
+
+    d: int
+    numbers: NDArray[np.float32]
+    indices: NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, payload: Payload) -> Reference:
+        """Make the reference a payload stands for.
+
+        Args:
+            payload: one that leans on no reference itself, as a server's does.
+
+        Returns:
+            The reference: what ``decompress`` gives, sparse where the payload is.
+        """
+        numbers = [part.numbers() for part in payload.parts if part.support.num_kept]
+        joined = np.concatenate(numbers) if numbers else np.empty(0, np.float32)
+        if all(isinstance(part.support, Every) for part in payload.parts):
+            return cls(payload.d, joined)
+        starts = np.cumsum([0, *(part.length for part in payload.parts)])
+        indices = [start + p.support.indices for start, p in zip(starts, payload.parts, strict=False)]
+        return cls(payload.d, joined, np.concatenate(indices))
+
+    def largest(self, start: int, length: int, k: int) -> NDArray[np.int64]:
+        """Select the k entries of largest magnitude of a stretch, never zeros; ties go to the lower index.
+
+        Args:
+            start: where the stretch begins.
+            length: how long it is.
+            k: how many, 0 <= k <= length.
+
+        Returns:
+            (m,) int64 increasing, m <= k, counted from ``start``.
+        """
+        if self.indices is None:
+            return ops.topk(self.numbers[start : start + length], k)
+        low, high = np.searchsorted(self.indices, [start, start + length])
+        inside = self.indices[low:high]
+        return inside[ops.topk(self.numbers[low:high], min(k, inside.size))] - start
+
+    def at(self, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Look numbers up.
+
+        Args:
+            indices: (n,) int64 increasing, in [0, d).
+
+        Returns:
+            (n,) float32.
+        """
+        if self.indices is None:
+            return self.numbers[indices]
+        return np.append(self.numbers, np.float32(0))[ops.find(self.indices, indices)]
+
+    @cached_property
+    def vector(self) -> NDArray[np.float32]:
+        """(d,) float32: the whole of it."""
+        if self.indices is None:
+            return self.numbers
+        out = np.zeros(self.d, np.float32)
+        out[self.indices] = self.numbers
+        return out
+
+
+def as_reference(reference: Any) -> Reference:
+    """Return a reference given as one, or as a (d,) float32 vector."""
+    return reference if isinstance(reference, Reference) else Reference(int(reference.size), np.asarray(reference))
