@@ -10,7 +10,7 @@ from gradwire.checks import check_integer, check_number
 from gradwire.compressor import Vector, accumulate
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
-from gradwire.payload import Factors, Part, Payload
+from gradwire.payload import Factors, Levels, Part, Payload
 from gradwire.references import Reference
 from gradwire.saved import check_memory, reading_state
 
@@ -211,8 +211,8 @@ class Mirrors(Aggregator):
 
 
 def _largest(part: Part) -> float:
-    """A bound of the magnitudes of a part that is not empty: the largest, or what its factors say without a product."""
-    return part.values.bound if isinstance(part.values, Factors) else float(np.abs(part.numbers()).max())
+    """A bound of the magnitudes of a part that is not empty: the largest, or what its levels or factors say."""
+    return part.values.bound if isinstance(part.values, (Factors, Levels)) else float(np.abs(part.numbers()).max())
 
 
 def check_weight(weight: float) -> float:

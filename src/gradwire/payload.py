@@ -357,6 +357,11 @@ class Levels(Values):
         return Levels(self.symbols[chosen], self.levels)
 
     @property
+    def bound(self) -> float:
+        """No number is of larger magnitude: the largest level."""
+        return float(self.levels.max())
+
+    @property
     def zeros_possible(self) -> bool:
         """Whether a number may be zero: whether a level is."""
         return not self.levels.all()

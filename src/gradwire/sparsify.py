@@ -19,7 +19,7 @@ from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, See
 from gradwire.pipeline import Sparsifier
 from gradwire.rng import Key
 
-__all__ = ["dense", "largest_of", "largest_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
+__all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
 _LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
@@ -109,7 +109,7 @@ class topk(Sparsifier):
         """Select the largest magnitudes."""
         if self.scope == "model":
             count = self._count(update.size, update.size, num_kept)
-            return [largest_part(update, count, round, state.layout.cuts)]
+            return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout.cuts)]
         if self.scope == "tensor":
             pieces = [update[t.offset : t.stop] for t in state.layout.tensors if not t.buffer and t.num_elements]
             parts = [part_at(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
@@ -290,38 +290,35 @@ def _reaching(update: Vector, least: np.float32) -> NDArray[np.int64]:
     return np.flatnonzero(np.abs(update) >= max(least, np.float32(2.0**-149)))
 
 
-def largest_of(update: Vector, k: int, round: Round) -> NDArray[np.int64]:
-    """Return the k entries of largest magnitude, or what ``num_largest`` foresaw of them and is found already.
+def largest_of(update: Vector, k: int) -> tuple[NDArray[np.int64], Vector]:
+    """Return the k entries of largest magnitude, as ``Round.largest`` has them.
 
     Args:
         update: (d,) float32.
         k: how many.
-        round: may hold them.
 
     Returns:
-        (m,) int64 increasing, m <= k: zeros are never among them.
+        (m,) int64 increasing, m <= k: zeros are never among them; and the numbers there, (m,) float32.
     """
-    return ops.topk(update, k) if round.largest is None else round.largest[0]
+    chosen = ops.topk(update, k)
+    return chosen, ops.gather(update, chosen)
 
 
-def largest_part(update: Vector, k: int, round: Round, cuts: tuple[int, ...]) -> Part:
-    """Return the part that sends the k entries of largest magnitude.
+def listed_part(
+    length: int, chosen: NDArray[np.int64], numbers: NDArray[np.float32], cuts: tuple[int, ...] = ()
+) -> Part:
+    """Return the part that sends these numbers.
 
     Args:
-        update: (d,) float32.
-        k: how many.
-        round: may hold them.
+        length: of the vector they are of.
+        chosen: (k,) int64, increasing: where they are.
+        numbers: (k,) float32.
         cuts: see ``Explicit``.
 
     Returns:
-        The part.
+        The part; its support is every coordinate where all are chosen.
     """
-    if round.largest is None:
-        return part_at(update, ops.topk(update, k), cuts)
-    chosen, numbers = round.largest
-    return Part(
-        Every(update.size) if chosen.size == update.size else Explicit(update.size, chosen, cuts), Floats(numbers)
-    )
+    return Part(Every(length) if chosen.size == length else Explicit(length, chosen, cuts), Floats(numbers))
 
 
 def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
@@ -335,6 +332,5 @@ def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = (
     Returns:
         The part; its support is every coordinate where all are chosen.
     """
-    if chosen.size == update.size:
-        return Part(Every(update.size), Floats(update))
-    return Part(Explicit(update.size, chosen, cuts), Floats(ops.gather(update, chosen)))
+    numbers = update if chosen.size == update.size else ops.gather(update, chosen)
+    return listed_part(update.size, chosen, numbers, cuts)

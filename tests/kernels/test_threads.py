@@ -41,14 +41,15 @@ def test_as_many_as_torch_uses(torch_threads):
     assert threads.split(0) == []
 
 
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 10_000_000, 10_000_001])
+@pytest.mark.parametrize("size", [1, 65_536, 524_287, 524_288, 10_000_000, 10_000_001])
 def test_ranges_tile(torch_threads, size):
     for number in (1, 2, 7):
         torch_threads(number)
-        covered = [i for r in threads.split(size, 1 << 12) for i in (r.start, r.stop)]
+        covered = [i for r in threads.split(size) for i in (r.start, r.stop)]
         assert covered[0] == 0
         assert covered[-1] == size
         assert covered[1:-1:2] == covered[2::2]
+        assert not any(start % threads.ALIGNED for start in covered[::2])
 
 
 def test_the_bytes_do_not_depend_on_them(torch_threads):

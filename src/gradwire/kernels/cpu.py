@@ -6,8 +6,6 @@ array but their results; whatever is not a loop stays in NumPy. What each op com
 
 from __future__ import annotations
 
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels import threads
 from gradwire.kernels.jit import array, inline, kernel, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
@@ -51,7 +48,6 @@ __all__ = [
     "pack",
     "quotients",
     "split_float32",
-    "union",
     "unpack",
 ]
 
@@ -74,7 +70,6 @@ _OUT_U8, _OUT_U16, _OUT_U32, _OUT_U64, _OUT_I64, _OUT_F32 = (
 
 _LANES = 32  # sums kept side by side
 _TABLES = 4
-_SIDE_BY_SIDE = 1 << 16  # gaps that are worth a thread's waking up
 
 Words = NDArray[np.uint64]
 Scalar = Any  # inside kernels: uint64 but where noted
@@ -177,31 +172,6 @@ def _find(haystack: NDArray[np.int64], needles: NDArray[np.int64], places: NDArr
         places[i] = at if at < haystack.size and haystack[at] == needles[i] else -1
 
 
-def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merge two increasing lists of integers, and tell where the second one's are."""
-    merged, places = np.empty(a.size + b.size, np.int64), np.empty(b.size, np.int64)
-    count = _union(_plain(a, np.int64), _plain(b, np.int64), merged, places)
-    return merged[:count], places
-
-
-@kernel(types.int64, _I64, _I64, _OUT_I64, _OUT_I64)
-def _union(a: NDArray[np.int64], b: NDArray[np.int64], merged: NDArray[np.int64], places: NDArray[np.int64]) -> int:
-    count = at = 0
-    for i in range(b.size):
-        while at < a.size and a[at] < b[i]:
-            merged[count] = a[at]
-            count += 1
-            at += 1
-        at += at < a.size and a[at] == b[i]
-        merged[count] = b[i]
-        places[i] = count
-        count += 1
-    for i in range(at, a.size):
-        merged[count] = a[i]
-        count += 1
-    return count
-
-
 def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
     counted = np.empty(indices.size, np.int64) if out is None else out
@@ -255,9 +225,8 @@ def golomb_encode_stretches(
     ends = np.cumsum(num_bits // 64 + 1)
     begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
     words = np.zeros(int(ends[-1]), np.uint64)
-    cuts = [0, *np.searchsorted(stops, [r.stop for r in threads.split(gaps.size, _SIDE_BY_SIDE)][:-1]), stops.size]
     facts = np.stack([starts, stops, parameters, shorts, widths, num_long, begins], axis=1)
-    threads.run([partial(_golomb_encode, gaps, facts[a:b].reshape(-1), words) for a, b in pairwise(cuts)])
+    _golomb_encode(gaps, facts.reshape(-1), words)
     return [_to_bytes(words[a:b], n) for a, b, n in zip(begins.tolist(), ends.tolist(), num_bits.tolist(), strict=True)]
 
 

@@ -15,12 +15,11 @@ from gradwire.kernels.jit import array, kernel
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "undo"]
 
 _BLOCK = 512  # added up in the first cache and looked at, before it is written
+SUMMED = reference.SUMMED
 _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 18  # lower bits of a float32 in which the numbers of a cell differ
-
-_SCATTERED = 1 << 15  # entries apart from each other that are worth a thread's waking up
 
 _F32, _F64, _I64 = array(types.float32), array(types.float64), array(types.int64)
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
@@ -36,7 +35,7 @@ def accumulate_at(
         return
     _check_indices(indices, out.size)
     indices, numbers = np.require(indices, np.int64, ["C", "A"]), np.require(numbers, np.float32, ["C", "A"])
-    ranges = threads.split(indices.size, _SCATTERED)
+    ranges = threads.split(indices.size)
     threads.run([partial(_accumulate_at, out, indices[r], numbers[r], np.float32(weight)) for r in ranges])
 
 
@@ -53,7 +52,7 @@ def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[n
     _check_indices(indices, values.size)
     values, indices = np.require(values, np.float32, ["C", "A"]), np.require(indices, np.int64, ["C", "A"])
     out = np.empty(indices.size, np.float32)
-    threads.run([partial(_gather, values, indices[r], out[r]) for r in threads.split(indices.size, _SCATTERED)])
+    threads.run([partial(_gather, values, indices[r], out[r]) for r in threads.split(indices.size)])
     return out
 
 
@@ -129,15 +128,14 @@ def find_intervals(
     ends = (cells | np.uint32((1 << _CELL_BITS) - 1)).view(np.float32)
     fewest, most = (edges.size - np.searchsorted(edges, x) for x in (ends, cells.view(np.float32)))
     found = np.empty(magnitudes.size, np.uint16)
-    stretches = [slice(start, start + reference.SUMMED) for start in range(0, found.size, reference.SUMMED)]
-    shape = len(stretches), max(zero, edges.size) + 1
+    shape = -(-found.size // SUMMED), max(zero, edges.size) + 1  # a row for each stretch that is summed apart
     all_counts, all_sums = np.zeros(shape, np.int64), np.zeros(shape)
-    threads.run(
-        [
-            partial(_compare, magnitudes[r], lowest, fewest, most, edges, zero, found[r], all_counts[i], all_sums[i])
-            for i, r in enumerate(stretches)
-        ]
-    )
+    tasks = []
+    for r in threads.split(found.size):  # at multiples of SUMMED
+        rows = slice(r.start // SUMMED, -(-r.stop // SUMMED))
+        arrays = found[r], all_counts[rows].reshape(-1), all_sums[rows].reshape(-1)
+        tasks.append(partial(_compare, magnitudes[r], lowest, fewest, most, edges, zero, shape[1], *arrays))
+    threads.run(tasks)
     counts, sums = all_counts.sum(axis=0), np.zeros(shape[1])
     for summed in all_sums:
         sums += summed
@@ -145,7 +143,7 @@ def find_intervals(
     return found, counts[:last], sums[:last]
 
 
-@kernel(types.void, _F32, types.int64, _I64, _I64, _F64, types.int64, _OUT_U16, _OUT_I64, _OUT_F64)
+@kernel(types.void, _F32, types.int64, _I64, _I64, _F64, types.int64, types.int64, _OUT_U16, _OUT_I64, _OUT_F64)
 def _compare(
     magnitudes: NDArray[np.float32],
     lowest: int,
@@ -153,6 +151,7 @@ def _compare(
     most: NDArray[np.int64],
     edges: NDArray[np.float64],
     zero: int,
+    num_intervals: int,
     found: NDArray[np.uint16],
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
@@ -168,5 +167,6 @@ def _compare(
         if magnitude == 0:
             interval = zero
         found[i] = interval
-        counts[interval] += 1
-        sums[interval] += magnitude
+        at = i // SUMMED * num_intervals + interval
+        counts[at] += 1
+        sums[at] += magnitude

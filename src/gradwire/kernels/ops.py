@@ -43,7 +43,6 @@ __all__ = [
     "quotients",
     "split_float32",
     "topk",
-    "union",
     "unpack",
 ]
 
@@ -304,15 +303,6 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
         return select.topk(values, k)
     return reference.topk(values, k)
-
-
-def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merge two increasing lists of integers, and tell where the second one's are."""
-    if _compiled(a.size + b.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
-
-        return cpu.union(a, b)
-    return reference.union(a, b)
 
 
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:

@@ -43,7 +43,6 @@ __all__ = [
     "quotients",
     "split_float32",
     "topk",
-    "union",
     "unpack",
 ]
 
@@ -224,20 +223,6 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
         (ceil(k * width / 8),) uint8; unused bits of the last byte are 0.
     """
     return np.packbits(_field_bits(symbols, width), bitorder="little")
-
-
-def union(a: NDArray[np.int64], b: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Merge two lists of integers, and tell where the second one's are.
-
-    Args:
-        a: (n,) int64, strictly increasing.
-        b: (k,) int64, strictly increasing.
-
-    Returns:
-        (m,) int64, strictly increasing: what is in either; and (k,) int64: the place there of each of ``b``.
-    """
-    merged = np.union1d(a, b)
-    return merged, np.searchsorted(merged, b)
 
 
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["num_threads", "run", "split"]
+__all__ = ["ALIGNED", "num_threads", "run", "split"]
 
 T = TypeVar("T")
 
-_LEAST = 1 << 18  # elements in a row that are worth a thread's waking up
-_ALIGNED = 1 << 12
+ALIGNED = 1 << 16
+"""Ranges start at multiples of this."""
+_LEAST = 1 << 18  # elements that are worth a thread's waking up, which takes a few tenths of a millisecond
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
@@ -35,10 +36,10 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def split(size: int, least: int = _LEAST) -> list[slice]:
-    """Cut ``size`` elements into as many ranges as there are threads, or fewer: none much shorter than ``least``."""
-    number = 1 if size < 2 * least else min(num_threads(), size // least)
-    step = -(-size // number // _ALIGNED) * _ALIGNED or 1
+def split(size: int) -> list[slice]:
+    """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
+    number = 1 if size < 2 * _LEAST else min(num_threads(), size // _LEAST)
+    step = -(-size // number // ALIGNED) * ALIGNED or 1
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 

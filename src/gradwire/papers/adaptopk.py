@@ -17,7 +17,7 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
 from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import largest_part, num_kept_of, part_at
+from gradwire.sparsify import largest_of, listed_part, num_kept_of, part_at
 
 __all__ = ["adaptopk", "adaptopk_online", "hindsight_schedule", "turning_point"]
 
@@ -123,7 +123,7 @@ class adaptopk(_Adaptive):
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the round's turn is."""
         count = self._count(round.index, update.size, self._total(round)) if num_kept is None else num_kept
-        return [largest_part(update, count, round, state.layout.cuts)]
+        return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout.cuts)]
 
     def num_largest(self, state: State, round: Round) -> int | None:
         """Tell how many the round's turn is."""

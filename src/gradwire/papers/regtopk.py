@@ -18,7 +18,7 @@ from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
 from gradwire.pipeline import Sparsifier
 from gradwire.references import Reference, as_reference
-from gradwire.sparsify import largest_of, num_kept_of, part_at
+from gradwire.sparsify import largest_of, listed_part, num_kept_of, part_at
 
 __all__ = ["LIKELIHOODS", "distortion", "regtopk"]
 
@@ -155,17 +155,19 @@ class regtopk(Sparsifier):
         d = update.size
         count = num_kept if num_kept is not None else num_kept_of(self.density, d) if d else 0
         sent = self._compared(state, round)
-        factors = self._factors(ops.gather(update, sent), state, round)
         if self.exponent != 1:
             scores = np.abs(update) ** np.float32(self.exponent)
-            scores[sent] *= factors
+            scores[sent] *= self._factors(ops.gather(update, sent), slice(None), state, round)
             return [part_at(update, ops.topk(scores, count), state.layout.cuts)]
-        # no factor is above 1: what is chosen is among the count + sent.size largest and what was sent
-        largest = largest_of(update, min(d, count + sent.size), round)
-        pool, places = ops.union(largest, sent)
-        scores = np.abs(ops.gather(update, pool))
-        scores[places] *= factors
-        return [part_at(update, pool[ops.topk(scores, min(count, pool.size))], state.layout.cuts)]
+        # no factor is above 1: of the count + sent.size largest, count or more were not sent and keep their scores
+        largest, numbers = round.largest or largest_of(update, min(d, count + sent.size))
+        places = ops.find(largest, sent)
+        inside = np.flatnonzero(places >= 0)
+        places = places[inside]
+        scores = np.abs(numbers)
+        scores[places] *= self._factors(numbers[places], inside, state, round)
+        chosen = ops.topk(scores, min(count, scores.size))
+        return [listed_part(d, largest[chosen], numbers[chosen], state.layout.cuts)]
 
     def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
         """Keep what was sent, as it arrives."""
@@ -206,12 +208,12 @@ class regtopk(Sparsifier):
         current = round.reference is not None and state.memory["next_round"] == round.index
         return sent if current else sent[:0]
 
-    def _factors(self, now: Vector, state: State, round: Round) -> Vector:
-        """The factors of their scores, where ``now`` is what would be sent of them: float32, at most 1."""
+    def _factors(self, now: Vector, which: slice | NDArray[np.int64], state: State, round: Round) -> Vector:
+        """The factors of the scores of some that were sent, where ``now`` is what would be sent: float32, at most 1."""
         if not now.size:
             return now
-        sent: Vector = state.memory["sent_numbers"]
-        aggregate = as_reference(round.reference).at(state.memory["sent_indices"])
+        sent: Vector = state.memory["sent_numbers"][which]
+        aggregate = as_reference(round.reference).at(state.memory["sent_indices"][which])
         weight = state.memory["sent_weight"] / round.reference_weights
         delta = distortion(aggregate, sent, weight, sent if self.denominator == "previous" else now)
         with np.errstate(over="ignore"):  # what is beyond float64 has factor 1

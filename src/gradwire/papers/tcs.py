@@ -12,7 +12,7 @@ from gradwire.kernels import ops
 from gradwire.payload import Floats, Known, Part
 from gradwire.pipeline import Sparsifier
 from gradwire.references import as_reference
-from gradwire.sparsify import largest_of, largest_part, num_kept_of
+from gradwire.sparsify import largest_of, listed_part, num_kept_of
 
 __all__ = ["tcs"]
 
@@ -82,14 +82,15 @@ class tcs(Sparsifier):
         num_global, num_local = self._counts(update.size, num_kept)
         if round.reference is None:
             first = num_global if num_kept is None else num_kept
-            return [largest_part(update, first, round, state.layout.cuts)]
+            return [listed_part(update.size, *(round.largest or largest_of(update, first)), state.layout.cuts)]
         known = as_reference(round.reference).largest(0, update.size, num_global)  # line 5
         if num_kept is not None:
             num_local = num_kept - known.size  # a budget is used up where the reference has too few entries
         # line 9: the largest entries outside are among the num_local + known.size largest of all
-        largest = largest_of(update, min(update.size, known.size + num_local), round)
-        others = largest[ops.find(known, largest) < 0]
-        extra = others[ops.topk(ops.gather(update, others), min(num_local, others.size))]
+        largest, numbers = round.largest or largest_of(update, min(update.size, known.size + num_local))
+        outside = ops.find(known, largest) < 0
+        others = largest[outside]
+        extra = others[ops.topk(numbers[outside], min(num_local, others.size))]
         support = Known(update.size, int(known.size), extra, known)
         return [Part(support, Floats(ops.gather(update, support.indices)))]  # line 10
 

@@ -113,14 +113,11 @@ def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
     whole = bits.astype(_DTYPES[kind], copy=False).tobytes()
     if coder == "packed":
         return kind | PACKED << 4, whole
-    mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
-    exponents = ((bits >> mantissa) & ((1 << width) - 1)).astype(np.uint16)
-    number, stream = encode_symbols(exponents, 1 << width, coder)
+    exponents, rest = _split(kind, bits)
+    number, stream = encode_symbols(exponents, 1 << _EXPONENT_BITS[kind], coder)
     if number == PACKED:
         return kind | PACKED << 4, whole
-    sign = (bits >> (mantissa + width)) << mantissa
-    rest = sign | (bits & ((1 << mantissa) - 1)).astype(bits.dtype)
-    coded = stream + _pack_rest(rest, mantissa + 1)
+    coded = stream + rest.tobytes()
     return (kind | number << 4, coded) if len(coded) < len(whole) or coder != "auto" else (kind | PACKED << 4, whole)
 
 
@@ -130,14 +127,13 @@ def _decode_floats(kind: int, coder: int, count: int, reader: Reader, limits: Li
         data = np.frombuffer(reader.take(count * dtype.itemsize, _KINDS[kind]), dtype)
         bits = data.astype(dtype.newbyteorder("="), copy=False)
     else:
-        mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
-        reader.need(-(-count * (mantissa + 1) // 8), _KINDS[kind])
-        exponents = decode_symbols(coder, count, 1 << width, reader, limits)
-        rest = _unpack_rest(reader, count, mantissa + 1)
-        sign = (rest >> mantissa) << (mantissa + width)
-        bits = (sign | (exponents.astype(np.uint32) << mantissa) | (rest & ((1 << mantissa) - 1))).astype(
-            dtype.newbyteorder("=")
-        )
+        num_bits = count * (_MANTISSA_BITS[kind] + 1)
+        reader.need(-(-num_bits // 8), _KINDS[kind])
+        exponents = decode_symbols(coder, count, 1 << _EXPONENT_BITS[kind], reader, limits)
+        rest = np.frombuffer(reader.take(-(-num_bits // 8), "signs and mantissas"), np.uint8)
+        if num_bits % 8 and rest[-1] >> num_bits % 8:
+            raise Malformed("unused bits after signs and mantissas must be 0")
+        bits = _join(kind, exponents, rest)
     values = Floats(bits.view({FLOAT32: np.float32, FLOAT16: np.float16, BFLOAT16: np.uint16}[kind]), _KINDS[kind])
     full = (1 << _EXPONENT_BITS[kind]) - 1
     if bool((((bits >> _MANTISSA_BITS[kind]) & full) == full).any()):
@@ -145,23 +141,25 @@ def _decode_floats(kind: int, coder: int, count: int, reader: Reader, limits: Li
     return values
 
 
-def _pack_rest(rest: NDArray[Any], width: int) -> bytes:
-    """Fixed-width fields of sign and mantissa; widths of whole bytes by copying, the others bit by bit."""
-    if width % 8 == 0:
-        return rest.astype("<u4").view(np.uint8).reshape(-1, 4)[:, : width // 8].tobytes()
-    return ops.pack(rest.astype(np.uint32), width).tobytes()
+def _split(kind: int, bits: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+    """Exponents, and fixed-width fields of sign and mantissa."""
+    if kind == FLOAT32:
+        exponents, rest = ops.split_float32(bits)
+        return exponents.astype(np.uint16), rest
+    mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
+    fields = (bits >> (mantissa + width)) << mantissa | bits & ((1 << mantissa) - 1)
+    high = (bits >> mantissa) & ((1 << width) - 1)
+    return high.astype(np.uint16, copy=False), ops.pack(fields.astype(np.uint16, copy=False), mantissa + 1)
 
 
-def _unpack_rest(reader: Reader, count: int, width: int) -> NDArray[np.uint32]:
-    data = np.frombuffer(reader.take(-(-count * width // 8), "signs and mantissas"), np.uint8)
-    if width % 8 == 0:
-        wide = np.zeros((count, 4), np.uint8)
-        wide[:, : width // 8] = data.reshape(count, width // 8)
-        return wide.view("<u4").reshape(-1).astype(np.uint32, copy=False)
-    used = count * width % 8
-    if used and data[-1] >> used:
-        raise Malformed("unused bits after signs and mantissas must be 0")
-    return ops.unpack(data, count, width).astype(np.uint32)
+def _join(kind: int, exponents: NDArray[np.uint16], rest: NDArray[np.uint8]) -> NDArray[Any]:
+    """Put together what ``_split`` took apart."""
+    if kind == FLOAT32:
+        return ops.join_float32(exponents.astype(np.uint8), rest)
+    mantissa, width = _MANTISSA_BITS[kind], _EXPONENT_BITS[kind]
+    fields = ops.unpack(rest, exponents.size, mantissa + 1)
+    signs = (fields >> mantissa) << (mantissa + width)
+    return (signs | exponents.astype(np.int64) << mantissa | fields & ((1 << mantissa) - 1)).astype(np.uint16)
 
 
 # two factors of a matrix: floats
