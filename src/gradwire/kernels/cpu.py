@@ -301,6 +301,7 @@ def _golomb_cost(
 @kernel(types.void, _I64, _I64, _OUT_U64)
 def _golomb_encode(gaps: NDArray[np.int64], facts: NDArray[np.int64], words: Words) -> None:
     """Write stretches. Facts of each: start, stop, m, first long remainder, field width, long ones, first word."""
+    quotients, remainders = np.empty(_LANES), np.empty(_LANES)
     for at_facts in range(0, facts.size, 7):
         start, stop = facts[at_facts], facts[at_facts + 1]
         m, short, width = np.float64(facts[at_facts + 2]), U(facts[at_facts + 3]), U(facts[at_facts + 4])
@@ -308,24 +309,32 @@ def _golomb_encode(gaps: NDArray[np.int64], facts: NDArray[np.int64], words: Wor
         extra = (at << _6) + U(stop - start) * width
         unary = extra + U(facts[at_facts + 5])
         reciprocal = 1.0 / m
-        for i in range(start, stop):
-            divided = _divided(np.float64(gaps[i]), m, reciprocal)
-            quotient, remainder = U(divided[0]), U(divided[1])
-            is_long = remainder >= short
-            shifted = remainder + short
-            head = shifted >> _1 if is_long else remainder
-            word |= head << used
-            used += width
-            if used >= _64:
-                words[at] = word
-                at += _1
-                used -= _64
-                word = head >> (width - used)
-            words[extra >> _6] |= (shifted & U(is_long)) << (extra & _63)
-            extra += U(is_long)
-            unary += quotient
-            words[unary >> _6] |= _1 << (unary & _63)
-            unary += _1
+        for first in range(start, stop, _LANES):
+            here = gaps[first : min(first + _LANES, stop)]
+            if here.size == _LANES:
+                for i in range(_LANES):  # of a fixed length: becomes vector instructions
+                    quotient, remainder = _divided(np.float64(here[i]), m, reciprocal)
+                    quotients[i], remainders[i] = quotient, remainder
+            else:
+                for i in range(here.size):
+                    quotients[i], remainders[i] = _divided(np.float64(here[i]), m, reciprocal)
+            for i in range(here.size):
+                remainder = U(np.int64(remainders[i]))
+                is_long = remainder >= short
+                shifted = remainder + short
+                head = shifted >> _1 if is_long else remainder
+                word |= head << used
+                used += width
+                if used >= _64:
+                    words[at] = word
+                    at += _1
+                    used -= _64
+                    word = head >> (width - used)
+                words[extra >> _6] |= (shifted & U(is_long)) << (extra & _63)
+                extra += U(is_long)
+                unary += U(np.int64(quotients[i]))
+                words[unary >> _6] |= _1 << (unary & _63)
+                unary += _1
         if used:
             words[at] |= word
 

@@ -15,11 +15,12 @@ from gradwire.kernels.jit import array, kernel
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "undo"]
 
 _BLOCK = 512  # added up in the first cache and looked at, before it is written
-SUMMED = reference.SUMMED
+SUMMED, LANES = reference.SUMMED, reference.LANES
+_SUMMED, _LANES = np.uint64(SUMMED), np.uint64(LANES)
 _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 _TABLE_FROM = 4096  # magnitudes that are worth a table
-_CELL_BITS = 18  # lower bits of a float32 in which the numbers of a cell differ
+_CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
 
 _F32, _F64, _I64 = array(types.float32), array(types.float64), array(types.int64)
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
@@ -128,7 +129,8 @@ def find_intervals(
     ends = (cells | np.uint32((1 << _CELL_BITS) - 1)).view(np.float32)
     fewest, most = (edges.size - np.searchsorted(edges, x) for x in (ends, cells.view(np.float32)))
     found = np.empty(magnitudes.size, np.uint16)
-    shape = -(-found.size // SUMMED), max(zero, edges.size) + 1  # a row for each stretch that is summed apart
+    # a row for each stretch that is summed apart
+    shape = -(-found.size // SUMMED), (max(zero, edges.size) + 1) * LANES
     all_counts, all_sums = np.zeros(shape, np.int64), np.zeros(shape)
     tasks = []
     for r in threads.split(found.size):  # at multiples of SUMMED
@@ -136,9 +138,9 @@ def find_intervals(
         arrays = found[r], all_counts[rows].reshape(-1), all_sums[rows].reshape(-1)
         tasks.append(partial(_compare, magnitudes[r], lowest, fewest, most, edges, zero, shape[1], *arrays))
     threads.run(tasks)
-    counts, sums = all_counts.sum(axis=0), np.zeros(shape[1])
-    for summed in all_sums:
-        sums += summed
+    counts, sums = all_counts.sum(axis=0).reshape(-1, LANES).sum(axis=1), np.zeros(shape[1] // LANES)
+    for apart in all_sums:
+        sums += reference.add_lanes(apart)
     last = int(np.flatnonzero(counts)[-1]) + 1
     return found, counts[:last], sums[:last]
 
@@ -151,7 +153,7 @@ def _compare(
     most: NDArray[np.int64],
     edges: NDArray[np.float64],
     zero: int,
-    num_intervals: int,
+    row: int,
     found: NDArray[np.uint16],
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
@@ -160,13 +162,12 @@ def _compare(
     bits = magnitudes.view(np.uint32)
     for i in range(magnitudes.size):
         magnitude = np.float64(magnitudes[i])
-        cell = np.int64(bits[i] >> np.uint32(_CELL_BITS)) - lowest
+        cell = np.uint64(bits[i] >> np.uint32(_CELL_BITS)) - np.uint64(lowest)
         interval = fewest[cell]
-        while interval < most[cell] and edges[edges.size - 1 - interval] >= magnitude:
+        while interval < most[cell] and edges[np.uint64(edges.size - 1 - interval)] >= magnitude:
             interval += 1
-        if magnitude == 0:
-            interval = zero
-        found[i] = interval
-        at = i // SUMMED * num_intervals + interval
+        found[i] = interval if magnitude != 0 else zero
+    for i in range(magnitudes.size):
+        at = np.uint64(i) // _SUMMED * np.uint64(row) + np.uint64(found[i]) * _LANES + np.uint64(i) % _LANES
         counts[at] += 1
-        sums[at] += magnitude
+        sums[at] += magnitudes[i]

@@ -5,6 +5,8 @@ Bit streams are least significant bit first: bit i of a stream is bit ``i % 8`` 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,6 +50,17 @@ __all__ = [
 
 SUMMED = 1 << 16
 """How many numbers are summed before their sum is added to those of others: fixed, however many threads there are."""
+LANES = 4
+"""How many sums of them are kept side by side."""
+
+
+def add_lanes(sums: NDArray[Any]) -> NDArray[np.float64]:
+    """Add the sums kept side by side, in order: (n * LANES,) -> (n,)."""
+    total = np.zeros(sums.size // LANES)
+    for lane in range(LANES):
+        total += sums[lane::LANES]
+    return total
+
 
 MAX_GOLOMB = 1 << 48
 """Largest Golomb parameter; limits are at most 2^8 times this, so that no sum of a decoder leaves int64."""
@@ -121,15 +134,18 @@ def find_intervals(
 
     Returns:
         (k,) uint16, the number of edges that are not below the magnitude; and of each interval up to the last one used
-        the count, int64, and the sum in float64, added in order within stretches of ``SUMMED`` and then over them.
+        the count, int64, and the sum in float64: in each stretch of ``SUMMED`` every ``LANES``-th number is added up in
+        order, these sums are, and then those of the stretches.
     """
     found = edges.size - np.searchsorted(edges, magnitudes)
     found[magnitudes == 0] = zero
     counts = np.bincount(found)
     sums = np.zeros(counts.size)
     for start in range(0, found.size, SUMMED):
-        here = slice(start, start + SUMMED)
-        sums += np.bincount(found[here], weights=magnitudes[here], minlength=counts.size)
+        here = found[start : start + SUMMED]
+        cells = here * LANES + np.arange(here.size) % LANES
+        apart = np.bincount(cells, weights=magnitudes[start : start + SUMMED], minlength=counts.size * LANES)
+        sums += add_lanes(apart)
     return found.astype(np.uint16), counts.astype(np.int64), sums
 
 
