@@ -170,7 +170,7 @@ class ef(_Feedback):
         else:
             d = state.layout.num_parameters
             statistics = residual[d:].copy()
-            added = ops.add_finite(statistics, update[d:], self.decay)
+            added = not statistics.size or ops.add_finite(statistics, update[d:], self.decay)
             largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest) if added else None
             if added := largest is not None:
                 residual[d:] = statistics

@@ -189,45 +189,28 @@ def _gaps(indices: NDArray[np.int64], counted: NDArray[np.int64]) -> None:
 
 def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the bits ``golomb_encode`` writes of each stretch with each of its parameters."""
-    gaps, stops, parameters = (_plain(x, np.int64) for x in (gaps, stops, parameters))
-    codes = np.array([_remainder_code(m) for m in parameters.reshape(-1).tolist()], np.int64)
-    widths, shorts = codes[:, 0], codes[:, 1].copy()
-    quotients, num_long = np.zeros(parameters.size, np.int64), np.zeros(parameters.size, np.int64)
-    _golomb_cost(gaps, stops, parameters.reshape(-1), shorts, quotients, num_long)
-    fixed = np.repeat(np.diff(stops, prepend=0), parameters.shape[1]) * (1 + widths)
-    return (fixed + quotients + num_long).reshape(parameters.shape)
+    bits, num_long = np.empty(parameters.size, np.int64), np.empty(parameters.size, np.int64)
+    _golomb_cost(_plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64).ravel(), bits, num_long)
+    return bits.reshape(parameters.shape)
 
 
 def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
     """Write gaps in split Golomb code."""
-    width, short = _remainder_code(m)
-    gaps = _plain(gaps, np.int64)
-    sums = np.zeros(2, np.int64)
-    _golomb_cost(gaps, np.array([gaps.size]), np.array([m]), np.array([short]), sums[:1], sums[1:])
-    quotients, num_long = sums.tolist()
-    num_bits = quotients + gaps.size * (1 + width) + num_long
-    words = np.zeros(num_bits // 64 + 1, np.uint64)
-    _golomb_encode(gaps, np.array([0, gaps.size, m, short, width, num_long, 0]), words)
-    return _to_bytes(words, num_bits)
+    return golomb_encode_stretches(gaps, np.array([gaps.size]), np.array([m]))[0]
 
 
 def golomb_encode_stretches(
     gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
 ) -> list[NDArray[np.uint8]]:
     """Write each stretch of gaps in split Golomb code with its own parameter."""
-    gaps, stops, parameters = (_plain(x, np.int64) for x in (gaps, stops, parameters))
-    starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
-    codes = np.array([_remainder_code(m) for m in parameters.tolist()], np.int64)
-    widths, shorts = codes[:, 0].copy(), codes[:, 1].copy()
-    quotients, num_long = np.zeros(stops.size, np.int64), np.zeros(stops.size, np.int64)
-    _golomb_cost(gaps, stops, parameters, shorts, quotients, num_long)
-    num_bits = quotients + (stops - starts) * (1 + widths) + num_long
-    ends = np.cumsum(num_bits // 64 + 1)
-    begins = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+    gaps, stops, parameters = _plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64)
+    bits, num_long = np.empty(stops.size, np.int64), np.empty(stops.size, np.int64)
+    _golomb_cost(gaps, stops, parameters, bits, num_long)
+    ends = (bits // 64 + 1).cumsum()
     words = np.zeros(int(ends[-1]), np.uint64)
-    facts = np.stack([starts, stops, parameters, shorts, widths, num_long, begins], axis=1)
-    _golomb_encode(gaps, facts.reshape(-1), words)
-    return [_to_bytes(words[a:b], n) for a, b, n in zip(begins.tolist(), ends.tolist(), num_bits.tolist(), strict=True)]
+    _golomb_encode(gaps, stops, parameters, num_long, ends, words)
+    begins = [0, *ends[:-1].tolist()]
+    return [_to_bytes(words[a:b], n) for a, b, n in zip(begins, ends.tolist(), bits.tolist(), strict=True)]
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
@@ -260,16 +243,26 @@ def _divided(gap: Any, m: Any, reciprocal: Any) -> Any:
     return quotient - below + above, remainder + m * below - m * above
 
 
-@kernel(types.void, _I64, _I64, _I64, _I64, _OUT_I64, _OUT_I64)
+@inline
+def _code(m: Any) -> Any:
+    """Bits of a remainder's field, and the first remainder with an extra bit; see ``reference.remainder_code``."""
+    if m == 1:
+        return 0, 1
+    width = 0
+    while (1 << width) < m:
+        width += 1
+    return width - 1, (1 << width) - m
+
+
+@kernel(types.void, _I64, _I64, _I64, _OUT_I64, _OUT_I64)
 def _golomb_cost(
     gaps: NDArray[np.int64],
     stops: NDArray[np.int64],
     parameters: NDArray[np.int64],
-    shorts: NDArray[np.int64],
-    quotients: NDArray[np.int64],
+    bits: NDArray[np.int64],
     num_long: NDArray[np.int64],
 ) -> None:
-    """Of each stretch, with each of its parameters, sum the quotients and count the remainders with an extra bit."""
+    """Of each stretch, with each of its parameters, count all bits, and the remainders with an extra bit."""
     start, number = 0, parameters.size // stops.size
     sums, counts = np.empty(_LANES), np.empty(_LANES)
     for stretch in range(stops.size):
@@ -279,9 +272,10 @@ def _golomb_cost(
         first = stretch * number
         for i in range(first, first + number):
             if i > first and parameters[i] == parameters[first]:
-                quotients[i], num_long[i] = quotients[first], num_long[first]
+                bits[i], num_long[i] = bits[first], num_long[first]
                 continue
-            m, short = np.float64(parameters[i]), np.float64(shorts[i])
+            width, least = _code(parameters[i])
+            m, short = np.float64(parameters[i]), np.float64(least)
             reciprocal = 1.0 / m
             sums[:] = 0.0
             counts[:] = 0.0
@@ -295,20 +289,30 @@ def _golomb_cost(
                 quotient, remainder = _divided(np.float64(here[at]), m, reciprocal)
                 sums[0] += quotient
                 counts[0] += np.float64(remainder >= short)
-            quotients[i], num_long[i] = np.int64(sums.sum()), np.int64(counts.sum())
+            num_long[i] = np.int64(counts.sum())
+            bits[i] = np.int64(sums.sum()) + here.size * (1 + width) + num_long[i]
 
 
-@kernel(types.void, _I64, _I64, _OUT_U64)
-def _golomb_encode(gaps: NDArray[np.int64], facts: NDArray[np.int64], words: Words) -> None:
-    """Write stretches. Facts of each: start, stop, m, first long remainder, field width, long ones, first word."""
+@kernel(types.void, _I64, _I64, _I64, _I64, _I64, _OUT_U64)
+def _golomb_encode(
+    gaps: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    parameters: NDArray[np.int64],
+    num_long: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    words: Words,
+) -> None:
+    """Write stretches, each from a word on: the first one, or where the one before ends."""
     quotients, remainders = np.empty(_LANES), np.empty(_LANES)
-    for at_facts in range(0, facts.size, 7):
-        start, stop = facts[at_facts], facts[at_facts + 1]
-        m, short, width = np.float64(facts[at_facts + 2]), U(facts[at_facts + 3]), U(facts[at_facts + 4])
-        word, used, at = _0, _0, U(facts[at_facts + 6])
-        extra = (at << _6) + U(stop - start) * width
-        unary = extra + U(facts[at_facts + 5])
+    start, begin = 0, 0
+    for stretch in range(stops.size):
+        stop = stops[stretch]
+        code = _code(parameters[stretch])
+        width, short, m = U(code[0]), U(code[1]), np.float64(parameters[stretch])
         reciprocal = 1.0 / m
+        word, used, at = _0, _0, U(begin)
+        extra = (at << _6) + U(stop - start) * width
+        unary = extra + U(num_long[stretch])
         for first in range(start, stop, _LANES):
             here = gaps[first : min(first + _LANES, stop)]
             if here.size == _LANES:
@@ -337,6 +341,7 @@ def _golomb_encode(gaps: NDArray[np.int64], facts: NDArray[np.int64], words: Wor
                 unary += _1
         if used:
             words[at] |= word
+        start, begin = stop, ends[stretch]
 
 
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
