@@ -6,10 +6,13 @@ import statistics
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Operation", "Samples", "measure", "peak_bytes", "seconds_of"]
+
+
+_OWN_READINGS = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Operation:
         run: called with the number of the round; what it returns is freed after the clock was read.
         note: what it is, for a reader.
         parts: how many clients one call serves; its seconds are divided by that.
+        floor: an addition of the very arrays that it adds, run right before it, where its ratio is to that.
     """
 
     group: str
@@ -29,6 +33,7 @@ class Operation:
     run: Callable[[int], object]
     note: str = ""
     parts: int = 1
+    floor: Callable[[int], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +43,19 @@ class Samples:
     Attributes:
         floors: seconds of the floor.
         seconds: name -> seconds of the operation.
+        own: name -> seconds of its own floor, for operations that have one.
     """
 
     floors: list[float]
     seconds: dict[str, list[float]]
+    own: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Samples]) -> Samples:
+        """Put together what was measured one after the other; an operation's floor is that of its own part."""
+        seconds = {name: taken for part in parts for name, taken in part.seconds.items()}
+        own = {name: part.own.get(name, part.floors) for part in parts for name in part.seconds}
+        return cls([floor for part in parts for floor in part.floors], seconds, own)
 
     @property
     def floor(self) -> float:
@@ -53,8 +67,9 @@ class Samples:
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str) -> float:
-        """Median of an operation's seconds over the floor's of the same round."""
-        return statistics.median(s / f for s, f in zip(self.seconds[name], self.floors, strict=True))
+        """Median of an operation's seconds over the floor's, its own where it has one, of the same round."""
+        floors = self.own.get(name, self.floors)
+        return statistics.median(s / f for s, f in zip(self.seconds[name], floors, strict=True))
 
     def compare(self, these: Iterable[str], those: Iterable[str]) -> float:
         """Median of what some operations took together over what others took together in the same round."""
@@ -86,7 +101,7 @@ def measure(
     """Run every operation once a round and time it.
 
     The floor runs before each of them, and its time of the round is the median, so that one disturbance does not
-    shift all ratios of a round.
+    shift all ratios of a round. An operation's own floor runs right before it, a few times, and the median counts.
 
     Args:
         floor: called with the number of the round.
@@ -100,17 +115,21 @@ def measure(
     """
     floors: list[float] = []
     seconds: dict[str, list[float]] = {operation.name: [] for operation in operations}
+    own: dict[str, list[float]] = {}
     for number in range(warm_up + rounds):
         readings: list[float] = []
         for position, operation in enumerate(operations):
             readings.append(seconds_of(floor, number))
+            before = [seconds_of(operation.floor, number) for _ in range(_OWN_READINGS) if operation.floor]
             taken = seconds_of(operation.run, number) / operation.parts
             if number >= warm_up:
                 seconds[operation.name].append(taken)
+                if before:
+                    own.setdefault(operation.name, []).append(statistics.median(before))
             progressed((number + (position + 1) / len(operations)) / (warm_up + rounds))
         if number >= warm_up:
             floors.append(statistics.median(readings))
-    return Samples(floors, seconds)
+    return Samples(floors, seconds, own)
 
 
 def seconds_of(function: Callable[[int], object], number: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from gradwire.server import Result, Server
 from gradwire.spec import parse
 from gradwire.wire import decode, encode
 
-__all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs"]
+__all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs", "step_name"]
 
 TOPK = "ef(topk(0.01))"
 METHODS = (TOPK, "ef(topk(0.01) | fractional(16))", "ef(tcs(0.01, 0.001))", "ef(regtopk(0.01))")
@@ -41,15 +41,24 @@ class Payloads:
 
     def operation(self, group: str, name: str, note: str) -> Operation:
         """Make it an operation."""
-        return Operation(group, name, self.run, note)
+        return Operation(group, name, self.run, note, floor=self._floor)
+
+    def _floor(self, number: int) -> None:
+        add_nothing(self.state.memory["residual"], self.updates[number % len(self.updates)])
 
 
-def hard_inputs(spec: str, layout: Layout, k: int) -> list[Operation]:
-    """Make the lossy half on updates that are hard to select from."""
-    return [
-        Payloads(spec, [make()], layout).operation("adversarial", f"{spec}, {name}", note)
-        for name, (make, note) in adversarial(layout.d, k).items()
-    ]
+def hard_inputs(spec: str, layout: Layout, k: int) -> list[Callable[[], list[Operation]]]:
+    """Tell how to make the lossy half on each of the updates that are hard to select from."""
+
+    def maker(name: str, make: Callable[[], Vector], note: str) -> Callable[[], list[Operation]]:
+        return lambda: [Payloads(spec, [make()], layout).operation("adversarial", f"{spec}, {name}", note)]
+
+    return [maker(name, make, note) for name, (make, note) in adversarial(layout.d, k).items()]
+
+
+def step_name(spec: str, step: str) -> str:
+    """Name a step of a round trip: compress, receive, close_round or end_round."""
+    return f"{'Client' if step in ('compress', 'end_round') else 'Server'}.{step}, {spec}"
 
 
 class Codec:
@@ -93,18 +102,27 @@ class Trip:
         self.blob = b""
         self.result: Result | None = None
 
-    def name(self, step: str) -> str:
-        """Name a step: compress, receive, close_round or end_round."""
-        return f"{'Client' if step in ('compress', 'end_round') else 'Server'}.{step}, {self.spec}"
-
     def operations(self) -> list[Operation]:
         """Make the four operations, in order."""
         return [
-            Operation("ours", self.name("compress"), self._compress, "an update to the bytes that travel"),
-            Operation("ours", self.name("receive"), self._receive, "those bytes into the round's sum"),
-            Operation("ours", self.name("close_round"), self._close, "the mean, and the bytes of the way down"),
-            Operation("ours", self.name("end_round"), self._end, "those bytes to what is added to the model"),
+            Operation(
+                "ours",
+                step_name(self.spec, "compress"),
+                self._compress,
+                "an update to the bytes that travel",
+                floor=self._floor,
+            ),
+            Operation("ours", step_name(self.spec, "receive"), self._receive, "those bytes into the round's sum"),
+            Operation(
+                "ours", step_name(self.spec, "close_round"), self._close, "the mean, and the bytes of the way down"
+            ),
+            Operation(
+                "ours", step_name(self.spec, "end_round"), self._end, "those bytes to what is added to the model"
+            ),
         ]
+
+    def _floor(self, number: int) -> None:
+        add_nothing(self.client._state.memory["residual"], self.updates[number % len(self.updates)])
 
     def _compress(self, number: int) -> None:
         self.blob = self.client.compress(self.updates[number % len(self.updates)])
@@ -117,6 +135,13 @@ class Trip:
 
     def _end(self, number: int) -> Vector | None:
         return None if self.result is None else self.client.end_round(self.result.blob)
+
+
+def add_nothing(total: Vector, addend: Vector) -> None:
+    """One ``torch.add_``, times 0: the same way through memory, and ``total`` stays what it is."""
+    import torch
+
+    torch.from_numpy(total).add_(torch.from_numpy(addend), alpha=0)
 
 
 def make_blobs(spec: str, updates: Sequence[Vector], layout: Layout) -> list[bytes]:

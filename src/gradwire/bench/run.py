@@ -12,7 +12,7 @@ from gradwire.bench.cost import LINKS, break_even, round_seconds
 from gradwire.bench.machine import machine
 from gradwire.bench.measure import Operation, Samples, measure
 from gradwire.bench.memory import memory
-from gradwire.bench.ours import METHODS, TOPK, Codec, Payloads, Trip, aggregation, hard_inputs, make_blobs
+from gradwire.bench.ours import METHODS, TOPK, Codec, Payloads, Trip, aggregation, hard_inputs, make_blobs, step_name
 from gradwire.bench.peers import FLOWER, FLOWER_RECORDS, FP16, PLAIN_TORCH, add_floor, peers
 from gradwire.bench.scaling import BASE, scaling
 from gradwire.bench.small import small
@@ -40,7 +40,7 @@ def run_bench(
     rounds: int | None = None,
     progressed: Callable[[float], None] = _nothing,
 ) -> dict[str, Any]:
-    """Measure everything but scaling, interleaved in rounds in this process.
+    """Measure everything but scaling, each operation beside the floor, in this process.
 
     Args:
         size: number of parameters; ResNet-50's when None.
@@ -59,38 +59,40 @@ def run_bench(
         updates = [first, *(log_normal_update(seed, layout.d)[1] for seed in range(1, _NUM_UPDATES))]
         k = max(1, round(0.01 * layout.d))
         theirs, notes = peers(updates, layout, k)
-        payloads = [Payloads(spec, updates, layout) for spec in (TOPK, _SPARSER, _QUANTIZED)]
-        codec = Codec(payloads[-1], _QUANTIZED)
-        trips = [Trip(spec, updates, layout) for spec in METHODS]
         blobs = make_blobs(TOPK, updates, layout)
-        ours = [
-            *(p.operation("ours", f"{p.compressor}, payload", "an update to a payload, no bytes") for p in payloads),
-            *codec.operations(),
-            *(operation for trip in trips for operation in trip.operations()),
-            Operation(
-                "ours",
-                _AGGREGATION,
-                lambda number: aggregation(TOPK, blobs, layout, _NUM_CLIENTS),
-                f"Server.receive of {TOPK}",
-                _NUM_CLIENTS,
-            ),
-        ]
-        operations = [*theirs, *ours, *hard_inputs(TOPK, layout, k)]
-        samples = measure(
-            add_floor(updates), operations, rounds or _ROUNDS, progressed=lambda share: progressed(0.9 * share)
+        codec = Codec(Payloads(_QUANTIZED, updates, layout), _QUANTIZED)
+        trips = {spec: Trip(spec, updates, layout) for spec in METHODS}
+        together = Operation(
+            "ours",
+            _AGGREGATION,
+            lambda number: aggregation(TOPK, blobs, layout, _NUM_CLIENTS),
+            f"Server.receive of {TOPK}",
+            _NUM_CLIENTS,
         )
+        note = "an update to a payload, no bytes"
+        groups: list[Callable[[], list[Operation]]] = [
+            lambda: theirs,
+            lambda: [Payloads(TOPK, updates, layout).operation("ours", f"{TOPK}, payload", note)],
+            lambda: [Payloads(_SPARSER, updates, layout).operation("ours", f"{_SPARSER}, payload", note)],
+            lambda: [codec.source.operation("ours", f"{_QUANTIZED}, payload", note), *codec.operations()],
+            *(trip.operations for trip in trips.values()),
+            lambda: [together],
+            *hard_inputs(TOPK, layout, k),
+        ]
+        samples, rows = _measure_all(add_floor(updates), groups, rounds or _ROUNDS, progressed)
+        num_bytes = {spec: len(trip.blob) for spec, trip in trips.items()}
         found = {
             **_about(layout.d, num_threads, rounds or _ROUNDS),
             "floor_seconds": samples.floor,
-            "rows": [_floor_row(samples), *map(samples.row, operations)],
+            "rows": [_floor_row(samples), *rows],
             "codec": {
                 "method": _QUANTIZED,
                 "entries": codec.num_entries,
                 "encode_entries_per_second": codec.num_entries / samples.median(codec.names[0]),
                 "decode_entries_per_second": codec.num_entries / samples.median(codec.names[1]),
             },
-            "methods": _methods(samples, trips, layout.d),
-            "comparisons": _comparisons(samples, trips),
+            "methods": _methods(samples, num_bytes, layout.d),
+            "comparisons": _comparisons(samples),
             "memory": memory((TOPK, _QUANTIZED), updates, layout, blobs, _NUM_CLIENTS),
             "small": small((TOPK, _QUANTIZED)),
             "scaling": {},
@@ -159,10 +161,31 @@ def _floor_row(samples: Samples) -> dict[str, Any]:
     return {"group": "floor", "name": "torch.add_", "seconds": samples.floor, "ratio": 1.0, "note": note}
 
 
-def _comparisons(samples: Samples, trips: list[Trip]) -> list[dict[str, Any]]:
-    """Times of one operation over another's in the same round."""
-    to_bytes = trips[0].name("compress")
-    whole = {trip.spec: (trip.name("compress"), trip.name("end_round")) for trip in trips}
+def _measure_all(
+    floor: Callable[[int], object],
+    groups: list[Callable[[], list[Operation]]],
+    rounds: int,
+    progressed: Callable[[float], None],
+) -> tuple[Samples, list[dict[str, Any]]]:
+    """Measure groups one after the other, each made when its turn comes and freed after it: a small working set."""
+    measured: list[Samples] = []
+    rows: list[dict[str, Any]] = []
+    for number, make in enumerate(groups):
+        operations, done = make(), number / len(groups)
+
+        def told(share: float, done: float = done) -> None:
+            progressed(0.9 * (done + share / len(groups)))
+
+        samples = measure(floor, operations, rounds, progressed=told)
+        measured.append(samples)
+        rows += map(samples.row, operations)
+    return Samples.joined(measured), rows
+
+
+def _comparisons(samples: Samples) -> list[dict[str, Any]]:
+    """Times of one operation over another's, round by round."""
+    to_bytes = step_name(TOPK, "compress")
+    whole = {spec: (step_name(spec, "compress"), step_name(spec, "end_round")) for spec in METHODS}
     pairs: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
         ("plain torch ef + top-k over ours, 1 %", (PLAIN_TORCH,), (f"{TOPK}, payload",)),
         ("Flower aggregate over ours, a client", (FLOWER,), (_AGGREGATION,)),
@@ -174,16 +197,16 @@ def _comparisons(samples: Samples, trips: list[Trip]) -> list[dict[str, Any]]:
     return [{"name": name, "ratio": samples.compare(these, those)} for name, these, those in pairs]
 
 
-def _methods(samples: Samples, trips: list[Trip], d: int) -> list[dict[str, Any]]:
+def _methods(samples: Samples, num_bytes: dict[str, int], d: int) -> list[dict[str, Any]]:
     """What each method sends and takes, and when it pays; receiving a dense update is one addition."""
     dense_bytes, floor = 4 * d, samples.floor
     found = [
         _method("dense float32", dense_bytes, 0.0, floor, dense_bytes, floor),
         _method("fp16, as DDP's hook casts", 2 * d, samples.median(FP16), floor, dense_bytes, floor),
     ]
-    for trip in trips:
-        compress, receive = (samples.median(trip.name(step)) for step in ("compress", "receive"))
-        found.append(_method(trip.spec, len(trip.blob), compress, receive, dense_bytes, floor))
+    for spec, size in num_bytes.items():
+        compress, receive = (samples.median(step_name(spec, step)) for step in ("compress", "receive"))
+        found.append(_method(spec, size, compress, receive, dense_bytes, floor))
     return found
 
 
