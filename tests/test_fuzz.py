@@ -32,6 +32,7 @@ def test_any_other_error_of_decompress_is_a_failure(error, monkeypatch):
     def failing(payload, reference=None):
         raise error("no")
 
+    fuzz.fuzz(1)  # what is done once a process needs decompress as it is
     honest = fuzz.honest_times(fuzz.honest_blobs())
     monkeypatch.setattr(fuzz, "honest_times", lambda blobs: honest)
     monkeypatch.setattr(gw, "decompress", failing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -184,6 +185,25 @@ def test_lists_of_coordinates(n: int, m: int) -> None:
     a, b = (np.sort(rng.permutation(2 * max(n, m))[:count]) for count in (n, m))
     at = {int(x): i for i, x in enumerate(a)}
     assert same(lambda ops: ops.find(a, b)).tolist() == [at.get(int(x), -1) for x in b]
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize(("shift", "cap"), [(0, 1), (3, 7), (32, 255)])
+def test_positions_of_gaps_in_two_parts(n: int, shift: int, cap: int) -> None:
+    gaps = np.random.default_rng(n).geometric(0.5 ** (shift + 2), n).astype(np.int64) - 1
+    expected = np.array(list(itertools.accumulate(int(gap) + 1 for gap in gaps)), np.int64) - 1
+    quotients = same(lambda ops: ops.quotients(gaps, shift, cap))
+    assert (quotients == np.minimum(gaps >> shift, cap)).all()
+    assert same(lambda ops: ops.count_symbols(quotients, cap + 1)).tolist() == [
+        int((quotients == symbol).sum()) for symbol in range(cap + 1)
+    ]
+    more = (gaps[quotients == cap] >> shift) - cap
+    low = gaps & ((1 << shift) - 1)
+    limit = int(expected[-1]) + 1 if n else 0
+    found = same(lambda ops: ops.positions(quotients, more, cap, low, shift, limit))
+    assert found.tolist() == expected.tolist()
+    if n:
+        assert same(lambda ops: ops.positions(quotients, more, cap, low, shift, limit - 1)) is None
 
 
 @settings(max_examples=100, deadline=None)

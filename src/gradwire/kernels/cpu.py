@@ -46,6 +46,7 @@ __all__ = [
     "huffman_encode",
     "join_float32",
     "pack",
+    "positions",
     "quotients",
     "split_float32",
     "unpack",
@@ -357,6 +358,38 @@ def _count_symbols(symbols: NDArray[np.uint16], counts: NDArray[np.int64], num_s
     """Count in several tables in turn: one after the other in the same place would wait for each other."""
     for i in range(symbols.size):
         counts[(i % _TABLES) * num_symbols + symbols[i]] += 1
+
+
+def positions(
+    quotients: NDArray[np.uint16], more: NDArray[np.int64], cap: int, low: NDArray[np.int64], shift: int, limit: int
+) -> NDArray[np.int64] | None:
+    """Add up gaps, of which upper and lower bits are given apart."""
+    indices = np.empty(quotients.size, np.int64)
+    numbers = _plain(quotients, np.uint16), _plain(more, np.int64), _plain(low, np.int64)
+    return indices if _positions(*numbers, cap, shift, limit, indices) else None
+
+
+@kernel(types.boolean, _U16, _I64, _I64, types.int64, types.int64, types.int64, _OUT_I64)
+def _positions(
+    quotients: NDArray[np.uint16],
+    more: NDArray[np.int64],
+    low: NDArray[np.int64],
+    cap: int,
+    shift: int,
+    limit: int,
+    indices: NDArray[np.int64],
+) -> bool:
+    position, used = -1, 0
+    for i in range(quotients.size):
+        quotient = np.int64(quotients[i])
+        if quotient == cap:
+            quotient += more[used]
+            used += 1
+        position += (quotient << shift) + low[i] + 1
+        if position >= limit:
+            return False
+        indices[i] = position
+    return True
 
 
 def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:

@@ -39,6 +39,7 @@ __all__ = [
     "join_float32",
     "normalise_frequencies",
     "pack",
+    "positions",
     "quantize_grid",
     "quotients",
     "split_float32",
@@ -265,6 +266,17 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
 
         return cpu.pack(symbols, width)
     return reference.pack(symbols, width)
+
+
+def positions(
+    quotients: NDArray[np.uint16], more: NDArray[np.int64], cap: int, low: NDArray[np.int64], shift: int, limit: int
+) -> NDArray[np.int64] | None:
+    """Add up gaps, of which upper and lower bits are given apart."""
+    if _compiled(quotients.size, VECTOR_FROM):
+        from gradwire.kernels import cpu
+
+        return cpu.positions(quotients, more, cap, low, shift, limit)
+    return reference.positions(quotients, more, cap, low, shift, limit)
 
 
 def quantize_grid(

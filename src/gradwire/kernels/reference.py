@@ -41,6 +41,7 @@ __all__ = [
     "huffman_encode",
     "join_float32",
     "pack",
+    "positions",
     "quantize_grid",
     "quotients",
     "split_float32",
@@ -375,6 +376,31 @@ def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.u
     """
     cut: NDArray[np.uint16] = np.minimum(gaps >> shift, largest).astype(np.uint16)
     return cut
+
+
+def positions(
+    quotients: NDArray[np.uint16], more: NDArray[np.int64], cap: int, low: NDArray[np.int64], shift: int, limit: int
+) -> NDArray[np.int64] | None:
+    """Add up gaps, of which upper and lower bits are given apart.
+
+    Args:
+        quotients: (k,) uint16, at most ``cap``: the upper bits of each gap.
+        more: (l,) int64, 0 to ``limit``: what is to be added to those that equal ``cap``, in order.
+        cap: see above.
+        low: (k,) int64, below 2^shift: the lower bits.
+        shift: how many lower bits there are, at most 32.
+        limit: indices must stay below this, at most 2^56 and, shifted down, more than every number in ``more``.
+
+    Returns:
+        (k,) int64, strictly increasing: the indices with these gaps; None where one reaches ``limit``.
+    """
+    whole = quotients.astype(np.int64)
+    whole[quotients == cap] += more
+    steps = (whole << shift) + low + 1
+    if float(steps.sum(dtype=np.float64)) > 2.0 * limit + 1:
+        return None
+    indices: NDArray[np.int64] = np.cumsum(steps) - 1
+    return indices if not indices.size or indices[-1] < limit else None
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:

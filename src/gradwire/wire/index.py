@@ -174,22 +174,19 @@ def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.i
     if count == 0 or cap == 0:
         raise Malformed(f"entropy-coded support needs a count and a cap of 1 or more, got {count} and {cap}")
     reader.need(-(-count * b // 8), "low bits of gaps")
-    quotients = decode_symbols(ANS, count, cap + 1, reader, limits).astype(np.int64)
+    quotients = decode_symbols(ANS, count, cap + 1, reader, limits)
     data = np.frombuffer(reader.take(-(-count * b // 8), "low bits of gaps"), np.uint8)
     used = count * b % 8
     if used and data[-1] >> used:
         raise Malformed("unused bits after the low bits of gaps must be 0")
-    large = np.flatnonzero(quotients >= cap)
     if int(quotients.max()) > cap:
         raise Malformed(f"quotients must be at most {cap}, got {int(quotients.max())}")
-    reader.need(large.size, "large quotients")
-    quotients[large] += reader.varints(large.size, "large quotient", below=(length >> b) + 1)
-    gaps = (quotients << b) + ops.unpack(data, count, b)
-    if float(gaps.sum(dtype=np.float64)) + count > 2.0 * length + 1:
+    num_large = int(np.count_nonzero(quotients == cap))
+    reader.need(num_large, "large quotients")
+    more = reader.varints(num_large, "large quotient", below=(length >> b) + 1)
+    indices = ops.positions(quotients, more, cap, ops.unpack(data, count, b), b, length)
+    if indices is None:
         raise Malformed(f"entropy-coded indices must be below {length}")
-    indices: NDArray[np.int64] = np.cumsum(gaps + 1) - 1
-    if indices[-1] >= length:
-        raise Malformed(f"entropy-coded indices must be below {length}, got {int(indices[-1])}")
     return indices
 
 
@@ -207,7 +204,9 @@ def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArr
             raise Malformed("a segment must not be empty")
         count = reader.varint("number of indices", below=size + 1)
         if count:
-            pieces.append(start + read_golomb(reader, count, size, "segment"))
+            found = read_golomb(reader, count, size, "segment")
+            found += start
+            pieces.append(found)
         start += size
         cuts.append(start)
     if not pieces:
