@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwire.kernels import reference, torch_ops
+from gradwire.kernels.sampling import sample_plan
 from gradwire.quantize import _inner_edges
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
@@ -121,7 +122,7 @@ def test_topk_where_most_are_ties(device, pool, d, seed, share):
 @pytest.mark.parametrize("sampled", [0.0, 1e-45, 1e20])
 def test_topk_is_exact_where_the_sample_misleads(device, k, sampled):
     d = 300_000
-    size, _ = torch_ops._sample_plan(d, k)
+    size, _ = sample_plan(d, k)
     places = torch_ops._sample_places(d, size, torch.device("cpu")).numpy()
     values = np.random.default_rng(k).standard_normal(d).astype(np.float32)
     values[places] = sampled

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gradwire.kernels import reference, select
+from gradwire.kernels.sampling import sample_plan
 
 KINDS = {
     "normal": lambda rng, d: rng.standard_normal(d),
@@ -79,9 +80,9 @@ def test_nothing_is_lost_by_what_is_not_finite(bad, at, k):
 
 def test_a_sample_that_misleads_by_design():
     d, k = 1_000_000, 10_000
-    size, _ = select._sample_plan(d, k)
+    size, _ = sample_plan(d, k)
     seen = np.empty(size, np.uint32)
-    select._sample(np.arange(d, dtype=np.uint32), seen)
+    select.take_sample(np.arange(d, dtype=np.uint32), seen)
     assert (np.diff(seen.astype(np.int64)) > 0).all()
     assert (seen.astype(np.int64) * size // d == np.arange(size)).mean() > 0.99  # one in each stretch
     rng = np.random.default_rng(0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.kernels.sampling import sample_plan
 from gradwire.layout import Layout
 
 __all__ = ["RESNET50", "adversarial", "layout_of", "log_normal_update", "resnet50_shapes", "windows"]
@@ -106,10 +107,10 @@ def _sampled_places(d: int, k: int) -> NDArray[np.uint32]:
     """Where the top-k kernel looks first, by its own sampler; nowhere where it takes no sample."""
     from gradwire.kernels import select
 
-    plan = select._sample_plan(d, k)
+    plan = sample_plan(d, k)
     places = np.empty(plan[0] if plan else 0, np.uint32)
     if plan:
-        select._sample(np.arange(d, dtype=np.uint32), places)
+        select.take_sample(np.arange(d, dtype=np.uint32), places)
     return places
 
 

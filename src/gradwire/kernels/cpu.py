@@ -109,6 +109,8 @@ def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
 
 def _plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
+    if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
+        return values
     return np.require(values, dtype, ["C", "A"])
 
 

@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 
 from gradwire.kernels import dense, reference, threads
 from gradwire.kernels.jit import array, inline, kernel, pair, trailing_zeros
+from gradwire.kernels.sampling import sample_plan
 from gradwire.kernels.scratch import borrow
 
-__all__ = ["add_topk", "topk"]
+__all__ = ["add_topk", "take_sample", "topk"]
 
 _BLOCK = 64  # values compared with the threshold at once: one bit each of a word
-_MIN_SAMPLE = 512
-_SAMPLE_SHARE = 512  # at most one value in so many is sampled, but no fewer than the number above
-_EXPECTED = 200  # sampled values above the threshold that are enough
 _LOW_BITS = 15
 _CLASS_BITS = 12
+_CLASSES_FROM = 1 << 13  # candidates from which counting classes pays
 _COUNT_FROM = 1 << 17  # values from which counting, with its 65,536 classes, costs less than sorting in part
 _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _0, _1 = np.uint64(0), np.uint64(1)
@@ -53,9 +52,9 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     bits = np.ascontiguousarray(values).view(np.uint32)
     if k == 0 or not bits.size:
         return np.empty(0, np.int64)
-    if plan := _sample_plan(bits.size, k):
+    if plan := sample_plan(bits.size, k):
         sample = np.empty(plan[0], np.uint32)
-        _sample(bits, sample)
+        take_sample(bits, sample)
         if (threshold := _threshold(sample & _SIGNLESS, plan[1])) is not None:
             pieces = _pieces(sample & _SIGNLESS, threshold, bits.size)
             tasks = [partial(_collect, bits[p.range], threshold, p.room, p.places, p.bits) for p in pieces]
@@ -69,7 +68,7 @@ def add_topk(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add and select in one pass; see ``reference.add_topk``."""
     addend, factor = np.ascontiguousarray(addend), np.float32(decay)
-    if plan := _sample_plan(total.size, k):
+    if plan := sample_plan(total.size, k):
         sample = np.empty(plan[0], np.float32)
         _sample_sum(total, addend, factor, sample)
         magnitudes = sample.view(np.uint32) & _SIGNLESS
@@ -106,16 +105,6 @@ def _undo(
     for piece, count in zip(pieces, counts, strict=True):
         done = -1 - count if count < 0 else piece.range.stop - piece.range.start
         dense.undo(total[piece.range][:done], addend[piece.range][:done], decay)
-
-
-def _sample_plan(d: int, k: int) -> tuple[int, int] | None:
-    """How many values to sample, and the rank in the sample of a threshold a little below the k-th magnitude."""
-    if k == 0 or d == 0:
-        return None
-    size = min(d, max(_MIN_SAMPLE, min(d // _SAMPLE_SHARE, _EXPECTED * d // k)))
-    expected = size * k / d
-    rank = math.ceil(expected + 3 * math.sqrt(expected) + 1)
-    return (size, rank) if rank <= size // 2 else None
 
 
 def _threshold(sample: Bits, rank: int) -> np.uint32 | None:
@@ -160,6 +149,8 @@ def _among(
 
 def _kth(pieces: list[Bits], lowest: np.uint32, k: int) -> tuple[int, int]:
     """The k-th largest magnitude and how many are above it: by counting classes, then inside the one it is in."""
+    if len(pieces) == 1 and pieces[0].size < _CLASSES_FROM:
+        return _kth_of(pieces[0] & _SIGNLESS, k, 0)
     largest = max(int(_largest(bits)) for bits in pieces)
     shift = np.uint32(max(0, (largest - int(lowest)).bit_length() - _CLASS_BITS))
     counts = np.zeros(1 << _CLASS_BITS, np.int64)
@@ -170,10 +161,14 @@ def _kth(pieces: list[Bits], lowest: np.uint32, k: int) -> tuple[int, int]:
     at = 0
     for bits in pieces:
         at = _take_class(bits, lowest, shift, np.uint32(border), at, inside)
-    inside = inside[:at]
-    at -= k - above
-    inside.partition(at)
-    return int(inside[at]), above + int(np.count_nonzero(inside > inside[at]))
+    return _kth_of(inside[:at], k, above)
+
+
+def _kth_of(magnitudes: Bits, k: int, above: int) -> tuple[int, int]:
+    """The same among all magnitudes but the ``above`` largest; they are rearranged."""
+    at = magnitudes.size - (k - above)
+    magnitudes.partition(at)
+    return int(magnitudes[at]), above + int(np.count_nonzero(magnitudes > magnitudes[at]))
 
 
 def _by_counting(bits: Bits, k: int) -> NDArray[np.int64]:
@@ -231,7 +226,7 @@ def _place(i: Any, word: Any, step: Any, size: Any) -> Any:
 
 
 @kernel(types.void, _U32, _OUT_U32)
-def _sample(bits: Bits, sample: Bits) -> None:
+def take_sample(bits: Bits, sample: Bits) -> None:
     """Take values at pseudo-random places, one in each of equally long stretches."""
     word, step = _SEED, bits.size / sample.size
     for i in range(sample.size):

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradwire.kernels.sampling import sample_plan
+
 __all__ = ["accumulate_at", "add_finite", "add_topk", "find_intervals", "gaps", "quantize_grid", "topk"]
 
 _CHUNK = 1 << 22  # elements worked on at once
 _MAX_NONZERO = 1 << 30  # elements that torch.nonzero takes at once on every device
-_MIN_SAMPLE = 512
-_SAMPLE_SHARE = 512  # at most one value in so many is sampled, but no fewer than the number above
-_EXPECTED = 200  # sampled values above the threshold that are enough
 _SPARE = 8  # added to the rank in the sample where candidates are bounded: small ranks are far off at times
 _LOW_BITS = 15
 _SIGNLESS = 0x7FFFFFFF
@@ -126,7 +125,7 @@ def topk(values: Tensor, k: int) -> Tensor:
 def _by_sample(bits: Tensor, k: int) -> Tensor | None:
     """Select among the candidates a sample leads to; None where these are not enough or too many."""
     d = bits.numel()
-    plan = _sample_plan(d, k)
+    plan = sample_plan(d, k)
     if plan is None:
         return None
     size, rank = plan
@@ -147,14 +146,6 @@ def _by_sample(bits: Tensor, k: int) -> Tensor | None:
     kth = torch.topk(candidates, k, sorted=False).values.amin()
     num_above = (candidates > kth).sum(dtype=torch.int32)
     return places.masked_select(_reaching(candidates, kth, k - num_above))
-
-
-def _sample_plan(d: int, k: int) -> tuple[int, int] | None:
-    """How many values to sample, and the rank in the sample of a threshold a little below the k-th magnitude."""
-    size = min(d, max(_MIN_SAMPLE, min(d // _SAMPLE_SHARE, _EXPECTED * d // k)))
-    expected = size * k / d
-    rank = math.ceil(expected + 3 * math.sqrt(expected) + 1)
-    return (size, rank) if rank <= size // 2 else None
 
 
 def _sample_places(d: int, size: int, device: torch.device) -> Tensor:

@@ -75,7 +75,7 @@ def _least_bytes(symbols: Symbols, counts: Counts) -> dict[int, float]:
     used = np.flatnonzero(counts)
     table = int(used[-1] - used[0]) + 1
     total = int(symbols.size)
-    entropy_bytes = float(np.sum(present * np.log2(total / present))) / 8
+    entropy_bytes = float(present @ np.log2(total / present)) / 8
     num_runs = 1 + int(np.count_nonzero(symbols[1:] != symbols[:-1]))
     run_bits = math.log2(total / num_runs) + symbol_bits(counts.size)
     return {
