@@ -462,9 +462,8 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
     used = counts > 0
-    symbols = (2 * (np.cumsum(used) - 1)).astype(np.uint16)[found]
-    symbols += numbers < 0
-    return Levels(symbols, (sums[used] / counts[used]).astype(np.float32))
+    ranks = np.maximum(np.cumsum(used) - 1, 0).astype(np.uint16)
+    return Levels(ops.signed_symbols(found, ranks, numbers), (sums[used] / counts[used]).astype(np.float32))
 
 
 def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.float64]:

@@ -97,3 +97,15 @@ def test_coordinates_out_of_range(ops, at):
     with pytest.raises(IndexError):
         ops.gather(out, np.array([1, at]))
     assert not out.any()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5000])
+def test_signed_symbols(n):
+    rng = np.random.default_rng(n)
+    numbers = rng.integers(-1, 2, n).astype(np.float32)
+    found, ranks = rng.integers(0, 300, n).astype(np.uint16), rng.integers(0, 32_768, 300).astype(np.uint16)
+    expected = [2 * int(ranks[f]) + (x < 0) for f, x in zip(found, numbers, strict=True)]
+    for ops in (dense, reference):
+        symbols = ops.signed_symbols(found, ranks, numbers)
+        assert symbols.dtype == np.uint16
+        assert symbols.tolist() == expected

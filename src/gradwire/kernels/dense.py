@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradwire.kernels import reference, threads
 from gradwire.kernels.jit import array, kernel
 
-__all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "undo"]
+__all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
 
 _BLOCK = 512  # added up in the first cache and looked at, before it is written
 SUMMED, LANES = reference.SUMMED, reference.LANES
@@ -22,7 +22,7 @@ _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
 
-_F32, _F64, _I64 = array(types.float32), array(types.float64), array(types.int64)
+_F32, _F64, _I64, _U16 = (array(t) for t in (types.float32, types.float64, types.int64, types.uint16))
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
 _OUT_I64, _OUT_U16 = array(types.int64, readonly=False), array(types.uint16, readonly=False)
 
@@ -171,3 +171,23 @@ def _compare(
         at = np.uint64(i) // _SUMMED * np.uint64(row) + np.uint64(found[i]) * _LANES + np.uint64(i) % _LANES
         counts[at] += 1
         sums[at] += magnitudes[i]
+
+
+def signed_symbols(
+    found: NDArray[np.uint16], ranks: NDArray[np.uint16], numbers: NDArray[np.float32]
+) -> NDArray[np.uint16]:
+    """Make symbols of magnitudes and signs; see ``reference.signed_symbols``."""
+    symbols = np.empty(found.size, np.uint16)
+    _signed_symbols(np.ascontiguousarray(found), ranks, np.require(numbers, np.float32, ["C", "A"]), symbols)
+    return symbols
+
+
+@kernel(types.void, _U16, _U16, _F32, _OUT_U16)
+def _signed_symbols(
+    found: NDArray[np.uint16],
+    ranks: NDArray[np.uint16],
+    numbers: NDArray[np.float32],
+    symbols: NDArray[np.uint16],
+) -> None:
+    for i in range(found.size):
+        symbols[i] = 2 * ranks[found[i]] + (numbers[i] < 0)

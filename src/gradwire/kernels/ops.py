@@ -42,6 +42,7 @@ __all__ = [
     "positions",
     "quantize_grid",
     "quotients",
+    "signed_symbols",
     "split_float32",
     "topk",
     "unpack",
@@ -297,6 +298,17 @@ def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.u
 
         return cpu.quotients(gaps, shift, largest)
     return reference.quotients(gaps, shift, largest)
+
+
+def signed_symbols(
+    found: NDArray[np.uint16], ranks: NDArray[np.uint16], numbers: NDArray[np.float32]
+) -> NDArray[np.uint16]:
+    """Make symbols of magnitudes and signs."""
+    if _compiled(found.size, VECTOR_FROM):
+        from gradwire.kernels import dense
+
+        return dense.signed_symbols(found, ranks, numbers)
+    return reference.signed_symbols(found, ranks, numbers)
 
 
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -44,6 +44,7 @@ __all__ = [
     "positions",
     "quantize_grid",
     "quotients",
+    "signed_symbols",
     "split_float32",
     "topk",
     "unpack",
@@ -227,6 +228,24 @@ def accumulate_at(
         weight: the factor, rounded to float32.
     """
     out[indices] += numbers if weight == 1.0 else numbers * np.float32(weight)
+
+
+def signed_symbols(
+    found: NDArray[np.uint16], ranks: NDArray[np.uint16], numbers: NDArray[np.float32]
+) -> NDArray[np.uint16]:
+    """Make symbols of magnitudes and signs.
+
+    Args:
+        found: (k,) uint16, each below n.
+        ranks: (n,) uint16, each below 32,768.
+        numbers: (k,) float32.
+
+    Returns:
+        (k,) uint16: ``2 * ranks[found]``, and 1 more where the number is below 0.
+    """
+    symbols = (2 * ranks)[found]
+    symbols += numbers < 0
+    return symbols
 
 
 def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
