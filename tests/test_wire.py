@@ -19,6 +19,7 @@ import cases
 import gradwire as gw
 from gradwire.kernels import reference as ops
 from gradwire.payload import Every, Explicit, Floats, Seeded
+from gradwire.wire import entropy
 
 # --- Golomb ---------------------------------------------------------------------------------------
 
@@ -644,3 +645,20 @@ def test_many_small_parts_before_a_large_one_decode_in_proportion():
     start = time.process_time()
     gw.decode(blob)
     assert time.process_time() - start < 1.0, f"{len(blob)} bytes"
+
+
+# --- symbols ----------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    symbols=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=60),
+    num_symbols=st.sampled_from([31, 32, 33, 1000]),
+)
+def test_sizes_by_which_coders_are_chosen_are_exact(symbols, num_symbols):
+    written = np.array([symbol for symbol, length in symbols for _ in range(length)], np.uint16)
+    counts = np.bincount(written, minlength=num_symbols)
+    assert entropy._rle_bytes(written, counts) == len(entropy.encode_symbols(written, num_symbols, "rle")[1])
+    assert entropy._huffman_bytes(counts) == len(entropy.encode_symbols(written, num_symbols, "huffman")[1])
+    sizes = [len(entropy.encode_symbols(written, num_symbols, coder)[1]) for coder in entropy.CODERS]
+    assert len(entropy.encode_symbols(written, num_symbols, "auto")[1]) == min(sizes)

@@ -54,8 +54,8 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
     for number, least in sorted(_least_bytes(symbols, counts).items(), key=lambda item: item[1]):
         if least >= size:
             continue
-        tried = b"" if number == HUFFMAN else _ENCODERS[number](symbols, counts)
-        num_bytes = len(tried) or _huffman_bytes(counts)
+        tried = _ENCODERS[number](symbols, counts) if number == ANS else b""
+        num_bytes = len(tried) or (_huffman_bytes(counts) if number == HUFFMAN else _rle_bytes(symbols, counts))
         if num_bytes < size:
             best, size, written = number, num_bytes, tried
     return best, written or _ENCODERS[best](symbols, counts)
@@ -67,6 +67,16 @@ def _huffman_bytes(counts: Counts) -> int:
     lengths = ops.huffman_lengths(present)
     data = -(-int(present @ lengths.astype(np.int64)) // 8)
     return len(varint(low)) + len(varint(present.size)) + -(-present.size // 2) + data
+
+
+def _rle_bytes(symbols: Symbols, counts: Counts) -> int:
+    """Bytes the coder of runs would write, exactly."""
+    starts = np.flatnonzero(symbols[1:] != symbols[:-1])
+    num_bytes = len(varint(starts.size)) + -(-(starts.size + 1) * symbol_bits(counts.size) // 8)
+    if not starts.size:
+        return num_bytes
+    m, num_bits = golomb_parameter(ops.gaps(starts))
+    return num_bytes + len(varint(m)) + -(-num_bits // 8)
 
 
 def _least_bytes(symbols: Symbols, counts: Counts) -> dict[int, float]:

@@ -38,9 +38,9 @@ def choose_segments(
     """
     bounds = np.array([0, *cuts[:: -(-len(cuts) // _MAX_CUTS)], length], np.int64)
     ranks = np.searchsorted(indices, bounds)
-    apart = float(_entropy_bits(bounds[1:] - bounds[:-1], ranks[1:] - ranks[:-1]).sum())
-    together = float(_entropy_bits(bounds[-1:], ranks[-1:])[0])
-    if together - apart < 2 * _HEAD_BITS:
+    lengths, counts = np.append(bounds[1:] - bounds[:-1], length), np.append(ranks[1:] - ranks[:-1], indices.size)
+    bits = _entropy_bits(lengths, counts)  # of each stretch, and of all together
+    if bits[-1] - bits[:-1].sum() < 2 * _HEAD_BITS:
         return None
     chosen = _cheapest_cuts(bounds, ranks)
     if len(chosen) < 3:
