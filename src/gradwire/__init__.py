@@ -32,6 +32,7 @@ from gradwire.errors import (
 )
 from gradwire.feedback import ef, ef21, momentum_correction
 from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.inbox import Clipped
 from gradwire.layout import Layout
 from gradwire.lowrank import powersgd
 from gradwire.papers.adaptopk import adaptopk, adaptopk_online
@@ -41,6 +42,7 @@ from gradwire.papers.tcs import tcs
 from gradwire.payload import Part, Payload
 from gradwire.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
 from gradwire.references import Reference
+from gradwire.region import Forwarded, Region
 from gradwire.rng import Key
 from gradwire.rules import by_tensor, warmup
 from gradwire.server import Result, Server
@@ -56,11 +58,13 @@ __all__ = [
     "BackendUnavailable",
     "BadChecksum",
     "Client",
+    "Clipped",
     "Compressor",
     "ConfigError",
     "Contractive",
     "DecodeError",
     "Duplicate",
+    "Forwarded",
     "GradwireError",
     "Guarantee",
     "Key",
@@ -72,6 +76,7 @@ __all__ = [
     "Payload",
     "ProtocolError",
     "Reference",
+    "Region",
     "Result",
     "Round",
     "Server",

@@ -1,0 +1,184 @@
+"""Region: a server of some clients that is itself a client of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradwire.aggregate import Aggregator
+from gradwire.client import Client, Delivered
+from gradwire.compressor import Compressor, Vector
+from gradwire.errors import ConfigError, ProtocolError
+from gradwire.feedback import ef
+from gradwire.inbox import Clipped, Inbox
+from gradwire.layout import Layout
+from gradwire.saved import reading_state
+from gradwire.sparsify import dense
+
+__all__ = ["Forwarded", "Region"]
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """What a region sends up in a round.
+
+    Attributes:
+        blob: its clients' weighted mean, as a client's blob.
+        weight: their total weight: what ``Server.receive`` takes with it.
+        accepted: (client_id, sequence) of each payload in it, in order of arrival.
+        packets: of those that came in packets: (client_id, sequence) -> the packet numbers that arrived.
+        clipped: what was longer than ``max_norm``, and how much of it was counted.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> region = gw.Region(gw.dense(), gw.Layout.flat(2))
+        >>> region.receive(gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.ones(2, np.float32), 3.0), 0, 3.0)
+        >>> up = region.forward()
+        >>> up.weight, up.accepted
+        (3.0, ((0, 0),))
+    """
+
+    blob: bytes
+    weight: float
+    accepted: tuple[tuple[int, int], ...]
+    packets: dict[tuple[int, int], frozenset[int]]
+    clipped: tuple[Clipped, ...]
+
+
+class Region(Inbox):
+    """Merges its clients' payloads, forwards their mean once a round, and hands the server's blob on.
+
+    To its clients it is a server, to the server a client: only one blob a region crosses the wide area, and the blob
+    the server answers with goes to the clients as it is, so that all ends hold the same reference.
+
+    Args:
+        compressor: what the clients compress with.
+        layout: the model's layout.
+        region_id: this region's number at the server, 0 or more.
+        seed: seed of the run, the same at all ends.
+        forward: what compresses the way from here to the server. By default nothing is lost: the mean goes as it is,
+            sparse where the clients' payloads are, and error feedback keeps it when it does not arrive.
+        num_rounds: rounds of the whole run, for a ``forward`` with a schedule, or None.
+        max_staleness: accept payloads of this many closed rounds.
+        aggregator: as for ``Server``.
+        max_norm: as for ``Server``.
+
+    Raises:
+        ConfigError: on an argument of another kind; with ``ef21``, whose mirrors cannot be merged.
+
+    Attributes:
+        round: the round that is open.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> layout, spec = gw.Layout.flat(2), gw.ef(gw.topk(0.5))
+        >>> region, server = gw.Region(spec, layout), gw.Server(gw.dense(), layout)
+        >>> clients = [gw.Client(spec, layout, client_id=i) for i in range(2)]
+        >>> for client in clients:
+        ...     region.receive(client.compress(np.array([1, 4], np.float32)), client.client_id)
+        >>> up = region.forward()
+        >>> server.receive(up.blob, client_id=0, weight=up.weight)
+        >>> blob = server.close_round().blob
+        >>> region.end_round(blob).tolist(), clients[0].end_round(blob).tolist()
+        ([0.0, 4.0], [0.0, 4.0])
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        region_id: int = 0,
+        seed: int = 0,
+        forward: Compressor | None = None,
+        num_rounds: int | None = None,
+        max_staleness: int = 0,
+        aggregator: Callable[[Layout], Aggregator] | None = None,
+        max_norm: float | None = None,
+    ) -> None:
+        super().__init__(compressor, layout, seed, None, max_staleness, aggregator, max_norm)
+        forward = ef(dense()) if forward is None else forward
+        if isinstance(forward, Compressor) and forward.mirrored:
+            raise ConfigError(f"forward cannot keep a mirror: the weight of a region changes, got {forward}")
+        self._up = Client(forward, layout, region_id, seed, num_rounds)
+        self._forwarded = False
+
+    @property
+    def region_id(self) -> int:
+        """This region's number at the server."""
+        return self._up.client_id
+
+    def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
+        """Count one client's blob into the open round; see ``Server.receive``.
+
+        Raises:
+            ProtocolError: also after ``forward``, until ``end_round``. Nothing is changed in any of these cases.
+        """
+        if self._forwarded:
+            raise ProtocolError(f"round {self.round} was forwarded; expected nothing before it ends")
+        super().receive(blob, client_id, weight)
+
+    def forward(self, num_bytes: int | None = None) -> Forwarded | None:
+        """Make the one blob of this round for the server.
+
+        Args:
+            num_bytes: the blob must take at most this many bytes.
+
+        Returns:
+            The blob and its weight; None when nothing arrived: the server then hears nothing of this region.
+
+        Raises:
+            ProtocolError: when it was called in this round before.
+            UpdateError: when the mean cannot be compressed.
+            ConfigError: on a budget that cannot be met. The round stays open in these cases.
+        """
+        if self._forwarded:
+            raise ProtocolError(f"round {self.round} was forwarded before; expected end_round")
+        aggregator = self._aggregator
+        made = None
+        if aggregator.num_received:
+            blob = self._up.compress(aggregator.mean(), aggregator.sum_weights, self.round, num_bytes)
+            made = Forwarded(blob, aggregator.sum_weights, tuple(self._accepted), self._packets(), tuple(self._clipped))
+        self._forwarded = True
+        return made
+
+    def end_round(self, blob: bytes, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
+        """Follow the server into the next round.
+
+        Args:
+            blob: ``result.blob`` of the server's round; goes to the clients as it is.
+            delivered: whether what was forwarded was accepted, as for ``Client.end_round``.
+
+        Returns:
+            (d,) float32: what every end adds to the model.
+
+        Raises:
+            DecodeError: on a damaged blob.
+            ProtocolError: before ``forward``, while payloads are held here, or on a blob that cannot follow.
+                Nothing is changed in any of these cases.
+        """
+        if not self._forwarded and self._aggregator.num_received:
+            raise ProtocolError(
+                f"round {self.round} holds {self._aggregator.num_received} payloads: forward them first"
+            )
+        applied = self._up.end_round(blob, delivered)
+        self._follow(bytes(blob))
+        self.round, self._forwarded = self._up.round, False
+        return applied
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that must survive a restart: arrays and plain values only."""
+        return super().state_dict() | {"up": self._up.state_dict(), "forwarded": self._forwarded}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            StateError: on a state of something else; nothing is changed then.
+        """
+        take_over = self._checked_state(state)
+        with reading_state():
+            up, forwarded = state["up"], bool(state["forwarded"])
+        self._up.load_state_dict(up)
+        take_over()
+        self._forwarded = forwarded
