@@ -85,12 +85,14 @@ class Aggregator:
         """Add what another aggregator holds, which is left as it was.
 
         Args:
-            other: of the same layout.
+            other: of the same kind and layout.
 
         Raises:
-            ConfigError: on another layout.
+            ConfigError: on another kind or layout.
             ProtocolError: when the sum could leave float32's range.
         """
+        if type(other) is not type(self):
+            raise ConfigError(f"aggregators must be of one kind, got {type(other).__name__} and {type(self).__name__}")
         if other.layout.digest != self.layout.digest:
             raise ConfigError("aggregators can only be merged over the same layout")
         if self._bound + other._bound > _LARGEST_SUM:

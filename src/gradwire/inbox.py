@@ -118,6 +118,11 @@ class Inbox:
             return Mirrors(self.layout, self.num_clients)
         return Aggregator(self.layout) if self._make_aggregator is None else self._make_aggregator(self.layout)
 
+    @property
+    def aggregator(self) -> Aggregator:
+        """What adds up the open round: to be read, not changed."""
+        return self._aggregator
+
     def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
         """Count one client's blob into the open round.
 
@@ -143,11 +148,12 @@ class Inbox:
         first = name not in self._arrived
         covered = self._coverage(payload, name)
         clipped, length, factor = self._clip(payload, name)
-        self._aggregator.add(clipped, weight, self._reference_of(payload), count=first)
+        before = self._aggregator.num_received
+        self._aggregator.add(clipped, weight, self.reference_of(payload), count=first)
         if factor < 1:
             packet = None if payload.packet is None else payload.packet[0]
             self._clipped.append(Clipped(*name, packet, factor))
-        if first:
+        if self._aggregator.num_received > before:
             self._accepted.append(name)
         if payload.packet is not None and self.max_norm is not None:
             self._lengths[name] = length
@@ -224,7 +230,18 @@ class Inbox:
             )
         return count, together
 
-    def _reference_of(self, payload: Payload) -> Reference | None:
+    def reference_of(self, payload: Payload) -> Reference | None:
+        """Find the reference a payload leans on.
+
+        Args:
+            payload: of a client.
+
+        Returns:
+            The reference; None where it leans on none.
+
+        Raises:
+            StaleReference: when it is not held here any more.
+        """
         if payload.reference_digest is None:
             return None
         blob = self._references.get(payload.reference_digest)

@@ -91,14 +91,14 @@ class RunDisplay(_Bars):
         e = simulation.experiment
         seed = f" seed {simulation.seed}" if len(e.seeds) > 1 else ""
         self._bar = self._progress.add_task(
-            escape(f"{number + 1}/{num_runs} {simulation.compressor}{seed}"),
+            escape(f"{number + 1}/{num_runs} {simulation.label}{seed}"),
             total=e.rounds,
             completed=simulation.totals.rounds_done,
             accuracy="",
             num_bytes="",
         )
         if not self._console.is_terminal:
-            self.say(f"{number + 1}/{num_runs} {simulation.compressor}{seed}: {e.rounds} rounds, {e.clients} clients")
+            self.say(f"{number + 1}/{num_runs} {simulation.label}{seed}: {e.rounds} rounds, {e.clients} clients")
 
     def progressed(self, simulation: Simulation, metrics: RoundMetrics) -> None:
         """Show a round."""

@@ -1,16 +1,17 @@
-"""Specs: text <-> compressor. A spec is the Python expression that builds the compressor, read, never run."""
+"""Specs: text <-> compressor, or what else is built by calls. A spec is the Python expression, read, never run."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from gradwire.compressor import Compressor
 from gradwire.errors import ConfigError, nearest
 
-__all__ = ["parse"]
+__all__ = ["parse", "read_call"]
 
 _MAX_LENGTH = 10_000
 _MAX_DEPTH = 50
@@ -33,11 +34,37 @@ def parse(text: str) -> Compressor:
         >>> gw.parse("ef(topk(0.01))") == gw.ef(gw.topk(0.01))
         True
     """
+    built: Compressor = read_call(text, Compressor, Compressor.registry, "stage", "topk(0.01)")
+    return built
+
+
+def read_call(text: str, base: type, registry: Mapping[str, type], kind: str, example: str) -> Any:
+    """Build what a spec describes, whatever kind of thing it is.
+
+    Args:
+        text: the Python expression that builds it.
+        base: what it must be an instance of.
+        registry: name -> class of everything that may be called.
+        kind: the word for one of these, for instance ``"stage"``.
+        example: a call, for the message about a text that is none.
+
+    Returns:
+        An instance of ``base``.
+
+    Raises:
+        ConfigError: on a spec that cannot be read or a parameter out of range; the message points at the character.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from gradwire.spec import read_call
+        >>> read_call("fraction(3, 6)", Fraction, {"fraction": Fraction}, "number", "fraction(1, 2)")
+        Fraction(1, 2)
+    """
     if not isinstance(text, str):
         raise ConfigError(f"a spec is text, got {type(text).__name__}")
     if len(text) > _MAX_LENGTH:
         raise ConfigError(f"a spec has at most {_MAX_LENGTH} characters, got {len(text)}")
-    source = _Source(text)
+    source = _Source(text, registry, kind)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Python would say of a literal is not about the spec
@@ -47,15 +74,18 @@ def parse(text: str) -> Compressor:
     except (ValueError, RecursionError, MemoryError):
         raise ConfigError(f"spec {text[:60]!r}: cannot be read") from None
     built = _build(tree.body, source, 0)
-    if not isinstance(built, Compressor):
-        raise source.at(tree.body, f"a spec is a call such as topk(0.01), got {_short(built)}")
+    if not isinstance(built, base):
+        raise source.at(tree.body, f"a spec is a call such as {example}, got {_short(built)}")
     return built
 
 
 class _Source:
-    """A spec's text, and errors that point into it."""
+    """A spec's text, what may be called in it, and errors that point into it."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, registry: Mapping[str, type], kind: str) -> None:
+        self.registry = registry
+        self.kind = kind
+        self.a_kind = f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
         self.text = text
         self.code = text.strip()
         self._skipped = len(text) - len(text.lstrip())
@@ -96,8 +126,8 @@ def _build(node: ast.expr, source: _Source, depth: int) -> Any:
     if isinstance(node, ast.Call):
         return _call(node, source, depth)
     if isinstance(node, ast.Name):
-        hint = f"; write {node.id}(...)" if node.id in Compressor.registry else nearest(node.id, Compressor.registry)
-        raise source.at(node, f"{node.id!r} is not a stage call{hint}")
+        hint = f"; write {node.id}(...)" if node.id in source.registry else nearest(node.id, source.registry)
+        raise source.at(node, f"{node.id!r} is not {source.a_kind} call{hint}")
     try:
         value = ast.literal_eval(node)
         if isinstance(value, int) and abs(value) >= 2**64:
@@ -106,17 +136,17 @@ def _build(node: ast.expr, source: _Source, depth: int) -> Any:
     except ConfigError:
         raise
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise source.at(node, "expected a stage call, a number, a text, None, True or False") from None
+        raise source.at(node, f"expected {source.a_kind} call, a number, a text, None, True or False") from None
 
 
-def _call(node: ast.Call, source: _Source, depth: int) -> Compressor:
+def _call(node: ast.Call, source: _Source, depth: int) -> Any:
     if not isinstance(node.func, ast.Name):
-        raise source.at(node, "expected the name of a stage")
+        raise source.at(node, f"expected the name of {source.a_kind}")
     name = node.func.id
-    stage = Compressor.registry.get(name)
-    if stage is None:
-        raise source.at(node, f"unknown stage {name!r}{nearest(name, Compressor.registry)}")
-    parameters = inspect.signature(stage).parameters
+    called = source.registry.get(name)
+    if called is None:
+        raise source.at(node, f"unknown {source.kind} {name!r}{nearest(name, source.registry)}")
+    parameters = inspect.signature(called).parameters
     variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for argument in node.args:
         if isinstance(argument, ast.Starred):
@@ -136,10 +166,10 @@ def _call(node: ast.Call, source: _Source, depth: int) -> Compressor:
     args = [_build(a, source, depth + 1) for a in node.args]
     kwargs = {str(k.arg): _build(k.value, source, depth + 1) for k in node.keywords}
     try:
-        inspect.signature(stage).bind(*args, **kwargs)
+        inspect.signature(called).bind(*args, **kwargs)
     except TypeError as error:
         raise source.at(node, f"{name}: {error}; it takes {', '.join(parameters)}") from None
     try:
-        return stage(*args, **kwargs)
+        return called(*args, **kwargs)
     except ConfigError as error:
         raise source.at(node, str(error)) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from gradwire.errors import StateError
 
-__all__ = ["AtomicFile", "load_state", "save_state", "write_atomically"]
+__all__ = ["AtomicFile", "load_state", "pack_state", "save_state", "unpack_state", "write_atomically"]
 
 _FORMAT = "gradwire-state-1"
 _ARRAY = "__array__"
@@ -28,11 +29,49 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         StateError: on anything else inside.
     """
+    write_atomically(path, pack_state(state))
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """Return the bytes ``save_state`` writes.
+
+    Args:
+        state: as for ``save_state``.
+
+    Returns:
+        A safetensors file, as bytes.
+
+    Raises:
+        StateError: on anything but arrays and plain values inside.
+    """
     from safetensors.numpy import save
 
     arrays: dict[str, Any] = {}
     skeleton = _strip(state, arrays, "state")
-    write_atomically(path, save(arrays, {"format": _FORMAT, "tree": json.dumps(skeleton)}))
+    return save(arrays, {"format": _FORMAT, "tree": json.dumps(skeleton)})
+
+
+def unpack_state(data: bytes, source: str) -> dict[str, Any]:
+    """Read what ``pack_state`` gave.
+
+    Args:
+        data: the bytes.
+        source: where they are from, for the error.
+
+    Returns:
+        The state.
+
+    Raises:
+        StateError: when they are damaged or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return _tree(header.get("__metadata__") or {}, load(data).__getitem__, source)
+    except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise StateError(f"{source}: cannot be read: {error}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -51,13 +90,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise StateError(f"{path}: format must be {_FORMAT!r}, got {metadata.get('format')!r}")
-            tree = _fill(json.loads(metadata["tree"]), file)
-            if not isinstance(tree, dict):
-                raise StateError(f"{path}: a state is a dict, got {type(tree).__name__}")
-            return tree
+            return _tree(file.metadata() or {}, file.get_tensor, str(path))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise StateError(f"{path}: cannot be read: {error}") from error
 
@@ -142,11 +175,20 @@ def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
     raise StateError(f"{where}: cannot be saved, got {type(value).__name__}")
 
 
-def _fill(value: Any, file: Any) -> Any:
+def _tree(metadata: dict[str, str], array_of: Callable[[str], Any], source: str) -> dict[str, Any]:
+    if metadata.get("format") != _FORMAT:
+        raise StateError(f"{source}: format must be {_FORMAT!r}, got {metadata.get('format')!r}")
+    tree = _fill(json.loads(metadata["tree"]), array_of)
+    if not isinstance(tree, dict):
+        raise StateError(f"{source}: a state is a dict, got {type(tree).__name__}")
+    return tree
+
+
+def _fill(value: Any, array_of: Callable[[str], Any]) -> Any:
     if isinstance(value, dict):
         if set(value) == {_ARRAY}:
-            return np.asarray(file.get_tensor(value[_ARRAY]))
-        return {k: _fill(v, file) for k, v in value.items()}
+            return np.asarray(array_of(value[_ARRAY]))
+        return {k: _fill(v, array_of) for k, v in value.items()}
     if isinstance(value, list):
-        return [_fill(v, file) for v in value]
+        return [_fill(v, array_of) for v in value]
     return value

@@ -297,6 +297,11 @@ def change_state(path, **changes):
     save_state(path, {k: v for k, v in {**state, **changes}.items() if v is not ...})
 
 
+def swapped(members):
+    """The same clients' states under each other's numbers."""
+    return [[i, state] for (i, _), (_, state) in zip(members, members[::-1], strict=True)]
+
+
 DAMAGE = {
     "empty": lambda p: p.write_bytes(b""),
     "text": lambda p: p.write_bytes(b"not a checkpoint at all"),
@@ -309,10 +314,11 @@ DAMAGE = {
     "rounds-text": lambda p: change_state(p, totals={**load_state(p)["totals"], "rounds_done": "2"}),
     "no-server": lambda p: change_state(p, server=...),
     "server-none": lambda p: change_state(p, server=None),
-    "clients-none": lambda p: change_state(p, clients=None),
-    "client-missing": lambda p: change_state(p, clients=load_state(p)["clients"][:-1]),
-    "client-too-many": lambda p: change_state(p, clients=load_state(p)["clients"] * 2),
-    "clients-swapped": lambda p: change_state(p, clients=load_state(p)["clients"][::-1]),
+    "clients-none": lambda p: change_state(p, members=None),
+    "client-missing": lambda p: change_state(p, members=load_state(p)["members"][:-1]),
+    "client-too-many": lambda p: change_state(p, members=load_state(p)["members"] * 2),
+    "clients-reversed": lambda p: change_state(p, members=load_state(p)["members"][::-1]),
+    "clients-swapped": lambda p: change_state(p, members=swapped(load_state(p)["members"])),
     "model-wrong-length": lambda p: change_state(p, model=np.zeros(3, np.float32)),
     "model-none": lambda p: change_state(p, model=None),
 }

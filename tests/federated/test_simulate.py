@@ -15,7 +15,7 @@ from torch.nn import functional
 import gradwire as gw
 from gradwire.client import Client
 from gradwire.errors import UpdateError
-from gradwire.federated import simulate
+from gradwire.federated import federation
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
 from gradwire.federated.simulate import Simulation
@@ -87,7 +87,7 @@ def fedavg(task, initial, shards, seed, rounds, local_steps, batch_size, learnin
 @pytest.mark.parametrize("partition", ["iid", "dirichlet:0.2"])
 def test_dense_is_fedavg(digits, partition, batched):
     sim = simulation(digits, partition=partition, batched=batched, learning_rate=0.3, seed=3)
-    sizes = [len(s) for s in sim.shards]
+    sizes = [len(s) for s in sim.federation.shards]
     assert sum(sizes) == len(digits.train_inputs)
     if partition != "iid":
         assert max(sizes) > 2 * min(sizes)
@@ -95,7 +95,7 @@ def test_dense_is_fedavg(digits, partition, batched):
     initial = torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy()
     np.testing.assert_array_equal(sim.model, initial)
     run(sim)
-    expected = fedavg(digits, initial, sim.shards, 3, 4, 3, 8, 0.3)
+    expected = fedavg(digits, initial, sim.federation.shards, 3, 4, 3, 8, 0.3)
     moved = np.abs(expected - initial).max()
     assert moved > 0.05
     np.testing.assert_allclose(sim.model, expected, rtol=0, atol=5e-6)
@@ -105,7 +105,7 @@ def test_unweighted_averaging_would_be_noticed(digits):
     """The comparison above can fail: on unequal shards the plain mean is far from what it asserts."""
     sim = simulation(digits, partition="dirichlet:0.2", learning_rate=0.3, seed=3)
     initial = sim.model.copy()
-    equal = [s[:1].repeat(10) for s in sim.shards]
+    equal = [s[:1].repeat(10) for s in sim.federation.shards]
     run(sim)
     wrong = fedavg(digits, initial, equal, 3, 4, 3, 8, 0.3)
     assert np.abs(sim.model - wrong).max() > 1e-2
@@ -127,13 +127,13 @@ def test_weights_are_the_clients_examples(digits, monkeypatch):
     monkeypatch.setattr(Client, "compress", spy_compress)
     monkeypatch.setattr(Server, "receive", spy_receive)
     run(sim)
-    expected = {i: len(s) for i, s in enumerate(sim.shards)}
+    expected = {i: len(s) for i, s in enumerate(sim.federation.shards)}
     assert given["compress"] == given["receive"] == expected
 
 
 def test_every_example_is_one_client_s(digits):
     sim = simulation(digits, partition="shards:2")
-    assert sorted(np.concatenate(sim.shards)) == list(range(len(digits.train_inputs)))
+    assert sorted(np.concatenate(sim.federation.shards)) == list(range(len(digits.train_inputs)))
 
 
 # ---- bytes
@@ -144,7 +144,7 @@ class Seam:
 
     def __init__(self, monkeypatch):
         self.up, self.down, self.other = [], [], []
-        receive, end_round, encode = Server.receive, Client.end_round, simulate.encode
+        receive, end_round, encode = Server.receive, Client.end_round, federation.encode
 
         def spy_receive(server, blob, *args, **options):
             assert type(blob) is bytes
@@ -162,7 +162,7 @@ class Seam:
 
         monkeypatch.setattr(Server, "receive", spy_receive)
         monkeypatch.setattr(Client, "end_round", spy_end_round)
-        monkeypatch.setattr(simulate, "encode", spy_encode)
+        monkeypatch.setattr(federation, "encode", spy_encode)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -246,7 +246,7 @@ def test_batching_changes_rounding_only(digits, method):
     models = []
     for batched in (True, False):
         sim = simulation(digits, method, batched=batched)
-        assert sim.trainer.batched is batched
+        assert sim.batched is batched
         run(sim)
         models.append(sim.model)
     moved = np.abs(models[0] - simulation(digits, method).model).max()
@@ -303,10 +303,10 @@ def test_another_seed_gives_another_model(digits):
 def test_the_seed_decides_partition_model_batches_and_support_apart(digits):
     a, b = simulation(digits, "randk(0.02)", seed=0), simulation(digits, "randk(0.02)", seed=1)
     assert not np.array_equal(a.model, b.model)
-    assert any(not np.array_equal(p, q) for p, q in zip(a.shards, b.shards, strict=True))
+    assert any(not np.array_equal(p, q) for p, q in zip(a.federation.shards, b.federation.shards, strict=True))
     c = simulation(digits, "topk(0.02)", seed=0)
     assert np.array_equal(a.model, c.model)
-    assert all(np.array_equal(p, q) for p, q in zip(a.shards, c.shards, strict=True))
+    assert all(np.array_equal(p, q) for p, q in zip(a.federation.shards, c.federation.shards, strict=True))
 
 
 def test_the_global_generators_keep_their_state(digits):

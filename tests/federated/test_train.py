@@ -177,6 +177,148 @@ def test_one_step_of_the_digits_mlp_equals_backpropagation_by_hand(digits, batch
         np.testing.assert_allclose(update, expected, rtol=0, atol=1e-6)
 
 
+# ---- what algorithms add
+
+
+def small_norm():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+
+@pytest.fixture(scope="module")
+def normed():
+    """A task, a model with running statistics, four clients' batches and a start."""
+    task = tiny_task("cifar10", (3, 8, 8))
+    torch.manual_seed(0)
+    model = small_norm()
+    return task, model, some_batches(4, 5, 6, 20), Trainer(task, model).initial()
+
+
+def extra_arguments(trainer, num_clients, seed=0):
+    rng = np.random.default_rng(seed)
+    n, d = trainer.layout.num_parameters, trainer.layout.d
+    starts = rng.uniform(0.01, 0.1, (num_clients, d)).astype(np.float32)
+    return {
+        "proximal": {"proximal": 0.7},
+        "corrections": {"corrections": 0.1 * rng.standard_normal((num_clients, n)).astype(np.float32)},
+        "corrections of d": {"corrections": 0.1 * rng.standard_normal((num_clients, d)).astype(np.float32)},
+        "local_steps": {"local_steps": [2, 5, 1, 4][:num_clients]},
+        "all take fewer": {"local_steps": [3] * num_clients},
+        "starts": {"start": starts},
+        "all": {
+            "start": starts,
+            "proximal": 0.3,
+            "corrections": 0.1 * rng.standard_normal((num_clients, n)).astype(np.float32),
+            "local_steps": [2, 5, 1, 4][:num_clients],
+            "shifts": [draw_shifts(Key(0, 0, i), 5, 6) for i in range(num_clients)],
+        },
+    }
+
+
+KINDS = ["proximal", "corrections", "corrections of d", "local_steps", "all take fewer", "starts", "all"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batched_and_one_by_one_agree_whatever_is_added(normed, kind):
+    task, model, batches, start = normed
+    results = []
+    for batched in (True, False):
+        trainer = Trainer(task, model, batched=batched, weight_decay=0.05)
+        arguments = {"start": start, **extra_arguments(trainer, 4)[kind]}
+        results.append(trainer.local_updates(batches=batches, learning_rate=0.1, **arguments))
+        plain, _ = trainer.local_updates(start, batches, 0.1)
+        assert np.abs(results[-1][0] - plain).max() > 1e-3
+    (together, losses_together), (apart, losses_apart) = results
+    np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5 * max(1, np.abs(apart).max()))
+    np.testing.assert_allclose(losses_together, losses_apart, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_client_trains_as_if_alone(normed, kind, batched):
+    """Its own start, its own correction, and no more than its own steps, in its place among the results."""
+    task, model, batches, start = normed
+    trainer = Trainer(task, model, batched=batched)
+    arguments = {"start": start, **extra_arguments(trainer, 4)[kind]}
+    updates, losses = trainer.local_updates(batches=batches, learning_rate=0.1, **arguments)
+    for i in range(4):
+        steps = arguments.get("local_steps", [5] * 4)[i]
+        alone, loss = trainer.local_updates(
+            arguments["start"][i] if arguments["start"].ndim == 2 else start,
+            [batches[i][:steps]],
+            0.1,
+            [arguments["shifts"][i][:steps]] if "shifts" in arguments else None,
+            proximal=arguments.get("proximal", 0.0),
+            corrections=arguments["corrections"][i : i + 1] if "corrections" in arguments else None,
+        )
+        np.testing.assert_allclose(updates[i], alone[0], rtol=0, atol=1e-5)
+        assert losses[i] == pytest.approx(loss[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_step_with_everything_in_closed_form(batched):
+    """Two steps of w <- w - eta (g + lambda w + mu (w - w_start) + correction), g from steps without the rest."""
+    task = tiny_task("line", (7,), num_classes=4)
+    plain = Trainer(task, nn.Sequential(nn.Linear(7, 4)), batched=batched)
+    decayed = Trainer(task, nn.Sequential(nn.Linear(7, 4)), batched=batched, weight_decay=0.25)
+    start, correction = np.random.default_rng(0).standard_normal((2, plain.layout.d)).astype(np.float32)
+    (batches,) = some_batches(1, 2, 4, 20)
+    w = start
+    for rows in batches:
+        gradient = plain.local_updates(w, [rows[None]], 1.0)[0][0] / -1.0
+        w = w - np.float32(0.1) * (gradient + 0.25 * w + 0.5 * (w - start) + correction)
+    updates, _ = decayed.local_updates(start, [batches], 0.1, proximal=0.5, corrections=correction[None])
+    np.testing.assert_allclose(updates[0], w - start, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_nothing_added_changes_no_bit_and_no_argument_is_modified(normed, batched):
+    task, model, batches, start = normed
+    trainer = Trainer(task, model, batched=batched)
+    plain, losses = trainer.local_updates(start, batches, 0.1)
+    same, same_losses = trainer.local_updates(np.tile(start, (4, 1)), batches, 0.1, None, proximal=0.0)
+    np.testing.assert_array_equal(plain, same)
+    np.testing.assert_array_equal(losses, same_losses)
+    arguments = extra_arguments(trainer, 4)["all"]
+    before = {name: np.copy(value) for name, value in arguments.items()}
+    trainer.local_updates(batches=batches, learning_rate=0.1, **arguments)
+    for name, value in before.items():
+        np.testing.assert_array_equal(arguments[name], value)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_running_statistics_are_neither_pulled_nor_corrected(normed, batched):
+    """One step: statistics see the inputs alone, whatever is added to the gradients."""
+    task, model, batches, start = normed
+    trainer = Trainer(task, model, batched=batched)
+    n = trainer.layout.num_parameters
+    corrections = np.ones((4, trainer.layout.d), np.float32)
+    plain, _ = trainer.local_updates(start, [b[:1] for b in batches], 0.1)
+    added, _ = trainer.local_updates(start, [b[:1] for b in batches], 0.1, proximal=9.0, corrections=corrections)
+    np.testing.assert_array_equal(plain[:, n:], added[:, n:])
+    np.testing.assert_allclose(added[:, :n], plain[:, :n] - 0.1, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"proximal": -1.0}, "proximal must be 0 or more, got -1.0"),
+        ({"proximal": float("nan")}, "proximal must be finite"),
+        ({"corrections": np.zeros((2, 5), np.float32)}, r"corrections must have shape \(2, 32\), got \(2, 5\)"),
+        ({"corrections": np.zeros(32, np.float32)}, r"corrections must have shape \(2, 32\), got \(32,\)"),
+        ({"local_steps": [1]}, "local_steps must be of 2 clients, got 1"),
+        ({"local_steps": [1, 0]}, r"local_steps must be an integer in \[1, 3\], got 0"),
+        ({"local_steps": [4, 1]}, r"local_steps must be an integer in \[1, 3\], got 4"),
+        ({"start": np.zeros((3, 32), np.float32)}, r"start must have shape \(32,\) or \(2, 32\), got \(3, 32\)"),
+    ],
+)
+def test_additions_that_cannot_be(arguments, message):
+    task = tiny_task("line", (7,), num_classes=4)
+    trainer = Trainer(task, nn.Sequential(nn.Linear(7, 4)))
+    arguments = {"start": trainer.initial(), **arguments}
+    with pytest.raises(ConfigError, match=message):
+        trainer.local_updates(batches=some_batches(2, 3, 4, 20), learning_rate=0.1, **arguments)
+
+
 # ---- running statistics
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from gradwire.compressor import Compressor
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
-from gradwire.federated.experiment import Experiment, read_toml
+from gradwire.federated.experiment import Experiment, Variant, read_toml
 from gradwire.federated.simulate import RoundMetrics, Simulation
 from gradwire.federated.tasks import Task, load_task
 from gradwire.store import load_state, save_state, write_atomically
@@ -67,18 +67,18 @@ class RunFolder:
         return cls(path, Experiment.build(read_toml(file), str(file)))
 
     @property
-    def runs(self) -> list[tuple[Compressor, int]]:
-        """Each (method, seed) of the experiment in the order they are run."""
-        return [(method, seed) for method in self.experiment.compressors() for seed in self.experiment.seeds]
+    def runs(self) -> list[tuple[Variant, int]]:
+        """Each (variant, seed) of the experiment in the order they are run."""
+        return [(variant, seed) for variant in self.experiment.variants() for seed in self.experiment.seeds]
 
     def finished(self) -> dict[tuple[str, int], dict[str, Any]]:
-        """Return the summary entries of runs that are complete, by (method, seed)."""
+        """Return the summary entries of runs that are complete, by (label, seed)."""
         file = self.path / "summary.json"
         if not file.is_file():
             return {}
         try:
             entries = json.loads(file.read_text())["runs"]
-            return {(r["method"], r["seed"]): r for r in entries if r["status"] == "complete"}
+            return {(r["label"], r["seed"]): r for r in entries if r["status"] == "complete"}
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file}: not a run's summary: {error}") from None
 
@@ -122,7 +122,7 @@ class RunFolder:
         state = load_state(self.checkpoint)
         try:
             rounds_done = state["totals"]["rounds_done"]
-            found = _Checkpoint(str(state["method"]), int(state["seed"]), int(rounds_done), state)
+            found = _Checkpoint(str(state["label"]), int(state["seed"]), int(rounds_done), state)
             if type(rounds_done) is not int:
                 raise TypeError(f"rounds_done must be an integer, got {rounds_done!r}")
         except (LookupError, TypeError, ValueError) as error:
@@ -134,7 +134,7 @@ class RunFolder:
 class _Checkpoint:
     """A run under way: which, how far, and its whole state."""
 
-    method: str
+    label: str
     seed: int
     rounds_done: int
     state: dict[str, Any]
@@ -147,7 +147,10 @@ def prepare(experiment: Experiment) -> Task:
         ConfigError: on data, model, partition or device that cannot be used.
     """
     task = load_task(experiment.data, Path(experiment.data_dir) if experiment.data_dir else None)
-    Simulation(experiment, experiment.compressors()[0], task, experiment.seeds[0])
+    with TemporaryDirectory() as folder:
+        for variant in experiment.variants():
+            compressor, seed = variant.compressor, experiment.seeds[0]
+            Simulation(variant.experiment, compressor, task, seed, None, variant.label, Path(folder)).close()
     return task
 
 
@@ -176,40 +179,46 @@ def run_experiment(
         UpdateError: where training diverges, naming the run; what was done is in the folder.
     """
     done = folder.finished()
-    if all((str(method), seed) in done for method, seed in folder.runs):
+    if all((variant.label, seed) in done for variant, seed in folder.runs):
         return True
     experiment = folder.experiment
     task = prepare(experiment) if task is None else task
     saved = folder.load_checkpoint()
-    covered = (saved.method, saved.seed) if saved else None
+    covered = (saved.label, saved.seed) if saved else None
     folder.cut_metrics(
         lambda r: (
-            (r["method"], r["seed"]) in done
-            or (saved is not None and (r["method"], r["seed"]) == covered and r["round"] < saved.rounds_done)
+            (r["label"], r["seed"]) in done
+            or (saved is not None and (r["label"], r["seed"]) == covered and r["round"] < saved.rounds_done)
         )
     )
-    for number, (method, seed) in enumerate(folder.runs):
-        if (str(method), seed) in done:
+    for number, (variant, seed) in enumerate(folder.runs):
+        name = (variant.label, seed)
+        if name in done:
             continue
-        simulation = Simulation(experiment, method, task, seed)
-        if saved is not None and (str(method), seed) == covered:
+        simulation = Simulation(variant.experiment, variant.compressor, task, seed, None, variant.label, folder.path)
+        if saved is not None and name == covered:
             try:
                 simulation.load_state_dict(saved.state)
             except (StateError, LookupError, TypeError, ValueError) as error:
                 raise StateError(f"{folder.checkpoint}: cannot be resumed: {error}") from error
+        else:
+            simulation.forget()
         started(simulation, number, len(folder.runs))
         try:
             stopped = _run_one(folder, simulation, progressed, stop)
         except (UpdateError, ProtocolError) as error:
-            where = f"{method}, seed {seed}, round {simulation.totals.rounds_done}"
+            where = f"{variant.label}, seed {seed}, round {simulation.totals.rounds_done}"
             raise type(error)(f"{where}: {error}; did training diverge?") from error
         finally:
             entry = simulation.summary()
+            simulation.close()
             folder.write_summary([*done.values(), entry], describe(experiment, task, simulation))
         if stopped:
             return False
-        done[(str(method), seed)] = entry
+        done[name] = entry
         folder.checkpoint.unlink(missing_ok=True)
+        for file in folder.path.glob("members.sqlite*"):
+            file.unlink()
     return True
 
 
@@ -217,7 +226,7 @@ def run_experiment(
 def _threads(simulation: Simulation) -> Iterator[None]:
     """One torch thread while clients of a small model are trained in one batch: more only wait for each other."""
     before = torch.get_num_threads()
-    if simulation.trainer.batched:
+    if simulation.batched:
         torch.set_num_threads(1)
     try:
         yield
@@ -251,11 +260,11 @@ def _run_one(
         for metrics in simulation.rounds():
             file.write(json.dumps(asdict(metrics)) + "\n")
             progressed(simulation, metrics)
-            finished = simulation.totals.rounds_done == folder.experiment.rounds
-            stopping = stop() and not finished
+            stopping = stop() and not simulation.finished
             if stopping or time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                 file.flush()
                 save_state(folder.checkpoint, simulation.state_dict())
+                simulation.saved()
                 last_saved = time.monotonic()
             if stopping:
                 return True

@@ -1,218 +1,227 @@
-"""The simulator: FedAvg over many clients in one process; only real blobs pass between Client and Server."""
+"""The simulator: one method, one seed, round by round; only real blobs pass between clients and servers."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.client import Client
-from gradwire.compressor import Compressor, Round, decompress
-from gradwire.errors import ConfigError, StateError
+from gradwire.compressor import Compressor
+from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.models import build_model
-from gradwire.federated.partition import parse_partition
+from gradwire.federated.federation import Federation, Stopwatch
+from gradwire.federated.members import MembersOnDisk
+from gradwire.federated.synchronous import synchronous_round
 from gradwire.federated.tasks import Task
-from gradwire.federated.train import Trainer, draw_batches, draw_shifts
-from gradwire.rng import Key
-from gradwire.server import Server
-from gradwire.sparsify import dense
-from gradwire.wire import decode, encode, inspect
+from gradwire.federated.traffic import Traffic
+from gradwire.layout import Layout
 
 __all__ = ["RoundMetrics", "Simulation", "Totals"]
 
 
-@dataclass(frozen=True)
-class RoundMetrics:
-    """What one round came to; byte counts are sums of ``len(blob)`` over the clients.
+@dataclass
+class RoundMetrics(Traffic):
+    """What one round came to: the traffic, and the rest.
 
     Attributes:
+        label: what tells this run from the others of its experiment.
         method: the compressor's spec.
         seed: the run's seed.
         round: 0-based.
         accuracy: on the held-out examples after the round, or None where it was not evaluated.
-        loss: mean training loss over clients and steps.
+        loss: mean training loss over clients and steps, or None where nobody trained.
         update_norm: root of the mean over clients of |u|^2, before compression.
-        uplink_bytes: client to server; the sum of the next three.
-        header_bytes: of the uplink: containers.
-        support_bytes: of the uplink: which coordinates.
-        values_bytes: of the uplink: the numbers.
-        downlink_bytes: server to clients, each client's copy counted.
+        drift_norm: root of the mean over clients of |u - mean u|^2: how far apart they went.
+        num_trained: clients that trained.
+        staleness: mean age of the payloads of an asynchronous round, or None.
+        virtual_seconds: the virtual clock at the end of the round.
         seconds: wall time.
-        compression_seconds: of these, in Client and Server.
+        compression_seconds: of these, in clients and servers.
     """
 
-    method: str
-    seed: int
-    round: int
-    accuracy: float | None
-    loss: float
-    update_norm: float
-    uplink_bytes: int
-    header_bytes: int
-    support_bytes: int
-    values_bytes: int
-    downlink_bytes: int
-    seconds: float
-    compression_seconds: float
+    label: str = ""
+    method: str = ""
+    seed: int = 0
+    round: int = 0
+    accuracy: float | None = None
+    loss: float | None = None
+    update_norm: float = 0.0
+    drift_norm: float = 0.0
+    num_trained: int = 0
+    staleness: float | None = None
+    virtual_seconds: float = 0.0
+    seconds: float = 0.0
+    compression_seconds: float = 0.0
+
+
+_SUMMED = tuple(Traffic.__dataclass_fields__)
 
 
 @dataclass
-class Totals:
-    """Sums over the rounds done so far."""
+class Totals(Traffic):
+    """Sums over the rounds done so far, and what was reached.
+
+    Attributes:
+        rounds_done: how many.
+        uploads: updates trained and compressed.
+        seconds: wall time.
+        compression_seconds: of these, in clients and servers.
+        accuracy: the last one measured, or None.
+        drift_norm: sum over rounds.
+        target_round: the first round after which the target accuracy was measured, or None.
+        target_virtual_seconds: the virtual clock then.
+        target_uplink_bytes: what clients had sent by then.
+        target_total_bytes: what had travelled by then, in all.
+    """
 
     rounds_done: int = 0
-    uplink_bytes: int = 0
-    header_bytes: int = 0
-    support_bytes: int = 0
-    values_bytes: int = 0
-    downlink_bytes: int = 0
-    other_bytes: int = 0
+    uploads: int = 0
     seconds: float = 0.0
     compression_seconds: float = 0.0
     accuracy: float | None = None
+    drift_norm: float = 0.0
+    target_round: int | None = None
+    target_virtual_seconds: float | None = None
+    target_uplink_bytes: int | None = None
+    target_total_bytes: int | None = None
 
-    def add(self, metrics: RoundMetrics) -> None:
+    def count(self, metrics: RoundMetrics, target: float | None) -> None:
         """Count a round."""
         self.rounds_done += 1
-        for name in ("uplink_bytes", "header_bytes", "support_bytes", "values_bytes", "downlink_bytes"):
+        self.uploads += metrics.num_trained
+        for name in (*_SUMMED, "seconds", "compression_seconds", "drift_norm"):
             setattr(self, name, getattr(self, name) + getattr(metrics, name))
-        self.seconds += metrics.seconds
-        self.compression_seconds += metrics.compression_seconds
         self.accuracy = metrics.accuracy if metrics.accuracy is not None else self.accuracy
+        reached = target is not None and metrics.accuracy is not None and metrics.accuracy >= target
+        if reached and self.target_round is None:
+            self.target_round = metrics.round
+            self.target_virtual_seconds = metrics.virtual_seconds
+            self.target_uplink_bytes = self.uplink_bytes
+            self.target_total_bytes = self.total_bytes
 
-
-@dataclass
-class _Stopwatch:
-    """Adds up the time spent inside ``with`` blocks."""
-
-    seconds: float = 0.0
-    _start: float = field(default=0.0, repr=False)
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
+    @property
+    def total_bytes(self) -> int:
+        """All that travelled."""
+        return (
+            self.uplink_bytes + self.downlink_bytes + self.other_bytes + self.wan_uplink_bytes + self.wan_downlink_bytes
+        )
 
 
 class Simulation:
     """One method, one seed: clients, server and model, advanced a round at a time.
 
     Args:
-        experiment: the settings.
+        experiment: the settings: the first algorithm, links and budget of its lists are the ones used.
         compressor: the method.
         task: the data.
-        seed: decides the initial model, the partition, the batches and every random choice of the compressor.
+        seed: decides the initial model, the partition, the batches, the links and all the compressor draws.
         batched: see ``Trainer``.
+        label: what tells this run from the others of its experiment; the method's text when None.
+        folder: where clients are kept that are not in memory.
 
     Attributes:
         totals: sums over the rounds done.
-        model: (d,) float32, the global model.
+        federation: clients, servers, links, model and clock.
 
     Source: FedAvg, McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1; TCS (arXiv 2101.08837), Algorithm 1.
     Deviations: minibatches are drawn independently, not by epochs; what is sent is the model difference, compressed.
     """
 
     def __init__(
-        self, experiment: Experiment, compressor: Compressor, task: Task, seed: int, batched: bool | None = None
+        self,
+        experiment: Experiment,
+        compressor: Compressor,
+        task: Task,
+        seed: int,
+        batched: bool | None = None,
+        label: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         self.experiment = experiment
         self.compressor = compressor
         self.seed = seed
-        self.trainer = Trainer(
-            task,
-            build_model(experiment.model or task.default_model, task, seed),
-            experiment.device,
-            batched,
-            experiment.weight_decay,
-            experiment.precision,
-        )
-        if experiment.augment and task.train_inputs.ndim != 4:
-            raise ConfigError(f"augment moves images (n, c, h, w), got {task.name}: {tuple(task.train_inputs.shape)}")
-        self.layout = self.trainer.layout
-        self.shards = parse_partition(experiment.partition).split(
-            np.asarray(task.train_targets), experiment.clients, _partition_generator(seed), task.groups
-        )
-        self.weights = [float(shard.size) for shard in self.shards]
-        self.clients = [
-            Client(compressor, self.layout, client_id=i, seed=seed, num_rounds=experiment.rounds)
-            for i in range(experiment.clients)
-        ]
-        self.server = Server(compressor, self.layout, seed=seed, num_clients=experiment.clients)
+        self.label = str(compressor) if label is None else label
+        self.federation = Federation(experiment, compressor, task, seed, batched, folder)
         self.totals = Totals()
-        self.model = self._send_initial_model()
+        self._events = AsynchronousRounds(self.federation) if self.federation.algorithm.asynchronous else None
+
+    @property
+    def layout(self) -> Layout:
+        """The model's layout."""
+        return self.federation.layout
 
     @property
     def num_parameters(self) -> int:
         """Length of the updates."""
         return self.layout.d
 
+    @property
+    def model(self) -> NDArray[np.float32]:
+        """(d,) float32, the global model."""
+        return self.federation.model
+
+    @property
+    def batched(self) -> bool:
+        """Whether clients are trained in one batch."""
+        return self.federation.trainer.batched
+
+    @property
+    def clients(self) -> list[Client]:
+        """Every client that took part so far, by number."""
+        return [member.client for member in self.federation.members.all()]
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to do."""
+        stopped = self.experiment.stop_at_target and self.totals.target_round is not None
+        return stopped or self.totals.rounds_done >= self.experiment.rounds
+
     def rounds(self) -> Iterator[RoundMetrics]:
         """Run the rounds that are left, giving each one's metrics; may be left after any of them."""
-        while self.totals.rounds_done < self.experiment.rounds:
+        while not self.finished:
             metrics = self._round(self.totals.rounds_done)
-            self.totals.add(metrics)
+            self.totals.count(metrics, self.experiment.target_accuracy)
             yield metrics
 
-    def _send_initial_model(self) -> NDArray[np.float32]:
-        model = self.trainer.initial()
-        compressor = dense()
-        payload, _ = compressor.compress(model, compressor.init(self.layout), Round(sum_weights=0.0))
-        blob = encode(payload)
-        self.totals.other_bytes += len(blob) * len(self.clients)
-        return decompress(decode(blob))
-
     def _round(self, index: int) -> RoundMetrics:
-        began, watch = time.perf_counter(), _Stopwatch()
-        e = self.experiment
-        batches = [
-            draw_batches(shard, Key(self.seed, index, i), e.local_steps, e.batch_size)
-            for i, shard in enumerate(self.shards)
-        ]
-        shifts = None
-        if e.augment:
-            shifts = [draw_shifts(Key(self.seed, index, i), e.local_steps, e.batch_size) for i in range(e.clients)]
-        updates, losses = self.trainer.local_updates(self.model, batches, e.step_size_at(index), shifts)
-        blobs: list[bytes] = []
-        with watch:
-            for client, update, weight in zip(self.clients, updates, self.weights, strict=True):
-                blob = client.compress(update, weight=weight)
-                self.server.receive(blob, client_id=client.client_id, weight=weight)
-                blobs.append(blob)
-            result = self.server.close_round()
-            for client in self.clients:
-                applied = client.end_round(result.blob, delivered=True)
-        self.model += applied
-        sizes = [inspect(blob) for blob in blobs]
+        began, f = time.perf_counter(), self.federation
+        f.traffic, f.watch = Traffic(), Stopwatch()
+        trained = synchronous_round(f) if self._events is None else self._events.round()
+        evaluated = self.experiment.evaluates(index)
         return RoundMetrics(
+            **asdict(f.traffic),
+            label=self.label,
             method=str(self.compressor),
             seed=self.seed,
             round=index,
-            accuracy=self.trainer.evaluate(self.model) if e.evaluates(index) else None,
-            loss=float(np.average(losses, weights=self.weights)),
-            update_norm=float(np.sqrt(np.mean(np.sum(np.square(updates, dtype=np.float64), axis=1)))),
-            uplink_bytes=sum(map(len, blobs)),
-            header_bytes=sum(s["header_bytes"] for s in sizes),
-            support_bytes=sum(s["support_bytes"] for s in sizes),
-            values_bytes=sum(s["values_bytes"] for s in sizes),
-            downlink_bytes=len(result.blob) * len(self.clients),
+            accuracy=f.trainer.evaluate(f.model) if evaluated else None,
+            loss=trained.loss,
+            update_norm=trained.update_norm,
+            drift_norm=trained.drift_norm,
+            num_trained=len(trained.losses),
+            staleness=None if self._events is None else self._events.staleness,
+            virtual_seconds=f.seconds,
             seconds=time.perf_counter() - began,
-            compression_seconds=watch.seconds,
+            compression_seconds=f.watch.seconds,
         )
 
     def summary(self) -> dict[str, Any]:
         """Return this run's entry of summary.json, of the rounds done so far."""
         t, e = self.totals, self.experiment
-        uploads = t.rounds_done * e.clients
-        dense_uplink_bytes = 4 * self.layout.d * uploads
+        dense_uplink_bytes = 4 * self.layout.d * t.uploads
         return {
+            "label": self.label,
             "method": str(self.compressor),
+            "algorithm": e.algorithms[0],
+            "links": e.links[0],
+            "budget": e.budgets[0],
             "seed": self.seed,
             "clients": e.clients,
             "rounds": e.rounds,
@@ -222,40 +231,62 @@ class Simulation:
             "other_bytes": t.other_bytes,
             "dense_uplink_bytes": dense_uplink_bytes,
             "compression_ratio": dense_uplink_bytes / t.uplink_bytes if t.uplink_bytes else None,
-            "bits_per_parameter": 8 * t.uplink_bytes / (self.layout.d * uploads) if uploads else None,
+            "bits_per_parameter": 8 * t.uplink_bytes / (self.layout.d * t.uploads) if t.uploads else None,
             "model_sha256": hashlib.sha256(self.model.astype("<f4").tobytes()).hexdigest(),
             "seconds": t.seconds,
-            "status": "complete" if t.rounds_done == e.rounds else "partial",
+            "status": "complete" if self.finished else "partial",
             "rounds_done": t.rounds_done,
             "header_bytes": t.header_bytes,
             "support_bytes": t.support_bytes,
             "values_bytes": t.values_bytes,
+            "again_bytes": t.again_bytes,
+            "wan_uplink_bytes": t.wan_uplink_bytes,
+            "wan_downlink_bytes": t.wan_downlink_bytes,
+            "num_received": t.num_received,
+            "num_late": t.num_late,
+            "num_duplicates": t.num_duplicates,
+            "num_clipped": t.num_clipped,
+            "channel_uses": getattr(self.federation.aggregator, "channel_uses", None),
+            "drift_norm": t.drift_norm / t.rounds_done if t.rounds_done else None,
+            "conservation_error": self.federation.conservation_error if e.audit else None,
+            "virtual_seconds": self.federation.seconds,
+            "target_accuracy": e.target_accuracy,
+            "target_round": t.target_round,
+            "target_virtual_seconds": t.target_virtual_seconds,
+            "target_uplink_bytes": t.target_uplink_bytes,
+            "target_total_bytes": t.target_total_bytes,
             "compression_seconds": t.compression_seconds,
-            "client_rounds_per_second": uploads / t.seconds if t.seconds else None,
+            "client_rounds_per_second": t.uploads / t.seconds if t.seconds else None,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything needed to go on after the last round done."""
         return {
-            "method": str(self.compressor),
+            "label": self.label,
             "seed": self.seed,
-            "model": self.model.copy(),
             "totals": asdict(self.totals),
-            "server": self.server.state_dict(),
-            "clients": [client.state_dict() for client in self.clients],
+            **self.federation.state_dict(),
+            "events": None if self._events is None else self._events.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken: the rounds that follow are the same, byte for byte."""
-        self.server.load_state_dict(state["server"])
-        for client, saved in zip(self.clients, state["clients"], strict=True):
-            client.load_state_dict(saved)
-        model = np.array(state["model"], np.float32)
-        if model.shape != self.model.shape:
-            raise StateError(f"model must have shape {self.model.shape}, got {model.shape}")
-        self.model = model
+        self.federation.load_state_dict(state)
+        if self._events is not None:
+            self._events.load_state_dict(state["events"])
         self.totals = Totals(**state["totals"])
 
+    def forget(self) -> None:
+        """Drop clients that an earlier process left on disk without a checkpoint."""
+        if isinstance(self.federation.members, MembersOnDisk):
+            self.federation.members.forget_after(0)
 
-def _partition_generator(seed: int) -> np.random.Generator:
-    return np.random.Generator(Key(seed, purpose="partition").generator())
+    def saved(self) -> None:
+        """Say that the last ``state_dict`` is safe: what only older ones lean on may go."""
+        if isinstance(self.federation.members, MembersOnDisk):
+            self.federation.members.forget_before(self.totals.rounds_done)
+
+    def close(self) -> None:
+        """Let go of files."""
+        if isinstance(self.federation.members, MembersOnDisk):
+            self.federation.members.close()

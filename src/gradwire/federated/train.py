@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
+from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
 from gradwire.federated.models import cross_entropy
 from gradwire.federated.tasks import Task
-from gradwire.layout import Layout
+from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
 
 __all__ = ["Trainer"]
@@ -77,25 +78,53 @@ class Trainer:
         batches: Sequence[NDArray[np.int64]],
         learning_rate: float,
         shifts: Sequence[NDArray[np.int64]] | None = None,
+        *,
+        proximal: float = 0.0,
+        corrections: NDArray[np.float32] | None = None,
+        local_steps: Sequence[int] | None = None,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Train every client from the same model.
+        """Train every client, from the same model or each from its own.
+
+        A step is w <- w - eta (g(w) + lambda w + mu (w - w_start) + correction).
 
         Args:
-            start: (d,) float32, the global model; not modified.
+            start: (d,) float32, the global model, or (num_clients, d), each client's; not modified.
             batches: for each client (local_steps, batch_size) int64 indices of training examples.
-            learning_rate: step size of SGD.
+            learning_rate: eta, the step size of SGD.
             shifts: for each client (local_steps, batch_size, 3) int64: how each image is moved down, to the right and
                 whether it is mirrored, see ``draw_shifts``; None leaves them alone.
+            proximal: mu, which pulls parameters back to where they started, 0 or more.
+            corrections: (num_clients, num_parameters or d) float32, what is added to each client's gradients, not
+                modified; what it says of running statistics is not read.
+            local_steps: for each client how many of its batches it takes, 1 or more; None takes all.
 
         Returns:
             (num_clients, d) float32 model differences and (num_clients,) float32 mean training losses.
 
-        Source: TCS (arXiv 2101.08837) Algorithm 1, lines 3-6, and Eq. (2).
+        Raises:
+            ConfigError: on ``proximal``, ``corrections``, ``local_steps`` or a ``start`` outside these.
+
+        Source: TCS (arXiv 2101.08837) Algorithm 1, lines 3-6, and Eq. (2); proximal: FedProx (arXiv 1812.06127),
+            Eq. (2); corrections: SCAFFOLD (arXiv 1910.06378), Algorithm 1, line 10.
         """
-        model = torch.from_numpy(start).to(self.device)
+        n, layout = len(batches), self.layout
+        if start.shape not in ((layout.d,), (n, layout.d)):
+            raise ConfigError(f"start must have shape ({layout.d},) or ({n}, {layout.d}), got {start.shape}")
+        if check_number("proximal", proximal) < 0:
+            raise ConfigError(f"proximal must be 0 or more, got {proximal!r}")
+        if corrections is not None and corrections.shape not in ((n, layout.num_parameters), (n, layout.d)):
+            raise ConfigError(f"corrections must have shape ({n}, {layout.num_parameters}), got {corrections.shape}")
+        if local_steps is not None:
+            if len(local_steps) != n:
+                raise ConfigError(f"local_steps must be of {n} clients, got {len(local_steps)}")
+            local_steps = [
+                check_integer("local_steps", k, 1, len(b)) for k, b in zip(local_steps, batches, strict=True)
+            ]
+        starts = torch.from_numpy(start).to(self.device).expand(n, -1)
         train = self._train_batched if self.batched else self._train_one_by_one
         moves = None if shifts is None else torch.from_numpy(np.stack(shifts)).to(self.device)
-        updates, losses = train(model, batches, learning_rate, moves)
+        added = None if corrections is None else torch.from_numpy(corrections).to(self.device)
+        updates, losses = train(starts, batches, learning_rate, moves, proximal, added, local_steps)
         return updates.cpu().numpy(), losses.cpu().numpy()
 
     def evaluate(self, model: NDArray[np.float32]) -> float:
@@ -113,37 +142,69 @@ class Trainer:
         return right / targets.numel()
 
     def _train_one_by_one(
-        self, start: Tensor, batches: Sequence[NDArray[np.int64]], learning_rate: float, moves: Tensor | None
+        self,
+        starts: Tensor,
+        batches: Sequence[NDArray[np.int64]],
+        learning_rate: float,
+        moves: Tensor | None,
+        proximal: float,
+        corrections: Tensor | None,
+        local_steps: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor]:
         updates = torch.empty(len(batches), self.layout.d, device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
-        parameters: list[Tensor] = list(self.model.parameters())
+        names, parameters = zip(*self.model.named_parameters(), strict=True)
         self.model.train()
         for client, steps in enumerate(batches):
-            self._load(start)
+            self._load(starts[client])
+            if local_steps is not None:
+                steps = steps[: local_steps[client]]
+            origin = self._parameters_of(starts[client]) if proximal else {}
+            correction = {} if corrections is None else self._parameters_of(corrections[client])
             for step, rows in enumerate(torch.from_numpy(steps).to(self.device)):
                 inputs, targets = self._examples(rows, None if moves is None else moves[client, step])
                 with self._autocast():
                     loss = cross_entropy(self.model(inputs), targets)
                 gradients = torch.autograd.grad(loss, parameters)
                 with torch.no_grad():
+                    if origin:
+                        pulls = torch._foreach_sub(parameters, [origin[name] for name in names])
+                        gradients = torch._foreach_add(gradients, pulls, alpha=proximal)
+                    if correction:
+                        gradients = torch._foreach_add(gradients, [correction[name] for name in names])
                     if self.weight_decay:
                         torch._foreach_mul_(parameters, 1 - learning_rate * self.weight_decay)
                     torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
                     losses[client] += loss.detach() / len(steps)
-            torch.sub(self.layout.flatten(self.model.state_dict()), start, out=updates[client])
+            torch.sub(self.layout.flatten(self.model.state_dict()), starts[client], out=updates[client])
         return updates, losses
 
     def _train_batched(
-        self, start: Tensor, batches: Sequence[NDArray[np.int64]], learning_rate: float, moves: Tensor | None
+        self,
+        starts: Tensor,
+        batches: Sequence[NDArray[np.int64]],
+        learning_rate: float,
+        moves: Tensor | None,
+        proximal: float,
+        corrections: Tensor | None,
+        local_steps: Sequence[int] | None,
     ) -> tuple[Tensor, Tensor]:
         rows = torch.from_numpy(np.stack(batches)).to(self.device)  # (clients, steps, examples)
-        models = start.repeat(len(batches), 1)
-        views = {t.name: models[:, t.offset : t.stop].view(len(batches), *t.shape) for t in self.layout.tensors}
-        statistics = {t.name: views.pop(t.name) for t in self.layout.tensors if t.buffer}
+        num_steps = None
+        if local_steps is not None:  # most steps first: those not done yet are then always the first ones
+            num_steps, order = torch.tensor(local_steps, device=self.device).sort(descending=True, stable=True)
+            starts, rows = starts[order], rows[order, : max(local_steps)]
+            moves = None if moves is None else moves[order]
+            corrections = None if corrections is None else corrections[order]
+        models = starts.clone(memory_format=torch.contiguous_format)
+        views = self._parameters_of(models)
+        origins = self._parameters_of(starts) if proximal else {}
+        added = {} if corrections is None else self._parameters_of(corrections)
+        statistics = {t.name: _cut(models, t) for t in self.layout.tensors if t.buffer}
         for name, buffer in self.model.named_buffers():  # counters are no floats: they neither travel nor matter here
             statistics.setdefault(name, buffer.expand(len(batches), *buffer.shape).clone())
         losses = torch.zeros(len(batches), device=self.device)
+        sums = losses
 
         def loss_of(
             parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
@@ -156,16 +217,36 @@ class Trainer:
         step = vmap(grad_and_value(loss_of, has_aux=True))
         self.model.train()
         for i in range(rows.shape[1]):
+            if local_steps is not None and (going := sum(k > i for k in local_steps)) < len(rows):
+                rows, sums = rows[:going], sums[:going]
+                moves = None if moves is None else moves[:going]
+                views, statistics, origins, added = (
+                    {name: piece[:going] for name, piece in pieces.items()}
+                    for pieces in (views, statistics, origins, added)
+                )
             inputs, targets = self._examples(rows[:, i], None if moves is None else moves[:, i])
             gradients, (loss, moved) = step(views, statistics, inputs, targets)
             for name, statistic in statistics.items():
                 statistic.copy_(moved[name])
             for name, view in views.items():
+                gradient = gradients[name]
+                if origins:
+                    gradient = gradient.add(view - origins[name], alpha=proximal)
+                if added:
+                    gradient = gradient + added[name]
                 if self.weight_decay:
                     view.mul_(1 - learning_rate * self.weight_decay)
-                view.sub_(gradients[name], alpha=learning_rate)
-            losses += loss / rows.shape[1]
-        return models - start, losses
+                view.sub_(gradient, alpha=learning_rate)
+            sums += loss / (rows.shape[1] if num_steps is None else num_steps[: len(rows)])
+        updates = models - starts
+        if local_steps is None:
+            return updates, losses
+        back = order.argsort()
+        return updates[back], losses[back]
+
+    def _parameters_of(self, flat: Tensor) -> dict[str, Tensor]:
+        """The parameters in (..., num_parameters or d) flat vectors, by name; running statistics left out."""
+        return {t.name: _cut(flat, t) for t in self.layout.tensors if not t.buffer}
 
     def _examples(self, rows: Tensor, moves: Tensor | None) -> tuple[Tensor, Tensor]:
         """Some training examples and their targets, moved where asked: rows (...), moves (..., 3)."""
@@ -213,6 +294,11 @@ def draw_shifts(key: Key, local_steps: int, batch_size: int) -> NDArray[np.int64
     spans = np.array([2 * _MOST_SHIFTED + 1, 2 * _MOST_SHIFTED + 1, 2], np.float32)
     moves: NDArray[np.int64] = (drawn * spans).astype(np.int64) - np.array([_MOST_SHIFTED, _MOST_SHIFTED, 0])
     return moves
+
+
+def _cut(flat: Tensor, tensor: TensorSpec) -> Tensor:
+    """A view of one tensor in (..., n) flat vectors: (..., *shape)."""
+    return flat[..., tensor.offset : tensor.stop].view(*flat.shape[:-1], *tensor.shape)
 
 
 def _moved(images: Tensor, moves: Tensor) -> Tensor:

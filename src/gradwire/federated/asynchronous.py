@@ -1,0 +1,236 @@
+"""Asynchronous rounds: clients train and send at their own pace, the server steps when enough has arrived."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.compressor import Vector
+from gradwire.errors import ProtocolError
+from gradwire.federated.federation import Federation, Job
+from gradwire.federated.steps import BufferedStep
+from gradwire.federated.training import Trained
+from gradwire.rng import Key
+
+__all__ = ["AsynchronousRounds"]
+
+_BEGIN, _TRAINED, _ARRIVED = range(3)
+
+
+@dataclass
+class _Turn:
+    """What one client is doing.
+
+    Attributes:
+        job: what it trains on.
+        version: the round whose model it started from.
+        local_steps: how many it makes.
+        num_bytes: its budget, or None.
+        leaves: when its session ends, virtual seconds.
+    """
+
+    job: Job
+    version: int
+    local_steps: int
+    num_bytes: int | None
+    leaves: float
+
+
+class AsynchronousRounds:
+    """The event queue of a federation whose server does not wait for all.
+
+    A client downloads what it missed, trains, uploads, and its place is taken by another one, itself where all are at
+    work. The server weighs each payload by its age and steps when ``buffer_size`` of them have arrived; that is a
+    round. An update is worked out when the first client of those at work is done with it: nothing that happens in
+    between changes it, and many at a time are faster.
+
+    Args:
+        federation: what exists.
+
+    Source: FedAsync, Xie et al. 2019 (arXiv 1903.03934), Algorithm 1; FedBuff, Nguyen et al. 2022 (arXiv 2106.06639),
+        Algorithm 1.
+    Deviations: see ``fedasync`` and ``fedbuff``.
+    """
+
+    def __init__(self, federation: Federation) -> None:
+        self._federation = federation
+        self._events: list[tuple[float, int, int, int]] = []
+        self._num_events = 0
+        self._turns: dict[int, _Turn] = {}
+        self._models: dict[int, Vector] = {}
+        self._updates: dict[int, tuple[Vector, float]] = {}
+        self._blobs: dict[int, bytes] = {}
+        self._buffer: list[tuple[Vector, float, float]] = []
+        self._staleness: list[int] = []
+        e = federation.experiment
+        wanted = max(1, round(e.participation * e.clients))
+        at_work = Key(federation.seed, purpose="sampling").choice(e.clients, wanted)
+        for client_id in at_work:
+            self._push(0.0, _BEGIN, int(client_id))
+        self._idle = sorted(set(range(e.clients)) - {int(i) for i in at_work})
+
+    @property
+    def staleness(self) -> float | None:
+        """Mean age of the payloads of the last round; None where there were none."""
+        return float(np.mean(self._staleness)) if self._staleness else None
+
+    def round(self) -> Trained:
+        """Let time pass until the server has made its next step.
+
+        Returns:
+            The updates it was made of.
+
+        Raises:
+            ProtocolError: when no client will ever send again.
+        """
+        f, handlers = self._federation, (self._begin, self._trained, self._arrived)
+        index = f.server.round
+        self._buffer, self._staleness = [], []
+        while f.server.round == index:
+            if not self._events:
+                raise ProtocolError(f"round {index}: no client will ever send again")
+            at, _, kind, client_id = heapq.heappop(self._events)
+            f.seconds = max(f.seconds, at)
+            handlers[kind](client_id, at)
+        updates, losses, weights = zip(*self._buffer, strict=True)
+        return Trained(np.stack(updates), np.array(losses, np.float32), np.array(weights))
+
+    def _push(self, at: float, kind: int, client_id: int) -> None:
+        if at < math.inf:
+            heapq.heappush(self._events, (at, self._num_events, kind, client_id))
+            self._num_events += 1
+
+    def _begin(self, client_id: int, now: float) -> None:
+        """A client looks for work: it waits until it can be reached and has examples, then trains."""
+        f, e = self._federation, self._federation.experiment
+        connection = f.connections[client_id]
+        if not connection.available(now):
+            self._push(connection.next_available(now), _BEGIN, client_id)
+            return
+        with f.members.at_work([client_id], f.server.round + 1) as members:
+            member = members[client_id]
+            examples = None
+            if e.examples_per_second is not None:
+                needed = member.examples_used + e.local_steps * e.batch_size
+                if needed > e.examples_per_second * now * (1 + 1e-12):
+                    self._push(needed / e.examples_per_second, _BEGIN, client_id)
+                    return
+                member.examples_used = needed
+                examples = f.shards[client_id][: max(1, int(e.examples_per_second * now))]
+            f.catch_up(member)
+            ready = connection.downloaded(member.owed_bytes, now)
+            member.owed_bytes = 0
+            turn_number = member.client.sequence
+        deadline = now + f.seconds_of_round(f.server.round)
+        plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), e.local_steps)
+        done, leaves = connection.computed(plan.local_steps, ready), connection.leaves(now)
+        if done > leaves:
+            self._push(leaves, _BEGIN, client_id)
+            return
+        version = f.server.round
+        self._models.setdefault(version, f.model.copy())
+        job = f.job(client_id, turn_number, examples)
+        self._turns[client_id] = _Turn(job, version, plan.local_steps, plan.num_bytes, leaves)
+        self._push(done, _TRAINED, client_id)
+
+    def _trained(self, client_id: int, now: float) -> None:
+        """A client is done training: it compresses its update and sends it."""
+        f, turn = self._federation, self._turns[client_id]
+        if client_id not in self._updates:
+            self._work_out()
+        update, _ = self._updates[client_id]
+        with f.members.at_work([client_id], f.server.round + 1) as members:
+            [blob] = f.compress(members[client_id], update, turn.version, turn.num_bytes)
+        f.traffic.sent(blob)
+        arrives = f.connections[client_id].uploaded(len(blob), now)
+        if arrives > turn.leaves:
+            del self._turns[client_id], self._updates[client_id]
+            self._push(turn.leaves, _BEGIN, client_id)
+        else:
+            self._blobs[client_id] = blob
+            self._push(arrives, _ARRIVED, client_id)
+
+    def _work_out(self) -> None:
+        """Train all clients at work that have not been yet, in one batch for each learning rate."""
+        f = self._federation
+        waiting = [turn for client_id, turn in self._turns.items() if client_id not in self._updates]
+        rates = [f.experiment.step_size_at(turn.version) for turn in waiting]
+        for rate in sorted(set(rates)):
+            turns = [turn for turn, r in zip(waiting, rates, strict=True) if r == rate]
+            starts = np.stack([self._models[turn.version] for turn in turns])
+            trained = f.train([t.job for t in turns], starts, rate, [t.local_steps for t in turns])
+            for turn, update, loss in zip(turns, trained.updates, trained.losses, strict=True):
+                self._updates[turn.job.client_id] = update.copy(), float(loss)
+        self._models.clear()
+
+    def _arrived(self, client_id: int, now: float) -> None:
+        """A payload is there: it is weighed by its age, and the server steps if it was the last it waited for."""
+        f, turn, blob = self._federation, self._turns.pop(client_id), self._blobs.pop(client_id)
+        update, loss = self._updates.pop(client_id)
+        staleness = f.server.round - turn.version
+        weight = f.algorithm.weight(staleness)
+        self._push(now, _BEGIN, self._next(client_id))
+        if not f.receive(blob, client_id, weight):
+            return
+        if isinstance(f.step, BufferedStep):
+            f.step.count(weight)
+        self._buffer.append((update, loss, weight))
+        self._staleness.append(staleness)
+        if f.server.aggregator.num_received == f.algorithm.buffer_size:
+            f.close_round()
+
+    def _next(self, client_id: int) -> int:
+        """Who takes a client's place."""
+        if not self._idle:
+            return client_id
+        self._idle.append(client_id)
+        key = Key(self._federation.seed, self._num_events, purpose="next")
+        return self._idle.pop(int(key.choice(len(self._idle), 1)[0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all of it, between rounds."""
+        return {
+            "events": [list(event) for event in sorted(self._events)],
+            "num_events": self._num_events,
+            "idle": list(self._idle),
+            "models": [[version, model.copy()] for version, model in self._models.items()],
+            "turns": [
+                {
+                    "client_id": client_id,
+                    "rows": turn.job.rows,
+                    "shifts": turn.job.shifts,
+                    "version": turn.version,
+                    "local_steps": turn.local_steps,
+                    "num_bytes": turn.num_bytes,
+                    "leaves": str(turn.leaves),  # JSON has no infinity
+                }
+                for client_id, turn in self._turns.items()
+            ],
+            "updates": [[client_id, update.copy(), loss] for client_id, (update, loss) in self._updates.items()],
+            "blobs": [[client_id, np.frombuffer(blob, np.uint8).copy()] for client_id, blob in self._blobs.items()],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self._events = [(float(at), int(n), int(kind), int(client)) for at, n, kind, client in state["events"]]
+        self._num_events, self._idle = int(state["num_events"]), [int(i) for i in state["idle"]]
+        self._models = {int(version): np.array(model, np.float32) for version, model in state["models"]}
+        self._turns = {}
+        for saved in state["turns"]:
+            rows: NDArray[np.int64] = np.array(saved["rows"], np.int64)
+            shifts = None if saved["shifts"] is None else np.array(saved["shifts"], np.int64)
+            job = Job(int(saved["client_id"]), rows, shifts)
+            self._turns[job.client_id] = _Turn(
+                job,
+                int(saved["version"]),
+                int(saved["local_steps"]),
+                saved["num_bytes"],
+                float(saved["leaves"]),
+            )
+        self._updates = {int(i): (np.array(update, np.float32), float(loss)) for i, update, loss in state["updates"]}
+        self._blobs = {int(i): np.asarray(blob, np.uint8).tobytes() for i, blob in state["blobs"]}

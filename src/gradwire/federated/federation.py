@@ -1,0 +1,431 @@
+"""Federation: everything that exists in a simulation, and what its rounds, of either kind, are made of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.aggregate import Aggregator
+from gradwire.aggregation import parse_aggregation
+from gradwire.client import Client, Delivered
+from gradwire.compressor import Compressor, Round, Vector, decompress
+from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
+from gradwire.federated.budgets import round_shares
+from gradwire.federated.controls import Controls, control_correction, control_update
+from gradwire.federated.experiment import Experiment
+from gradwire.federated.ledger import Ledger
+from gradwire.federated.links import Connection, parse_links
+from gradwire.federated.members import Member, Members, MembersOnDisk
+from gradwire.federated.models import build_model
+from gradwire.federated.partition import parse_partition
+from gradwire.federated.tasks import Task
+from gradwire.federated.traffic import Traffic
+from gradwire.federated.train import Trainer, draw_batches, draw_shifts
+from gradwire.federated.training import Trained
+from gradwire.inbox import Inbox
+from gradwire.region import Region
+from gradwire.rng import Key
+from gradwire.server import Result, Server
+from gradwire.sparsify import dense
+from gradwire.spec import parse
+from gradwire.wire import decode, encode
+
+__all__ = ["Federation", "Job", "Stopwatch"]
+
+LARGEST_ERROR = 1e-5
+_ASYNCHRONOUS_STALENESS = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one client is to train.
+
+    Attributes:
+        client_id: who.
+        rows: (local_steps, batch_size) int64, its examples.
+        shifts: (local_steps, batch_size, 3) int64, how its images are moved, or None.
+    """
+
+    client_id: int
+    rows: NDArray[np.int64]
+    shifts: NDArray[np.int64] | None
+
+
+@dataclass
+class Stopwatch:
+    """Adds up the time spent inside ``with`` blocks."""
+
+    seconds: float = 0.0
+    _start: float = field(default=0.0, repr=False)
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._start
+
+
+class Federation:
+    """Clients, server and all between them, for one variant of an experiment and one seed.
+
+    Args:
+        experiment: the settings: one method, algorithm, kind of links and budget.
+        compressor: the method.
+        task: the data.
+        seed: decides the initial model, the partition, the batches, the links and all the compressor draws.
+        batched: see ``Trainer``.
+        folder: where clients are kept that are not in memory.
+
+    Attributes:
+        seconds: the virtual clock. It starts when the clients of round 0 hold the initial model.
+        model: (d,) float32, the global model.
+        traffic: bytes and counts of the round that is open.
+        watch: wall time spent in Client and Server.
+        conservation_error: the largest share of a client's updates that an audit found missing.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        compressor: Compressor,
+        task: Task,
+        seed: int,
+        batched: bool | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        e = experiment
+        self.experiment = e
+        self.compressor = compressor
+        self.seed = seed
+        if e.augment and task.train_inputs.ndim != 4:
+            raise ConfigError(f"augment moves images (n, c, h, w), got {task.name}: {tuple(task.train_inputs.shape)}")
+        model = build_model(e.model or task.default_model, task, seed)
+        self.trainer = Trainer(task, model, e.device, batched, e.weight_decay, e.precision)
+        self.layout = self.trainer.layout
+        self.shards = parse_partition(e.partition).split(
+            np.asarray(task.train_targets), e.clients, _partition_generator(seed), task.groups
+        )
+        self.weights = [float(shard.size) if e.weighting == "examples" else 1.0 for shard in self.shards]
+        self.connections: list[Connection] = parse_links(e.links[0]).assign(e.clients, seed)
+        self.algorithm = e.algorithm
+        self.budget = e.budget
+        self.step = self.algorithm.make_step(self.layout)
+        downlink = parse(e.downlink)
+        staleness = e.max_staleness
+        if staleness is None:
+            staleness = _ASYNCHRONOUS_STALENESS if self.algorithm.asynchronous else 0
+        rule = parse_aggregation(e.aggregation)
+        aggregator = None if str(rule) == "mean()" else partial(rule.make, seed=seed, compressor=compressor)
+        if e.regions:
+            forward = parse(e.forward)
+            self.server = Server(forward, self.layout, seed, downlink, self.step)
+            self.regions = [
+                Region(compressor, self.layout, r, seed, forward, e.rounds, staleness, aggregator, e.max_norm)
+                for r in range(e.regions)
+            ]
+        else:
+            self.server = Server(
+                compressor, self.layout, seed, downlink, self.step, e.clients, staleness, aggregator, e.max_norm
+            )
+            self.regions = []
+        self.region_connections = parse_links(e.region_link).assign(e.regions, seed) if e.regions else []
+        self.controls: Controls | None = None
+        if self.algorithm.uses_controls:
+            control = getattr(self.algorithm, "control", None)
+            road = compressor if control is None else parse(control)
+            self.controls = Controls(road, downlink, self.layout, seed, e.clients, e.rounds)
+        self.ledger = Ledger(compressor, self.layout.d) if e.audit else None
+        if e.clients_on_disk and folder is None:
+            raise ConfigError("clients_on_disk needs a folder to keep them in, got none")
+        self.members: Members = (
+            MembersOnDisk(self._make_member, folder / "members.sqlite")
+            if e.clients_on_disk and folder is not None
+            else Members(self._make_member)
+        )
+        self.fates: dict[int, dict[int, Delivered]] = {}
+        self.lengths: list[int] = []
+        self.last_blobs: list[bytes] = []
+        self.seconds = 0.0
+        self.conservation_error = 0.0
+        self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
+        self.traffic = Traffic()
+        self.watch = Stopwatch()
+        self._model_blob: tuple[int, bytes] | None = None
+        self.model = self.trainer.initial()
+        self.model = decompress(decode(self.model_blob()))
+
+    # ---- clients
+
+    def _make_member(self, client_id: int) -> Member:
+        client = Client(self.compressor, self.layout, client_id, self.seed, self.experiment.rounds)
+        if self.controls is None:
+            return Member(client)
+        return Member(client, control=self.controls.make_client(client_id), variate=np.zeros(self.layout.d, np.float32))
+
+    def sample(self, index: int) -> list[int]:
+        """Draw the clients of a round among those that can be reached, waiting for one where there is none."""
+        there = [i for i, c in enumerate(self.connections) if c.available(self.seconds)]
+        if not there:
+            self.seconds = min(c.next_available(self.seconds) for c in self.connections)
+            if self.seconds == float("inf"):
+                raise ProtocolError(f"round {index}: no client can ever be reached again")
+            there = [i for i, c in enumerate(self.connections) if c.available(self.seconds)]
+        wanted = max(1, round(self.experiment.participation * self.experiment.clients))
+        if wanted >= len(there):
+            return there
+        chosen = Key(self.seed, index, purpose="sampling").choice(len(there), wanted)
+        return [there[i] for i in chosen]
+
+    def job(self, client_id: int, index: int, examples: NDArray[np.int64] | None = None) -> Job:
+        """Draw what a client trains on in its turn of this number, of its own examples or of some of them."""
+        e, key = self.experiment, Key(self.seed, index, client_id)
+        shard = self.shards[client_id] if examples is None else examples
+        shifts = draw_shifts(key, e.local_steps, e.batch_size) if e.augment else None
+        return Job(client_id, draw_batches(shard, key, e.local_steps, e.batch_size), shifts)
+
+    def train(
+        self,
+        jobs: Sequence[Job],
+        starts: Vector,
+        learning_rate: float,
+        local_steps: Sequence[int],
+        variates: Sequence[Vector | None] = (),
+    ) -> Trained:
+        """Train some clients.
+
+        Args:
+            jobs: who, on what.
+            starts: (d,) float32, the model they start from, or (n, d), each one's.
+            learning_rate: of local SGD.
+            local_steps: how many steps each makes.
+            variates: each one's control variate, (d,) float32, where there are any.
+
+        Returns:
+            Their updates and losses.
+        """
+        weights = np.array([self.weights[job.client_id] for job in jobs])
+        if not jobs:
+            return Trained(np.empty((0, self.layout.d), np.float32), np.empty(0, np.float32), weights)
+        shifts = [job.shifts for job in jobs if job.shifts is not None] or None
+        fewer = None if all(k == self.experiment.local_steps for k in local_steps) else list(local_steps)
+        corrections = None
+        if self.controls is not None:
+            corrections = control_correction(self.controls.value, np.stack([v for v in variates if v is not None]))
+        rows = [job.rows for job in jobs]
+        updates, losses = self.trainer.local_updates(
+            starts,
+            rows,
+            learning_rate,
+            shifts,
+            proximal=self.algorithm.proximal,
+            corrections=corrections,
+            local_steps=fewer,
+        )
+        return Trained(updates, losses, weights)
+
+    def seconds_of_round(self, index: int) -> float:
+        """How long a round may take: the deadline, moved by a schedule of the method's where there are budgets."""
+        seconds = self.experiment.deadline_seconds
+        return float("inf") if seconds is None else seconds * self._shares[index]
+
+    def audit(self, members: Iterable[Member]) -> None:
+        """Check that nothing was lost of the updates of clients that are up to date.
+
+        Raises:
+            StateError: when more than rounding is missing.
+        """
+        for member in members:
+            residual = member.client.state_dict()["residual"]
+            if self.ledger is None or member.pending or residual is None:
+                continue
+            error = self.ledger.error(member.client.client_id, residual)
+            self.conservation_error = max(self.conservation_error, error)
+            if error > LARGEST_ERROR:
+                name = f"client {member.client.client_id}"
+                raise StateError(f"{name}: {error:.1e} of its updates are missing, expected {LARGEST_ERROR}")
+
+    def catch_up(self, member: Member) -> None:
+        """Bring a client to the present: the blobs it missed, or the model where that is shorter."""
+        now = self.server.round
+        if member.version == now:
+            return
+        if member.version is None:
+            self.traffic.other_bytes += len(self.model_blob())
+            member.owed_bytes = len(self.model_blob()) if now else 0
+        else:
+            missed = sum(self.lengths[member.version :])
+            whole = len(self.model_blob()) + self.lengths[-1] if member.version < now - 1 else missed
+            if missed <= whole:
+                self.traffic.downlink_bytes += missed
+            else:
+                self.traffic.other_bytes += whole
+            member.owed_bytes += min(missed, whole)
+            self.tell(member)
+        member.version = now
+
+    def tell(self, member: Member) -> None:
+        """Give a client the last blob of each road, and word of what became of its payloads."""
+        fates = self.fates.pop(member.client.client_id, {})
+        delivered = {sequence: fates.get(sequence, False) for sequence in member.pending}
+        with self.watch:
+            member.client.end_round(self.last_blobs[0], delivered)
+            if member.control is not None:
+                known = {n: fates.get(n, False) is not False for n in member.pending}
+                member.control.end_round(self.last_blobs[1], known)
+        member.pending.clear()
+
+    def compress(self, member: Member, update: Vector, index: int, num_bytes: int | None) -> list[bytes]:
+        """Make a client's payload: one blob, or its packets."""
+        client, weight = member.client, self.weights[member.client.client_id]
+        if self.ledger is not None:
+            self.ledger.computed(client.client_id, update)
+        member.pending.append(client.sequence)
+        with self.watch:
+            if self.experiment.mtu is not None:
+                return client.packets(update, self.experiment.mtu, weight=weight, round=index)
+            return [client.compress(update, weight=weight, round=index, num_bytes=num_bytes)]
+
+    def compress_control(
+        self, member: Member, update: Vector, local_steps: int, rate: float, index: int
+    ) -> bytes | None:
+        """Move a client's control variate, and make what tells the server; None where there are none."""
+        if self.controls is None or member.control is None or member.variate is None:
+            return None
+        change = control_update(self.layout, self.controls.value, update, local_steps, rate)
+        member.variate += change
+        with self.watch:
+            return member.control.compress(change, 1.0, index)
+
+    # ---- servers
+
+    def inbox_of(self, client_id: int) -> Inbox:
+        """Where a client's payloads go: its region's server, or the server."""
+        return self.regions[client_id % len(self.regions)] if self.regions else self.server
+
+    @property
+    def aggregator(self) -> Aggregator:
+        """What adds up the clients' payloads: the server's, or the first region's."""
+        return self.inbox_of(0).aggregator
+
+    def receive(self, blob: bytes, client_id: int, weight: float) -> bool:
+        """Hand a blob to its server; False where it was refused for its age, or counted before."""
+        inbox = self.inbox_of(client_id)
+        try:
+            with self.watch:
+                inbox.receive(blob, client_id, weight)
+        except Duplicate:
+            self.traffic.num_duplicates += 1
+            return False
+        except ProtocolError as error:
+            if "payload is of round" not in str(error):
+                raise
+            self.traffic.num_late += 1
+            return False
+        if self.ledger is not None:
+            payload = decode(blob)
+            packet = None if payload.packet is None else payload.packet[0]
+            self.ledger.counted((client_id, payload.sequence, packet), decompress(payload, inbox.reference_of(payload)))
+        return True
+
+    def close_round(self) -> Result:
+        """End the round: regions forward, the server steps, the model moves, and what was accepted is noted."""
+        accepted: list[tuple[int, int]] = []
+        packets: dict[tuple[int, int], frozenset[int]] = {}
+        clipped: list[Any] = []
+        with self.watch:
+            arrived = self.seconds
+            for region, connection in zip(self.regions, self.region_connections, strict=True):
+                up = region.forward()
+                if up is None:
+                    continue
+                self.server.receive(up.blob, region.region_id, up.weight)
+                self.traffic.wan_uplink_bytes += len(up.blob)
+                arrived = max(arrived, connection.uploaded(len(up.blob), self.seconds))
+                accepted += up.accepted
+                packets |= up.packets
+                clipped += up.clipped
+            result = self.server.close_round()
+            self.seconds = arrived
+            for region, connection in zip(self.regions, self.region_connections, strict=True):
+                region.end_round(result.blob)
+                self.traffic.wan_downlink_bytes += len(result.blob)
+                arrived = max(arrived, connection.downloaded(len(result.blob), self.seconds))
+            self.seconds = arrived
+            if not self.regions:
+                accepted, packets, clipped = list(result.accepted), result.packets, list(result.clipped)
+            self.last_blobs = [result.blob]
+            if self.controls is not None:
+                self.last_blobs.append(self.controls.close_round())
+        for client_id, sequence in accepted:
+            self.fates.setdefault(client_id, {})[sequence] = packets.get((client_id, sequence), True)
+        self.traffic.num_received += len(accepted)
+        self.traffic.num_clipped += len(clipped)
+        if self.ledger is not None:
+            self.ledger.close(clipped)
+        self.lengths.append(sum(map(len, self.last_blobs)))
+        self.model += result.applied
+        return result
+
+    def model_blob(self) -> bytes:
+        """The model as it is, for who needs all of it."""
+        version = self.server.round
+        if self._model_blob is None or self._model_blob[0] != version:
+            compressor = dense()
+            payload, _ = compressor.compress(self.model, compressor.init(self.layout), Round(sum_weights=0.0))
+            self._model_blob = version, encode(payload)
+        return self._model_blob[1]
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all of it, between rounds."""
+        return {
+            "model": self.model.copy(),
+            "virtual_seconds": self.seconds,
+            "server": self.server.state_dict(),
+            "step": None if self.step is None else self.step.state_dict(),
+            "controls": None if self.controls is None else self.controls.state_dict(),
+            "regions": [region.state_dict() for region in self.regions],
+            "fates": [
+                [client, sequence, fate if isinstance(fate, bool) else sorted(fate)]
+                for client, fates in self.fates.items()
+                for sequence, fate in fates.items()
+            ],
+            "lengths": list(self.lengths),
+            "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in self.last_blobs],
+            **self.members.state_dict(self.server.round),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        if self.ledger is not None:
+            raise StateError("an audit has to see the run from its beginning and cannot be resumed")
+        model = np.array(state["model"], np.float32)
+        if model.shape != self.model.shape:
+            raise StateError(f"model must have shape {self.model.shape}, got {model.shape}")
+        self.server.load_state_dict(state["server"])
+        if self.step is not None:
+            self.step.load_state_dict(state["step"])
+        if self.controls is not None:
+            self.controls.load_state_dict(state["controls"])
+        for region, saved in zip(self.regions, state["regions"], strict=True):
+            region.load_state_dict(saved)
+        self.members.load_state_dict(state, self.server.round)
+        self.fates = {}
+        for client, sequence, fate in state["fates"]:
+            told: Delivered = fate if isinstance(fate, bool) else frozenset(int(n) for n in fate)
+            self.fates.setdefault(int(client), {})[int(sequence)] = told
+        self.lengths = [int(n) for n in state["lengths"]]
+        self.last_blobs = [np.asarray(blob, np.uint8).tobytes() for blob in state["last_blobs"]]
+        self.model, self.seconds, self._model_blob = model, float(state["virtual_seconds"]), None
+
+
+def _partition_generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(Key(seed, purpose="partition").generator())

@@ -1,0 +1,158 @@
+"""A synchronous round: some clients train, the server waits for them or for the deadline, all go on together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gradwire.compressor import Vector
+from gradwire.federated.channel import send_packets
+from gradwire.federated.federation import Federation
+from gradwire.federated.links import Connection
+from gradwire.federated.members import Member
+from gradwire.federated.training import Trained
+from gradwire.rng import Key
+
+__all__ = ["synchronous_round"]
+
+
+@dataclass
+class _Turn:
+    """One client's part in a round, in virtual seconds.
+
+    Attributes:
+        member: the client.
+        connection: its connection.
+        local_steps: how many it makes.
+        num_bytes: its budget, or None.
+        trained: when it is done with them.
+        leaves: when its session ends.
+        done: when the server has all of its payload; inf: never.
+    """
+
+    member: Member
+    connection: Connection
+    local_steps: int
+    num_bytes: int | None
+    trained: float
+    leaves: float
+    done: float = math.inf
+
+    @property
+    def client_id(self) -> int:
+        return self.member.client.client_id
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """A blob at the server: when, of whom, which of its blobs."""
+
+    seconds: float
+    client_id: int
+    number: int
+    blob: bytes
+
+
+def synchronous_round(federation: Federation) -> Trained:
+    """Run one round.
+
+    Each client drawn downloads what it missed, trains, and uploads; what the server has when it closes the round is
+    counted. It closes when it has everything, at the deadline, or, without one, when whoever is missing has left.
+    A client that cannot finish training in time does not begin. Clients that are there at the end follow at once,
+    the others when they are drawn again.
+
+    Args:
+        federation: what exists; its clock, model, clients and servers move on.
+
+    Returns:
+        What was trained.
+    """
+    f, index = federation, federation.server.round
+    client_ids = f.sample(index)
+    opened = f.seconds
+    deadline = opened + f.seconds_of_round(index)
+    with f.members.at_work(client_ids, index + 1) as members:
+        turns = [_begin(f, members[i], opened, deadline) for i in client_ids]
+        training = [turn for turn in turns if turn.trained <= min(deadline, turn.leaves)]
+        trained = _train(f, training, index)
+        arrivals = [
+            a
+            for turn, update in zip(training, trained.updates, strict=True)
+            for a in _send(f, turn, update, index, deadline)
+        ]
+        for arrival in sorted(arrivals, key=lambda a: (a.seconds, a.client_id, a.number)):
+            _deliver(f, arrival, index)
+        f.seconds = _closing(turns, opened, deadline)
+        closed_at = f.seconds
+        f.close_round()
+        for turn in turns:
+            if turn.leaves >= closed_at:
+                f.catch_up(turn.member)
+        if f.ledger is not None:
+            f.audit(members.values())
+    return trained
+
+
+def _begin(f: Federation, member: Member, opened: float, deadline: float) -> _Turn:
+    """Bring a client up to date and see what it can do."""
+    connection = f.connections[member.client.client_id]
+    f.catch_up(member)
+    ready = connection.downloaded(member.owed_bytes, opened)
+    member.owed_bytes = 0
+    plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), f.experiment.local_steps)
+    trained = connection.computed(plan.local_steps, ready)
+    return _Turn(member, connection, plan.local_steps, plan.num_bytes, trained, connection.leaves(opened))
+
+
+def _train(f: Federation, turns: Sequence[_Turn], index: int) -> Trained:
+    jobs = [f.job(turn.client_id, index) for turn in turns]
+    return f.train(
+        jobs,
+        f.model,
+        f.experiment.step_size_at(index),
+        [turn.local_steps for turn in turns],
+        [turn.member.variate for turn in turns],
+    )
+
+
+def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: float) -> list[_Arrival]:
+    """Compress a client's update and put it on its link: what arrives, and when, by the deadline."""
+    blobs = f.compress(turn.member, update, index, turn.num_bytes)
+    for blob in blobs:
+        f.traffic.sent(blob)
+    if f.experiment.mtu is None:
+        rate = f.experiment.step_size_at(index)
+        control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
+        if control is not None:
+            f.traffic.other_bytes += len(control)
+            blobs.append(control)
+        arrived = turn.connection.uploaded(sum(map(len, blobs)), turn.trained)
+        turn.done = arrived if arrived <= turn.leaves else math.inf
+        return [_Arrival(arrived, turn.client_id, n, b) for n, b in enumerate(blobs) if turn.done <= deadline]
+    key = Key(f.seed, index, turn.client_id, "channel")
+    sizes = [len(blob) for blob in blobs]
+    delivery = send_packets(sizes, turn.connection, turn.trained, deadline, f.experiment.loss, key)
+    f.traffic.sent_again(delivery.sent_bytes - sum(sizes))
+    if delivery.disconnected_at is not None:
+        turn.leaves = min(turn.leaves, delivery.disconnected_at)
+    first = {n: at for at, n in reversed(delivery.arrivals)}
+    turn.done = max(first.values()) if len(first) == len(blobs) else math.inf
+    return [_Arrival(at, turn.client_id, n, blobs[n]) for at, n in delivery.arrivals]
+
+
+def _deliver(f: Federation, arrival: _Arrival, index: int) -> None:
+    if f.controls is not None and arrival.number == 1:
+        f.controls.receive(arrival.blob, arrival.client_id)
+    else:
+        f.receive(arrival.blob, arrival.client_id, f.weights[arrival.client_id])
+
+
+def _closing(turns: Sequence[_Turn], opened: float, deadline: float) -> float:
+    """When the server closes the round."""
+    if all(turn.done < math.inf for turn in turns):
+        return max(opened, min(deadline, max(turn.done for turn in turns)))
+    if deadline < math.inf:
+        return deadline
+    ends = [turn.done if turn.done < math.inf else min(turn.leaves, turn.trained) for turn in turns]
+    return max(opened, *(end for end in ends if end < math.inf), opened)

@@ -1,0 +1,53 @@
+"""What a round's training came to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.compressor import Vector
+
+__all__ = ["Trained"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Updates of some clients, before compression.
+
+    Attributes:
+        updates: (n, d) float32.
+        losses: (n,) float32, mean training losses.
+        weights: (n,) float64.
+    """
+
+    updates: Vector
+    losses: NDArray[np.float32]
+    weights: NDArray[np.float64]
+
+    @property
+    def loss(self) -> float | None:
+        """The weighted mean loss; None where nobody trained."""
+        return float(np.average(self.losses, weights=self.weights)) if self.losses.size else None
+
+    @property
+    def update_norm(self) -> float:
+        """Root of the mean over clients of |u_i|^2."""
+        return _rms([_square(update) for update in self.updates])
+
+    @property
+    def drift_norm(self) -> float:
+        """Root of the mean over clients of |u_i - u|^2, u their weighted mean: how far apart clients went."""
+        if not self.losses.size:
+            return 0.0
+        mean = (self.weights / self.weights.sum()).astype(np.float32) @ self.updates
+        return _rms([_square(update - mean) for update in self.updates])
+
+
+def _square(vector: Vector) -> float:
+    return float(np.sum(np.square(vector, dtype=np.float64)))
+
+
+def _rms(squares: list[float]) -> float:
+    return float(np.sqrt(np.mean(squares))) if squares else 0.0

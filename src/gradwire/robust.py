@@ -1,0 +1,546 @@
+"""Robust aggregation: means that a few wrong clients cannot move far, over coordinates that all clients send."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.aggregate import Aggregator, check_weight
+from gradwire.checks import check_integer, check_number
+from gradwire.compressor import Compressor, Vector, resolve
+from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.feedback import ef, ef21, momentum_correction
+from gradwire.layout import Layout
+from gradwire.lowrank import powersgd
+from gradwire.papers.cyclic import cyclic
+from gradwire.papers.tcs import tcs
+from gradwire.payload import Explicit, Known, Payload, Seeded
+from gradwire.pipeline import Sparsifier, Stage
+from gradwire.references import Reference
+from gradwire.rules import by_tensor, warmup
+from gradwire.saved import reading_state
+from gradwire.sparsify import dense, randk
+
+__all__ = [
+    "Aggregation",
+    "Median",
+    "Numbers",
+    "TrimmedMean",
+    "check_coordinates",
+    "check_support",
+    "mean",
+    "median",
+    "numbers_of",
+    "shared_support",
+    "trimmed_mean",
+]
+
+_CELLS = 2**20  # numbers sorted at a time
+_USE_INSTEAD = "use dense(), a quantizer alone, randk(density, shared=True) or cyclic(density)"
+_WHY_SHARED = f"where supports differ most clients send nothing at most coordinates; {_USE_INSTEAD}"
+
+
+def shared_support(compressor: Compressor) -> Literal["whole", "partly", "none"]:
+    """Tell how far the payloads that clients compress in one round are over the same coordinates.
+
+    Args:
+        compressor: what the clients compress with.
+
+    Returns:
+        ``'whole'``: all of them, as of ``dense()``, of quantizers alone, of ``randk(density, shared=True)`` and of
+        ``cyclic(density)``; a coordinate that is not listed is then zero, or sent by nobody. ``'partly'``: those that
+        the reference gives and some of each client's own, as of ``tcs``. ``'none'``: each client chooses its own.
+
+    Example:
+        >>> import gradwire as gw
+        >>> from gradwire.robust import shared_support
+        >>> shared_support(gw.parse("ef(randk(0.1, shared=True) | fp16())")), shared_support(gw.topk(0.1))
+        ('whole', 'none')
+    """
+    match compressor:
+        case ef() | ef21() | momentum_correction():
+            return shared_support(compressor.compressor)
+        case warmup():
+            inner = {shared_support(compressor.compressor), shared_support(compressor.first)}
+        case by_tensor():
+            inner = {shared_support(compressor.compressor), shared_support(compressor.others)}
+        case powersgd():
+            return "whole"
+        case Stage():
+            return _shared_by(next((s for s in compressor.stages if isinstance(s, Sparsifier)), None))
+        case _:
+            return "none"
+    return "none" if "none" in inner else "partly" if "partly" in inner else "whole"
+
+
+def _shared_by(sparsifier: Sparsifier | None) -> Literal["whole", "partly", "none"]:
+    match sparsifier:
+        case None | dense() | cyclic() | randk(shared=True):
+            return "whole"
+        case tcs():
+            return "partly"
+        case _:
+            return "none"
+
+
+def check_support(compressor: Compressor, rule: Aggregation, partly: bool = False) -> bool:
+    """Refuse an aggregation whose clients would not send the coordinates it needs.
+
+    Args:
+        compressor: what the clients compress with.
+        rule: the aggregation.
+        partly: whether a support that is shared in part is enough.
+
+    Returns:
+        Whether coordinates that a payload leaves out are zeros: ``zeros_are_values`` of the aggregators.
+
+    Raises:
+        ConfigError: on a compressor whose clients choose their own coordinates, or that keeps mirrors.
+    """
+    if compressor.mirrored:
+        raise ConfigError(f"{rule} needs updates, {compressor} sends steps of a mirror, which can only be summed")
+    shared = shared_support(compressor)
+    if shared == "none" or (shared == "partly" and not partly):
+        raise ConfigError(f"{rule} needs clients that all send the same coordinates, got {compressor}: {_WHY_SHARED}")
+    return shared == "whole"
+
+
+class Numbers(NamedTuple):
+    """The numbers of one part of a payload, the shared ones first.
+
+    Attributes:
+        start: where the part begins in the model.
+        indices: (k,) int64, coordinates of the model; increasing among the shared ones.
+        numbers: (k,) float32.
+        num_shared: how many of them are at coordinates that every client sends.
+    """
+
+    start: int
+    indices: NDArray[np.int64]
+    numbers: NDArray[np.float32]
+    num_shared: int
+
+
+def numbers_of(
+    payload: Payload,
+    layout: Layout,
+    reference: Vector | Reference | None = None,
+    zeros_are_values: bool = False,
+    count: bool = True,
+) -> list[Numbers]:
+    """Tell which numbers of a payload are at coordinates that all clients of a round send.
+
+    Shared are: every coordinate, those drawn without a client's name, a window that moves with the round, and those
+    known from the reference. Running statistics travel whole: ones that are left out are zeros.
+
+    Args:
+        payload: from ``compress`` or ``decode``.
+        layout: the model's layout.
+        reference: the vector the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
+        zeros_are_values: whether coordinates that a list leaves out are zeros, as ``dense()`` leaves zeros out, and
+            not coordinates that were not chosen.
+        count: as for ``Aggregator.add``.
+
+    Returns:
+        The numbers, part by part.
+
+    Raises:
+        ProtocolError: on a payload of another length, one in packets, or numbers that are not finite.
+    """
+    if payload.d != layout.d:
+        raise ProtocolError(f"payload must have d = {layout.d}, got {payload.d}")
+    if payload.packet is not None or not count:
+        raise ProtocolError(f"payloads must come whole here, got packet {payload.packet}: use Client.compress")
+    found: list[Numbers] = []
+    start = 0
+    for part in resolve(payload, reference):
+        support, numbers, indices = part.support, part.numbers(), part.support.indices
+        if not np.isfinite(numbers).all():
+            raise ProtocolError(f"payload's numbers must be finite, part {len(found)}'s are not")
+        num_shared = numbers.size
+        if isinstance(support, Explicit) and (zeros_are_values or start >= layout.num_parameters):
+            numbers, indices = np.zeros(part.length, np.float32), np.arange(part.length, dtype=np.int64)
+            numbers[support.chosen] = part.numbers()
+            num_shared = part.length
+        elif isinstance(support, Known):
+            num_shared = support.count
+        elif isinstance(support, Explicit) or (isinstance(support, Seeded) and support.key.client is not None):
+            num_shared = 0
+        found.append(Numbers(start, start + indices, numbers, num_shared))
+        start += part.length
+    return found
+
+
+def check_coordinates(name: str, saved: Any, d: int) -> NDArray[np.int64] | None:
+    """Return a copy of saved coordinates, (k,) int64 increasing in [0, d), or None as it is; or raise StateError."""
+    if saved is None:
+        return None
+    if not isinstance(saved, np.ndarray) or saved.dtype != np.int64 or saved.ndim != 1:
+        raise StateError(f"state's {name} must be (k,) int64 or None, got {type(saved).__name__} {np.shape(saved)}")
+    if saved.size and not (saved[0] >= 0 and saved[-1] < d and (np.diff(saved) > 0).all()):
+        raise StateError(f"state's {name} must be increasing coordinates below {d}")
+    return saved.copy()
+
+
+class _Collector(Aggregator):
+    """Keeps every payload's numbers until the round ends. All are over the first one's coordinates."""
+
+    rule: Aggregation
+
+    def __init__(self, layout: Layout, zeros_are_values: bool = False) -> None:
+        super().__init__(layout)
+        self.zeros_are_values = zeros_are_values
+        self._indices: NDArray[np.int64] | None = None
+        self._rows: list[Vector] = []
+
+    def agree(self, payload: Payload, reference: Vector | Reference | None = None) -> None:
+        """Fix the open round's coordinates, instead of leaving that to whoever comes first.
+
+        A wrong client whose payload arrives first would otherwise shut all others out. The server can compress any
+        vector itself: ``compressor.compress(zeros, compressor.init(layout), Round(index=t, key=Key(seed, t)))``.
+
+        Args:
+            payload: whose coordinates all others must have; its numbers do not count.
+            reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
+
+        Raises:
+            ProtocolError: on a payload that ``add`` would refuse; nothing is changed.
+        """
+        self._indices, _ = self._read(payload, reference)
+
+    def add(
+        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+    ) -> None:
+        """Keep one payload's numbers, beside those of the others.
+
+        Args:
+            payload: from ``compress`` or ``decode``, whole.
+            weight: only counted towards ``sum_weights``; from 2^-64 to 2^64.
+            reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
+            count: True; payloads in packets are refused.
+
+        Raises:
+            ConfigError: on a weight that is not positive.
+            ProtocolError: on a payload of another length or over other coordinates than the round's, or a packet of
+                one; nothing is changed.
+        """
+        weight = check_weight(weight)
+        self._indices, row = self._read(payload, reference, count)
+        self._rows.append(row)
+        self.sum_weights += weight
+        self.num_received += 1
+
+    def _read(
+        self, payload: Payload, reference: Vector | Reference | None, count: bool = True
+    ) -> tuple[NDArray[np.int64], Vector]:
+        """The round's coordinates and a payload's numbers there."""
+        found = numbers_of(payload, self.layout, reference, self.zeros_are_values, count)
+        for number, part in enumerate(found):
+            if part.num_shared < part.numbers.size:
+                raise ProtocolError(f"payload's part {number} is over its client's own coordinates: {_WHY_SHARED}")
+        indices = np.concatenate([part.indices for part in found])
+        self._check_same(indices)
+        return indices, np.concatenate([part.numbers for part in found])
+
+    def _check_same(self, indices: NDArray[np.int64]) -> None:
+        if self._indices is not None and not np.array_equal(indices, self._indices):
+            raise ProtocolError(
+                f"payload must be over the round's {self._indices.size} coordinates, got {indices.size} others: all "
+                "clients need the same compressor, seed and round, and no byte budget"
+            )
+
+    def merge(self, other: Aggregator) -> None:
+        """Take over the numbers another aggregator keeps, which is left as it was.
+
+        Args:
+            other: of the same rule and layout.
+
+        Raises:
+            ConfigError: on another rule or layout.
+            ProtocolError: when its payloads are over other coordinates.
+        """
+        if not isinstance(other, _Collector) or other.rule != self.rule:
+            raise ConfigError(f"{self.rule} can only be merged with itself: it needs every client's numbers")
+        if other.layout.digest != self.layout.digest:
+            raise ConfigError("aggregators can only be merged over the same layout")
+        if other._indices is not None:
+            self._check_same(other._indices)
+            self._indices = other._indices
+        self._rows = self._rows + other._rows
+        self.sum_weights += other.sum_weights
+        self.num_received += other.num_received
+
+    def mean(self) -> Vector:
+        """Return the rule's result at each coordinate, (d,) float32, newly made; zeros where nothing was sent."""
+        out = np.zeros(self.layout.d, np.float32)
+        if not self._rows or self._indices is None:
+            return out
+        step = max(1, _CELLS // len(self._rows))
+        for low in range(0, self._indices.size, step):
+            columns = np.sort(np.stack([row[low : low + step] for row in self._rows]), axis=0).astype(np.float64)
+            # adding 0.0 leaves no -0.0, whose place among other zeros is that of its arrival
+            out[self._indices[low : low + step]] = self._middle(columns) + 0.0
+        return out
+
+    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What stands for (n, m) numbers, sorted along the first axis: (m,)."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Begin the next round: nothing received yet, and no numbers kept."""
+        self._indices, self._rows = None, []
+        self.sum_weights, self.num_received = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of what is kept.
+
+        Returns:
+            ``aggregation`` (the rule's text), ``indices`` ((k,) int64, or None before the first payload), ``rows``
+            ((n, k) float32), ``sum_weights`` and ``num_received``.
+        """
+        rows = np.stack(self._rows) if self._rows else np.empty((0, 0), np.float32)
+        return {
+            "aggregation": str(self.rule),
+            "indices": None if self._indices is None else self._indices.copy(),
+            "rows": rows,
+            "sum_weights": self.sum_weights,
+            "num_received": self.num_received,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
+
+        Raises:
+            StateError: on a state of another rule or length; nothing is changed then.
+        """
+        with reading_state():
+            if state["aggregation"] != str(self.rule):
+                raise StateError(f"state has aggregation {state['aggregation']!r}, expected {str(self.rule)!r}")
+            indices = check_coordinates("indices", state["indices"], self.layout.d)
+            sum_weights = check_number("sum_weights", state["sum_weights"])
+            num_received = check_integer("num_received", state["num_received"], 0)
+            saved = state["rows"]
+            shape = (num_received, 0 if indices is None or not num_received else indices.size)
+            if not isinstance(saved, np.ndarray) or saved.dtype != np.float32 or saved.shape != shape:
+                raise StateError(f"state's rows must be {shape} float32, got {np.shape(saved)}")
+            if not np.isfinite(saved).all():
+                raise StateError("state's rows must be finite")
+            if sum_weights < 0 or (num_received > 0) != (sum_weights > 0) or (num_received and indices is None):
+                raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
+        self._indices, self._rows = indices, list(saved.copy())
+        self.sum_weights, self.num_received = sum_weights, num_received
+
+
+class Median(_Collector):
+    """The median of what clients sent at each coordinate, whatever their weights.
+
+    Half of the clients, less one, may send anything: the median stays within the range of the others' numbers. With an
+    even number of clients it is the mean of the two numbers in the middle. Works over coordinates that all clients of
+    a round send; it keeps n x k numbers until the round ends, for n clients and k coordinates.
+
+    Args:
+        layout: the model's layout.
+        zeros_are_values: whether coordinates that a payload's list leaves out are zeros, as they are where the clients'
+            compressor chooses none, such as ``dense()``; ``shared_support(compressor) == 'whole'`` says so. A payload
+            with a list is refused otherwise.
+
+    Attributes:
+        sum_weights: total weight added so far.
+        num_received: payloads added so far.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.robust import Median
+        >>> layout = gw.Layout.flat(2)
+        >>> aggregator = Median(layout, zeros_are_values=True)
+        >>> for update in ([1, 2], [3, 4], [1e30, -1e30]):
+        ...     aggregator.add(gw.decode(gw.Client(gw.dense(), layout).compress(np.array(update, np.float32))))
+        >>> aggregator.mean().tolist()
+        [3.0, 2.0]
+
+    Source: Yin et al. 2018 (arXiv 1803.01498), Definition 1.
+    Deviations: none.
+    """
+
+    def __init__(self, layout: Layout, zeros_are_values: bool = False) -> None:
+        super().__init__(layout, zeros_are_values)
+        self.rule = median()
+
+    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        n = columns.shape[0]
+        return np.asarray((columns[(n - 1) // 2] + columns[n // 2]) / 2)
+
+
+class TrimmedMean(_Collector):
+    """The mean of what clients sent at each coordinate, without its extremes and whatever the weights.
+
+    Of n numbers the floor(share n) smallest and as many largest are dropped, so that as many clients may send anything:
+    what is left is within the range of the others' numbers. Works over coordinates that all clients of a round send; it
+    keeps n x k numbers until the round ends, for n clients and k coordinates.
+
+    Args:
+        layout: the model's layout.
+        share: beta, in [0, 0.5); 0 is the plain mean.
+        zeros_are_values: as for ``Median``.
+
+    Raises:
+        ConfigError: on a share outside [0, 0.5).
+
+    Attributes:
+        sum_weights: total weight added so far.
+        num_received: payloads added so far.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.robust import TrimmedMean
+        >>> layout = gw.Layout.flat(1)
+        >>> aggregator = TrimmedMean(layout, 0.25, zeros_are_values=True)
+        >>> for number in (1, 2, 4, 1e30):
+        ...     aggregator.add(gw.decode(gw.Client(gw.dense(), layout).compress(np.array([number], np.float32))))
+        >>> aggregator.mean().tolist()
+        [3.0]
+
+    Source: Yin et al. 2018 (arXiv 1803.01498), Definition 2.
+    Deviations: where share n is no integer it is rounded down.
+    """
+
+    def __init__(self, layout: Layout, share: float, zeros_are_values: bool = False) -> None:
+        super().__init__(layout, zeros_are_values)
+        rule = trimmed_mean(share)
+        self.rule, self.share = rule, rule.share
+
+    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
+        n = columns.shape[0]
+        dropped = min(math.floor(self.share * n), (n - 1) // 2)  # share * n may be rounded up to n / 2
+        return np.asarray(columns[dropped : n - dropped].mean(axis=0))
+
+
+@dataclass(frozen=True, repr=False)
+class Aggregation(ABC):
+    """How a server makes one update of many: a frozen value, whose ``str()`` is the text that builds an equal one.
+
+    Example:
+        >>> from gradwire.robust import Aggregation, trimmed_mean
+        >>> str(trimmed_mean(0.1)), Aggregation.registry["trimmed_mean"](0.1) == trimmed_mean(0.1)
+        ('trimmed_mean(0.1)', True)
+    """
+
+    registry: ClassVar[dict[str, type[Aggregation]]] = {}
+    summary: ClassVar[str] = ""
+    citation: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Aggregation.registry[cls.__name__] = cls
+
+    @abstractmethod
+    def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> Aggregator:
+        """Make the aggregator.
+
+        Args:
+            layout: the model's layout.
+            seed: seed of the run.
+            compressor: what the clients compress with, where known.
+
+        Returns:
+            The aggregator, with nothing received.
+
+        Raises:
+            ConfigError: on a compressor whose payloads this aggregation cannot use; the message says why.
+        """
+
+    def __str__(self) -> str:
+        parts: list[str] = []
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.default is MISSING:
+                parts.append(repr(value))
+            elif value != f.default:
+                parts.append(f"{f.name}={'1e309' if value == math.inf else repr(value)}")  # no literal is infinity
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, repr=False)
+class mean(Aggregation):
+    """The weighted mean of what arrived: see ``Aggregator``.
+
+    Example:
+        >>> import gradwire as gw
+        >>> from gradwire.robust import mean
+        >>> mean().make(gw.Layout.flat(2)).mean().tolist()
+        [0.0, 0.0]
+
+    Source: McMahan et al. 2017 (arXiv 1602.05629), Algorithm 1.
+    Deviations: none.
+    """
+
+    summary: ClassVar[str] = "the weighted mean"
+    citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
+
+    def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> Aggregator:
+        """Make the aggregator, for payloads of any compressor but those that keep mirrors."""
+        return Aggregator(layout)
+
+
+@dataclass(frozen=True, repr=False)
+class median(Aggregation):
+    """The median at each coordinate: see ``Median``.
+
+    Example:
+        >>> import gradwire as gw
+        >>> from gradwire.robust import median
+        >>> median().make(gw.Layout.flat(2), compressor=gw.dense()).mean().tolist()
+        [0.0, 0.0]
+
+    Source: Yin et al. 2018 (arXiv 1803.01498), Definition 1.
+    Deviations: none.
+    """
+
+    summary: ClassVar[str] = "the median at each coordinate, where all clients send the same ones"
+    citation: ClassVar[str] = "Yin et al. 2018, arXiv:1803.01498"
+
+    def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> Median:
+        """Make the aggregator, for clients that all send the same coordinates."""
+        return Median(layout, compressor is not None and check_support(compressor, self))
+
+
+@dataclass(frozen=True, repr=False)
+class trimmed_mean(Aggregation):
+    """The mean at each coordinate without the smallest and largest numbers: see ``TrimmedMean``.
+
+    Args:
+        share: beta, the share of clients dropped at each end, in [0, 0.5).
+
+    Raises:
+        ConfigError: on a share outside [0, 0.5).
+
+    Example:
+        >>> import gradwire as gw
+        >>> from gradwire.robust import trimmed_mean
+        >>> trimmed_mean(0.1).make(gw.Layout.flat(2), compressor=gw.dense()).mean().tolist()
+        [0.0, 0.0]
+
+    Source: Yin et al. 2018 (arXiv 1803.01498), Definition 2.
+    Deviations: where share n is no integer it is rounded down.
+    """
+
+    share: float
+
+    summary: ClassVar[str] = "the mean at each coordinate without the extremes, where all clients send the same ones"
+    citation: ClassVar[str] = "Yin et al. 2018, arXiv:1803.01498"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", check_number("share", self.share))
+        if not 0 <= self.share < 0.5:
+            raise ConfigError(f"share must be in [0, 0.5), got {self.share!r}")
+
+    def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> TrimmedMean:
+        """Make the aggregator, for clients that all send the same coordinates."""
+        return TrimmedMean(layout, self.share, compressor is not None and check_support(compressor, self))
