@@ -83,6 +83,12 @@ def run(
     ] = None,
     model: Annotated[str | None, typer.Option(help="mlp, cnn, small_cnn, resnet18 or char_transformer.")] = None,
     method: Annotated[list[str] | None, typer.Option(help="A spec such as 'ef(topk(0.01))'; may be repeated.")] = None,
+    algorithm: Annotated[
+        list[str] | None, typer.Option(help="fedavg() (default), scaffold(), fedasync() ...; may be repeated.")
+    ] = None,
+    links: Annotated[
+        list[str] | None, typer.Option(help="ideal (default), fibre:1,4g:2 or trace:FILE; may be repeated.")
+    ] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients (default 10).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds (default 100).")] = None,
     local_steps: Annotated[int | None, typer.Option(help="Local SGD steps in a round (default 5).")] = None,
@@ -103,6 +109,8 @@ def run(
         "data_dir": None if data_dir is None else str(data_dir),
         "model": model,
         "methods": method or None,
+        "algorithms": algorithm or None,
+        "links": links or None,
         "clients": clients,
         "rounds": rounds,
         "local_steps": local_steps,
@@ -133,7 +141,7 @@ def run(
 
 
 def _option(name: str) -> str:
-    return "--" + {"methods": "method", "seeds": "seed"}.get(name, name).replace("_", "-")
+    return "--" + {"methods": "method", "seeds": "seed", "algorithms": "algorithm"}.get(name, name).replace("_", "-")
 
 
 def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:

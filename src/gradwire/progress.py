@@ -107,6 +107,7 @@ class RunDisplay(_Bars):
         self._progress.update(
             self._bar,
             completed=totals.rounds_done,
+            total=totals.rounds_done if simulation.finished else simulation.experiment.rounds,
             accuracy=accuracy,
             num_bytes=f"{tables.format_bytes(totals.uplink_bytes)} up",
         )
@@ -399,13 +400,23 @@ def _tensor_table(tensors: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _shown(rows: list[tables.Row]) -> dict[str, str]:
+    """The columns that fit: what it took to get to the target, where there is one, for the time of the codec."""
+    targets = [column for column in tables.columns_of(rows) if column.key.startswith("target_")]
+    if not targets:
+        return _SHOWN
+    kept = {key: title for key, title in _SHOWN.items() if key != "compression_share"}
+    return kept | {targets[0].key: targets[0].title.lower()}
+
+
 def _results(rows: list[tables.Row]) -> Table:
+    shown = _shown(rows)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("method", overflow="fold", ratio=1)
-    for title in _SHOWN.values():
+    for title in shown.values():
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
-        cells = [tables.cell_text(row, key) if key == "accuracy" else tables.cell_parts(row, key)[0] for key in _SHOWN]
+        cells = [tables.cell_text(row, key) if key == "accuracy" else tables.cell_parts(row, key)[0] for key in shown]
         partial = f" ({row.rounds_done} of {row.rounds} rounds)" if row.status == "partial" else ""
         table.add_row(escape(row.method) + partial, *map(escape, cells))
     return table

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradwire as gw
-from gradwire.federated import algorithms, budgets, controls, ledger, steps
+from gradwire.federated import algorithms, budgets, controls, ledger
+from gradwire.federated import steps as steps_module
 from gradwire.federated.algorithms import (
     Algorithm,
     fedadagrad,
@@ -712,7 +713,7 @@ def test_bad_texts_are_config_errors(text, message):
     assert "(character " in str(caught.value)
 
 
-@pytest.mark.parametrize("module", [algorithms, budgets, controls, ledger, steps], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [algorithms, budgets, controls, ledger, steps_module], ids=lambda m: m.__name__)
 def test_doctests(module):
     results = doctest.testmod(module)
     assert results.attempted > 1

@@ -123,6 +123,7 @@ class AsynchronousRounds:
                 member.examples_used = needed
                 examples = f.shards[client_id][: max(1, int(e.examples_per_second * now))]
             f.catch_up(member)
+            f.audit([member])
             ready = connection.downloaded(member.owed_bytes, now)
             member.owed_bytes = 0
             turn_number = member.client.sequence

@@ -88,7 +88,7 @@ class Experiment(BaseModel):
         weighting: ``examples``: clients weigh as many as they have; ``equal``: all the same.
         augment: whether images are shifted and mirrored at random.
         precision: ``float32`` or ``bfloat16``, of training alone.
-        partition: ``iid``, ``dirichlet:A``, ``shards:S`` or ``natural``.
+        partition: ``iid``, ``dirichlet:A``, ``shards:S``, ``bootstrap:N`` or ``natural``.
         examples_per_second: how fast a client's examples come in, for continuous learning, or None: all are there.
         deadline_seconds: a round is closed after so long whoever is missing, or None: all are waited for.
         mtu: most bytes of a packet, or None: payloads travel whole. Needed for any loss.

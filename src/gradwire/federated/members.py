@@ -27,6 +27,7 @@ class Member:
         client: its end of the conversation.
         version: closed rounds its model includes; None before it has any model.
         owed_bytes: sent to it, but not downloaded on the virtual clock yet.
+        busy_until: virtual second at which it is done with what it downloads, from an earlier round on.
         pending: sequence numbers of payloads it has not heard of since.
         examples_used: for continuous learning, how many of the examples that came in it has trained on.
         control: the road of its control variates, for SCAFFOLD.
@@ -36,6 +37,7 @@ class Member:
     client: Client
     version: int | None = None
     owed_bytes: int = 0
+    busy_until: float = 0.0
     pending: list[int] = field(default_factory=list)
     examples_used: int = 0
     control: Client | None = None
@@ -47,6 +49,7 @@ class Member:
             "client": self.client.state_dict(),
             "version": self.version,
             "owed_bytes": self.owed_bytes,
+            "busy_until": self.busy_until,
             "pending": list(self.pending),
             "examples_used": self.examples_used,
             "control": None if self.control is None else self.control.state_dict(),
@@ -57,6 +60,7 @@ class Member:
         """Continue where ``state_dict`` was taken."""
         self.client.load_state_dict(state["client"])
         self.version, self.owed_bytes = state["version"], int(state["owed_bytes"])
+        self.busy_until = float(state["busy_until"])
         self.pending, self.examples_used = [int(n) for n in state["pending"]], int(state["examples_used"])
         if self.control is not None:
             self.control.load_state_dict(state["control"])

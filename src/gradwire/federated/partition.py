@@ -1,7 +1,7 @@
 """How one data set's examples are dealt to clients: evenly, by skewed or sharded labels, or as they came.
 
-Every split is disjoint, covers every example, leaves no client empty and depends only on its arguments and
-the generator's state, of which only ``random`` and ``permutation`` are called.
+Every split but the bootstrap is disjoint and covers every example; each leaves no client empty and depends only on
+its arguments and the generator's state, of which only ``random`` and ``permutation`` are called.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from gradwire.errors import ConfigError, nearest
 
-__all__ = ["Dirichlet", "Iid", "Natural", "Partition", "Shards", "parse_partition"]
+__all__ = ["Bootstrap", "Dirichlet", "Iid", "Natural", "Partition", "Shards", "parse_partition"]
 
 Indices = npt.NDArray[np.int64]
 
-_NAMES = ("iid", "dirichlet", "shards", "natural")
-_EXPECTED = "iid, dirichlet:A with A > 0, shards:S with S >= 1, or natural"
+_NAMES = ("iid", "dirichlet", "shards", "natural", "bootstrap")
+_EXPECTED = "iid, dirichlet:A with A > 0, shards:S with S >= 1, bootstrap:N with N >= 1, or natural"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class Partition(ABC):
     Deviations: dirichlet draws each label's shares over the clients, as most code does, not each client's
     over labels.
     """
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether an example may go to several clients."""
+        return False
 
     def split(
         self,
@@ -46,7 +51,7 @@ class Partition(ABC):
         Args:
             targets: (n,) integer labels, or (n, length) integers whose first column is taken as the label;
                 not modified.
-            num_clients: 1 <= num_clients <= n.
+            num_clients: 1 <= num_clients <= n; more for ``bootstrap``.
             rng: drawn from; the only source of chance.
             groups: (n,) integers, the natural client of each example; only ``natural`` reads it. Not
                 modified.
@@ -65,7 +70,7 @@ class Partition(ABC):
         labels = np.asarray(targets)
         if labels.ndim not in (1, 2) or labels.dtype.kind not in "iu" or (labels.ndim == 2 and not labels.shape[1]):
             raise ConfigError(f"targets must be (n,) or (n, length) integers, got {labels.shape} {labels.dtype}")
-        if not 1 <= num_clients <= len(labels):
+        if not 1 <= num_clients <= len(labels) and not (self.overlapping and len(labels) and num_clients >= 1):
             raise ConfigError(f"clients must be in [1, {len(labels)}], the number of examples, got {num_clients}")
         if labels.ndim == 2:
             labels = labels[:, 0]
@@ -210,11 +215,44 @@ class Natural(Partition):
         return list(np.split(order, np.cumsum(np.bincount(client_of_example))[:-1]))
 
 
+@dataclass(frozen=True)
+class Bootstrap(Partition):
+    """Draw each client's examples from all of them with replacement: for more clients than the data has examples.
+
+    Args:
+        num_examples: of each client, >= 1.
+    """
+
+    num_examples: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_examples, int) or self.num_examples < 1:
+            raise ConfigError(f"bootstrap's N must be an integer >= 1, got {self.num_examples}")
+
+    def __str__(self) -> str:
+        return f"bootstrap:{self.num_examples}"
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether an example may go to several clients: yes."""
+        return True
+
+    def _deal(
+        self,
+        labels: npt.NDArray[Any],
+        num_clients: int,
+        rng: np.random.Generator,
+        groups: npt.NDArray[Any] | None,
+    ) -> list[Indices]:
+        drawn = rng.random((num_clients, self.num_examples)) * len(labels)
+        return list(np.minimum(drawn.astype(np.int64), len(labels) - 1))
+
+
 def parse_partition(text: str) -> Partition:
     """Read a partition's text.
 
     Args:
-        text: ``iid``, ``dirichlet:A``, ``shards:S`` or ``natural``.
+        text: ``iid``, ``dirichlet:A``, ``shards:S``, ``bootstrap:N`` or ``natural``.
 
     Returns:
         The partition; ``parse_partition(str(partition)) == partition``.
@@ -241,8 +279,8 @@ def parse_partition(text: str) -> Partition:
             raise
         except ValueError:
             pass
-    if name == "shards" and value.isascii() and value.isdigit() and len(value) < 19:
-        return Shards(int(value))
+    if name in ("shards", "bootstrap") and value.isascii() and value.isdigit() and len(value) < 19:
+        return Shards(int(value)) if name == "shards" else Bootstrap(int(value))
     hint = "" if name in _NAMES else nearest(name, _NAMES)
     raise ConfigError(f"partition must be {_EXPECTED}, got {text!r}{hint}")
 

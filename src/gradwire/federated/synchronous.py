@@ -59,8 +59,8 @@ def synchronous_round(federation: Federation) -> Trained:
 
     Each client drawn downloads what it missed, trains, and uploads; what the server has when it closes the round is
     counted. It closes when it has everything, at the deadline, or, without one, when whoever is missing has left.
-    A client that cannot finish training in time does not begin. Clients that are there at the end follow at once,
-    the others when they are drawn again.
+    A client that cannot finish training in time does not begin, but goes on with its download. Clients that are there
+    at the end follow at once, the others when they are drawn again.
 
     Args:
         federation: what exists; its clock, model, clients and servers move on.
@@ -98,8 +98,8 @@ def _begin(f: Federation, member: Member, opened: float, deadline: float) -> _Tu
     """Bring a client up to date and see what it can do."""
     connection = f.connections[member.client.client_id]
     f.catch_up(member)
-    ready = connection.downloaded(member.owed_bytes, opened)
-    member.owed_bytes = 0
+    ready = connection.downloaded(member.owed_bytes, max(opened, member.busy_until))
+    member.owed_bytes, member.busy_until = 0, ready
     plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), f.experiment.local_steps)
     trained = connection.computed(plan.local_steps, ready)
     return _Turn(member, connection, plan.local_steps, plan.num_bytes, trained, connection.leaves(opened))

@@ -20,9 +20,17 @@ _STATUSES = ("complete", "partial")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One entry of ``runs`` in summary.json; ``None`` is a value that was not measured."""
+    """One entry of ``runs`` in summary.json; ``None`` is a value that was not measured.
+
+    ``method`` is what tells a run from the others, its label, and ``spec`` the text of its compressor: they are
+    equal where only compressors are compared. Figures of links, regions and targets are ``None`` without them.
+    """
 
     method: str
+    spec: str
+    algorithm: str | None
+    links: str | None
+    budget: str | None
     seed: int
     clients: int
     rounds: int
@@ -39,20 +47,28 @@ class Run:
     header_bytes: int | None
     support_bytes: int | None
     values_bytes: int | None
+    again_bytes: int
+    wan_uplink_bytes: int | None
+    virtual_seconds: float | None
+    target_accuracy: float | None
+    target_virtual_seconds: float | None
+    target_total_bytes: int | None
     compression_seconds: float | None
     client_rounds_per_second: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class RoundPoint:
-    """One line of metrics.jsonl, as far as the charts need it."""
+    """One line of metrics.jsonl, as far as the charts need it; ``method`` and ``spec`` as in ``Run``."""
 
     method: str
+    spec: str
     seed: int
     index: int
     accuracy: float | None
     loss: float | None
     uplink_bytes: int
+    virtual_seconds: float | None
 
 
 def read_summary(directory: Path) -> Mapping[str, Any]:
@@ -85,7 +101,7 @@ def read_metrics(directory: Path) -> list[RoundPoint]:
         directory: the folder of one run.
 
     Returns:
-        The points in file order; of two with the same method, seed and round the later one is kept.
+        The points in file order; of two with the same label, seed and round the later one is kept.
 
     Raises:
         ConfigError: the file is missing, or a line is not a JSON object of the right shape.
@@ -106,12 +122,14 @@ def read_metrics(directory: Path) -> list[RoundPoint]:
         if not isinstance(record, dict):
             raise ConfigError(f"{where} must be a JSON object, got {_show(record)}")
         point = RoundPoint(
-            method=_text(record, "method", where),
+            method=_label(record, where),
+            spec=_text(record, "method", where),
             seed=_whole(record, "seed", where, minimum=-_MAX_INT),
             index=_whole(record, "round", where),
             accuracy=_fraction(record, "accuracy", where),
             loss=_number(record, "loss", where, required=False),
             uplink_bytes=_whole(record, "uplink_bytes", where),
+            virtual_seconds=_clock(record, "virtual_seconds", where),
         )
         points[point.method, point.seed, point.index] = point
     return list(points.values())
@@ -141,9 +159,7 @@ def parse_runs(summary: Mapping[str, Any], source: str = "summary.json") -> list
             raise ConfigError(f"{where} must be a JSON object, got {_show(record)}")
         run = _run(record, where)
         if (run.method, run.seed) in seen:
-            raise ConfigError(
-                f"{where} repeats method {_show(run.method)} with seed {run.seed}, expected one run of each"
-            )
+            raise ConfigError(f"{where} repeats run {_show(run.method)} with seed {run.seed}, expected one of each")
         seen.add((run.method, run.seed))
         parsed.append(run)
     return parsed
@@ -184,8 +200,14 @@ def _run(record: Mapping[str, Any], where: str) -> Run:
     if status not in _STATUSES:
         raise ConfigError(f"{where}: status must be 'complete' or 'partial', got {_show(status)}")
     _text(record, "model_sha256", where)
+    virtual_seconds = _clock(record, "virtual_seconds", where)
+    target_virtual_seconds = _clock(record, "target_virtual_seconds", where)
     return Run(
-        method=_text(record, "method", where),
+        method=_label(record, where),
+        spec=_text(record, "method", where),
+        algorithm=_optional_text(record, "algorithm", where),
+        links=_optional_text(record, "links", where),
+        budget=_optional_text(record, "budget", where),
         seed=_whole(record, "seed", where, minimum=-_MAX_INT),
         clients=_whole(record, "clients", where),
         rounds=rounds,
@@ -202,6 +224,12 @@ def _run(record: Mapping[str, Any], where: str) -> Run:
         header_bytes=_optional_whole(record, "header_bytes", where),
         support_bytes=_optional_whole(record, "support_bytes", where),
         values_bytes=_optional_whole(record, "values_bytes", where),
+        again_bytes=_optional_whole(record, "again_bytes", where, minimum=-_MAX_INT) or 0,
+        wan_uplink_bytes=_optional_whole(record, "wan_uplink_bytes", where) or None,
+        virtual_seconds=virtual_seconds or None,  # a clock that stood still measured nothing
+        target_accuracy=_fraction(record, "target_accuracy", where, required=False),
+        target_virtual_seconds=target_virtual_seconds if virtual_seconds else None,
+        target_total_bytes=_optional_whole(record, "target_total_bytes", where),
         compression_seconds=_number(record, "compression_seconds", where, required=False),
         client_rounds_per_second=_number(record, "client_rounds_per_second", where, required=False),
     )
@@ -248,6 +276,15 @@ def _text(record: Mapping[str, Any], key: str, where: str) -> str:
     return value
 
 
+def _optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None:
+    return None if record.get(key) is None else _text(record, key, where)
+
+
+def _label(record: Mapping[str, Any], where: str) -> str:
+    label = _optional_text(record, "label", where)
+    return _text(record, "method", where) if label is None else label
+
+
 def _whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0) -> int:
     value = _get(record, key, where)
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < _MAX_INT:
@@ -256,8 +293,8 @@ def _whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0)
     return value
 
 
-def _optional_whole(record: Mapping[str, Any], key: str, where: str) -> int | None:
-    return None if record.get(key) is None else _whole(record, key, where)
+def _optional_whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0) -> int | None:
+    return None if record.get(key) is None else _whole(record, key, where, minimum=minimum)
 
 
 def _number(record: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> float | None:
@@ -273,8 +310,15 @@ def _number(record: Mapping[str, Any], key: str, where: str, *, required: bool =
     return number if math.isfinite(number) else None
 
 
-def _fraction(record: Mapping[str, Any], key: str, where: str) -> float | None:
-    value = _number(record, key, where)
+def _clock(record: Mapping[str, Any], key: str, where: str) -> float | None:
+    value = _number(record, key, where, required=False)
+    if value is not None and not 0.0 <= value < _MAX_INT:
+        raise ConfigError(f"{where}: {key} must be in [0, 2^63) or null, got {_show(value)}")
+    return value
+
+
+def _fraction(record: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> float | None:
+    value = _number(record, key, where, required=required)
     if value is not None and not 0.0 <= value <= 1.0:
         raise ConfigError(f"{where}: {key} must be in [0, 1] or null, got {_show(value)}")
     return value

@@ -69,10 +69,12 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
         BackendUnavailable: plotly or jinja2 is not installed.
     """
     runs = parse_runs(summary, source)
-    experiment = parse_experiment(summary, source)
+    experiment = _common(parse_experiment(summary, source))
     rows = tables.rows_of(runs)
-    styles = plots.styles_of(dict.fromkeys([*(row.method for row in rows), *(p.method for p in points)]))
+    specs = {row.method: row.spec for row in rows} | {point.method: point.spec for point in points}
+    styles = plots.styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
     figures = plots.build_figures(rows, points, styles, experiment.get("num_parameters"))
+    columns = tables.columns_of(rows)
     several_seeds = any(len(row.seeds) > 1 for row in rows)
 
     environment, markup = offline.environment()
@@ -86,8 +88,9 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
             settings=_settings(experiment, rows),
             notes=_notes(rows, runs, points),
             several_seeds=several_seeds,
-            columns=tables.COLUMNS,
-            table=_table(rows, styles, several_seeds=several_seeds),
+            columns=columns,
+            table=_table(rows, columns, styles, several_seeds=several_seeds),
+            virtual=any(row.virtual_seconds for row in rows),
             legend=[
                 {"method": method, "group": f"m{position}", **_swatch(style)}
                 for position, (method, style) in enumerate(styles.items())
@@ -115,8 +118,10 @@ def _swatch(style: Style) -> dict[str, str]:
     return {"color": style.color, "border": _BORDERS[style.dash]}
 
 
-def _table(rows: Sequence[tables.Row], styles: Mapping[str, Style], *, several_seeds: bool) -> list[dict[str, Any]]:
-    best = {column.key: tables.best_rows(rows, column) for column in tables.COLUMNS}
+def _table(
+    rows: Sequence[tables.Row], columns: Sequence[tables.Column], styles: Mapping[str, Style], *, several_seeds: bool
+) -> list[dict[str, Any]]:
+    best = {column.key: tables.best_rows(rows, column) for column in columns}
     lines: list[dict[str, Any]] = []
     for position, row in enumerate(rows):
         badge, badge_title = "", ""
@@ -129,6 +134,7 @@ def _table(rows: Sequence[tables.Row], styles: Mapping[str, Style], *, several_s
         lines.append(
             {
                 "method": row.method,
+                "spec": "" if row.spec in row.method else row.spec,
                 **_swatch(styles[row.method]),
                 "badge": badge,
                 "badge_title": badge_title,
@@ -140,7 +146,7 @@ def _table(rows: Sequence[tables.Row], styles: Mapping[str, Style], *, several_s
                         "title": tables.cell_title(row, column.key),
                         "best": position in best[column.key],
                     }
-                    for column in tables.COLUMNS
+                    for column in columns
                     for parts in [tables.cell_parts(row, column.key)]
                 ],
             }
@@ -152,6 +158,14 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(str(seed) for seed in seeds)}"
 
 
+def _common(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that some of its runs changed."""
+    tables_of_runs = experiment.get("runs")
+    runs = tables_of_runs if isinstance(tables_of_runs, list) else []
+    changed = {name for run in runs if isinstance(run, Mapping) for name in run}
+    return {name: value for name, value in experiment.items() if name not in changed}
+
+
 def _title(experiment: Mapping[str, Any]) -> str:
     subject = ", ".join(str(experiment[key]) for key in ("data", "model") if key in experiment)
     return f"gradwire report: {subject}" if subject else "gradwire report"
@@ -159,9 +173,11 @@ def _title(experiment: Mapping[str, Any]) -> str:
 
 def _settings(experiment: Mapping[str, Any], rows: Sequence[tables.Row]) -> list[str]:
     settings: dict[str, Any] = dict(experiment)
+    for name in ("clients", "rounds"):
+        numbers = sorted({getattr(row, name) for row in rows})
+        if numbers:
+            settings[name] = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
     if rows:
-        settings.setdefault("clients", rows[0].clients)
-        settings.setdefault("rounds", rows[0].rounds)
         settings.setdefault("seeds", sorted({seed for row in rows for seed in row.seeds}))
     told: list[str] = []
     forms = {
@@ -195,7 +211,7 @@ def _notes(rows: Sequence[tables.Row], runs: Sequence[Run], points: Sequence[Rou
     if partial:
         names = ", ".join(f"{row.method} ({row.rounds_done} of {row.rounds} rounds)" for row in partial)
         notes.append(f"Interrupted before the end, so neither ranked nor in the verdict: {names}.")
-    if len({(row.clients, row.rounds) for row in rows}) > 1:
+    if len({(run.clients, run.rounds_done) for run in runs if run.status == "complete"}) > 1:
         notes.append("The methods ran with different numbers of clients or rounds: compare ratios, not totals.")
     sent: dict[tuple[str, int], int] = {}
     for point in points:
@@ -204,9 +220,11 @@ def _notes(rows: Sequence[tables.Row], runs: Sequence[Run], points: Sequence[Rou
         name = f"{run.method}, seed {run.seed}"
         parts = (run.header_bytes, run.support_bytes, run.values_bytes)
         known = [part for part in parts if part is not None]
-        if len(known) == len(parts) and sum(known) != run.uplink_bytes:
+        total_parts = sum(known) + run.again_bytes
+        if len(known) == len(parts) and total_parts != run.uplink_bytes:
+            again = " and what was sent again" if run.again_bytes else ""
             notes.append(
-                f"{name}: header, support and values add up to {sum(known):,} bytes, uplink_bytes says "
+                f"{name}: header, support and values{again} add up to {total_parts:,} bytes, uplink_bytes says "
                 f"{run.uplink_bytes:,}."
             )
         total = sent.get((run.method, run.seed))

@@ -7,20 +7,21 @@ that the JSON cannot leave its ``<script>`` is the page's business.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gradwire.errors import BackendUnavailable
 from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, time_bars, upload_bars, wrapped
 from gradwire.report.load import RoundPoint
-from gradwire.report.tables import Row, format_bytes
+from gradwire.report.tables import Row, format_bytes, format_seconds
 
 __all__ = ["build_figures", "plotly_js", "styles_of", "transparent"]
 
 # Okabe and Ito's palette without black (lost in the dark) and yellow (lost in the light).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#8A8A8A"
+_WIDE = 100
 _DASHES = ("solid", "dot", "dashdot", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
@@ -43,11 +44,12 @@ def plotly_js() -> str:
     return str(get_plotlyjs())
 
 
-def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """Give every method a colour, dash and marker; ``dense()`` is dashed grey.
+def styles_of(methods: Iterable[str], dense: Collection[str] = ("dense()",)) -> dict[str, Style]:
+    """Give every method a colour, dash and marker; dense ones are dashed, the first of them grey.
 
     Args:
         methods: in order, each once.
+        dense: which of them send everything.
 
     Returns:
         Method to style. Six colours, each in four dashes, before a pair repeats.
@@ -55,12 +57,12 @@ def styles_of(methods: Iterable[str]) -> dict[str, Style]:
     styles: dict[str, Style] = {}
     position = 0
     for method in methods:
-        if method.replace(" ", "") == "dense()":
+        if method in dense and not any(style.color == _GREY for style in styles.values()):
             styles[method] = Style(_GREY, "dash", "circle-open")
             continue
         color = _PALETTE[position % len(_PALETTE)]
-        dash = _DASHES[position // len(_PALETTE) % len(_DASHES)]
-        styles[method] = Style(color, dash, _SYMBOLS[position % len(_SYMBOLS)])
+        dash, symbol = _DASHES[position // len(_PALETTE) % len(_DASHES)], _SYMBOLS[position % len(_SYMBOLS)]
+        styles[method] = Style(color, "dash", "circle-open") if method in dense else Style(color, dash, symbol)
         position += 1
     return styles
 
@@ -80,12 +82,14 @@ def build_figures(
         num_parameters: of the model, where it is known.
 
     Returns:
-        Name to figure: ``accuracy_bytes``, ``accuracy_rounds``, ``upload_bytes``, ``upload_share``, ``time``.
+        Name to figure: ``accuracy_bytes``, ``accuracy_rounds``, ``accuracy_time``, ``upload_bytes``,
+        ``upload_share``, ``time``.
     """
     curves = _curves(rows, points, styles)
     figures = {
-        "accuracy_bytes": _accuracy(curves, styles, against="bytes"),
-        "accuracy_rounds": _accuracy(curves, styles, against="round"),
+        "accuracy_bytes": _accuracy(curves, styles, against="uplink"),
+        "accuracy_rounds": _accuracy(curves, styles, against="rounds"),
+        "accuracy_time": _accuracy(curves, styles, against="clock"),
         "upload_bytes": upload_bars(rows, styles, num_parameters, share=False),
         "upload_share": upload_bars(rows, styles, num_parameters, share=True),
         "time": time_bars(rows, styles),
@@ -102,6 +106,7 @@ class _Curve:
     num_seeds: int
     rounds: list[int]
     uplink: list[float]
+    clock: list[float]
     accuracy: list[float]
     low: list[float]
     high: list[float]
@@ -122,7 +127,7 @@ def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[s
             for point in sorted(one_seed, key=lambda point: point.index):
                 total += point.uplink_bytes
                 if point.accuracy is not None:
-                    evaluated[point.index] = (total, point.accuracy, point.loss)
+                    evaluated[point.index] = (total, point.accuracy, point.loss, point.virtual_seconds or 0.0)
             if evaluated:
                 seeds.append(evaluated)
         shared = sorted(set.intersection(*(set(seed) for seed in seeds))) if seeds else []
@@ -135,11 +140,12 @@ def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[s
                 group=f"m{position}",
                 num_seeds=len(seeds),
                 rounds=[index + 1 for index in shared],
-                uplink=[_mean([total for total, _, _ in values]) for values in at],
-                accuracy=[100 * _mean([accuracy for _, accuracy, _ in values]) for values in at],
-                low=[100 * min(accuracy for _, accuracy, _ in values) for values in at],
-                high=[100 * max(accuracy for _, accuracy, _ in values) for values in at],
-                loss=[_mean_or_none([loss for _, _, loss in values]) for values in at],
+                uplink=[_mean([total for total, _, _, _ in values]) for values in at],
+                clock=[_mean([clock for _, _, _, clock in values]) for values in at],
+                accuracy=[100 * _mean([accuracy for _, accuracy, _, _ in values]) for values in at],
+                low=[100 * min(accuracy for _, accuracy, _, _ in values) for values in at],
+                high=[100 * max(accuracy for _, accuracy, _, _ in values) for values in at],
+                loss=[_mean_or_none([loss for _, _, loss, _ in values]) for values in at],
             )
         )
     return curves
@@ -147,12 +153,15 @@ def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[s
 
 def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against: str) -> Figure | None:
     data: list[dict[str, Any]] = []
+    reached: list[float] = []
     for curve in curves:
         style = styles[curve.method]
-        kept = [i for i, total in enumerate(curve.uplink) if against == "round" or total > 0]
+        along: Sequence[float] = getattr(curve, against)
+        kept = [i for i, value in enumerate(along) if value > 0]
         if not kept:
             continue
-        x: list[float] = [curve.uplink[i] if against == "bytes" else curve.rounds[i] for i in kept]
+        x = [along[i] for i in kept]
+        reached += x
         if curve.num_seeds > 1:
             data.append(
                 {
@@ -185,12 +194,16 @@ def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against:
     if not data:
         return None
     xaxis: dict[str, Any] = {"title": {"text": "round"}, "rangemode": "tozero", "tickformat": ",d"}
-    if against == "bytes":
+    if against == "uplink":
         xaxis = {
             "title": {"text": "cumulative uplink bytes (log scale)"},
             "type": "log",
             "tickformat": "~s",
         }
+    if against == "clock":
+        xaxis = {"title": {"text": "virtual seconds"}, "rangemode": "tozero", "tickformat": ",~r"}
+        if max(reached) > _WIDE * min(reached):
+            xaxis = {"title": {"text": "virtual seconds (log scale)"}, "type": "log", "tickformat": ",~r"}
     yaxis = {"title": {"text": "test accuracy (%)"}, "ticksuffix": " "}
     return {
         "data": data,
@@ -212,9 +225,10 @@ def _hover(curve: _Curve, i: int) -> str:
         spread = f" (mean of {curve.num_seeds} seeds, {low:.2f} to {high:.2f})"
     loss = curve.loss[i]
     shown_loss = "" if loss is None else f"<br>training loss {loss:.4g}"
+    clock = f"<br>virtual time {curve.clock[i]:,.4g} s ({format_seconds(curve.clock[i])})" if curve.clock[i] else ""
     return (
         f"round {curve.rounds[i]}<br>accuracy {curve.accuracy[i]:.2f} %{spread}"
-        f"<br>uplink so far {curve.uplink[i]:,.0f} B ({format_bytes(curve.uplink[i])}){shown_loss}"
+        f"<br>uplink so far {curve.uplink[i]:,.0f} B ({format_bytes(curve.uplink[i])}){clock}{shown_loss}"
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradwire.report.load import Run, parse_runs
@@ -18,7 +19,10 @@ __all__ = [
     "cell_parts",
     "cell_text",
     "cell_title",
+    "columns_of",
     "format_bytes",
+    "format_seconds",
+    "is_dense",
     "rows_of",
     "summary_rows",
     "verdict",
@@ -27,6 +31,7 @@ __all__ = [
 _NOTHING = "–"  # noqa: RUF001 - an en dash is what a table shows for "not measured"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _CLOSE_ENOUGH = 0.02
+_DURATIONS = ("seconds", "virtual_seconds", "target_virtual_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,10 @@ class Row:
     """
 
     method: str
+    spec: str
+    algorithm: str | None
+    links: str | None
+    budget: str | None
     seeds: tuple[int, ...]
     num_partial: int
     status: str
@@ -75,6 +84,11 @@ class Row:
     header_bytes: Stat | None
     support_bytes: Stat | None
     values_bytes: Stat | None
+    wan_uplink_bytes: Stat | None
+    virtual_seconds: Stat | None
+    target_accuracy: float | None
+    target_virtual_seconds: Stat | None
+    target_total_bytes: Stat | None
     compression_share: Stat | None
     client_rounds_per_second: Stat | None
     seconds: Stat | None
@@ -83,29 +97,49 @@ class Row:
     @property
     def is_dense(self) -> bool:
         """Whether this is the uncompressed run that others are measured against."""
-        return self.method.replace(" ", "") == "dense()"
+        return is_dense(self.spec)
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the table: the ``Row`` field it shows, its title, and which end is best (or ``None``)."""
+    """One column of the table: the ``Row`` field it shows, its title, and which end is best (or ``None``).
+
+    A column that is not ``always`` shown is left out where no row has anything to say in it.
+    """
 
     key: str
     title: str
     best: str | None
     help: str
+    always: bool = True
 
 
 COLUMNS: tuple[Column, ...] = (
     Column("accuracy", "Accuracy", "high", "of the final model on the test examples"),
+    Column(
+        "target_virtual_seconds",
+        "Time to target",
+        "low",
+        "virtual time when the target accuracy was first measured",
+        always=False,
+    ),
+    Column(
+        "target_total_bytes",
+        "Bytes to target",
+        "low",
+        "all that had travelled when the target accuracy was first measured",
+        always=False,
+    ),
     Column("uplink_bytes", "Uplink", "low", "bytes from clients to the server, all clients and rounds"),
     Column("downlink_bytes", "Downlink", "low", "bytes from server to clients, every copy counted"),
     Column("other_bytes", "Other", "low", "initial model, resynchronisation and control variates"),
+    Column("wan_uplink_bytes", "WAN uplink", "low", "bytes from regions to the server", always=False),
     Column("compression_ratio", "Compression ratio", "high", "dense float32 bytes over uplink bytes"),
     Column("bits_per_parameter", "Bits per parameter", "low", "8 times an upload's bytes over parameters"),
     Column("compression_share", "Compression time", "low", "share of the time spent in Client and Server"),
     Column("client_rounds_per_second", "Client-rounds/s", "high", "client rounds simulated a second"),
-    Column("seconds", "Time", "low", "wall-clock seconds of the whole run"),
+    Column("seconds", "Time", "low", "wall-clock time of the whole run"),
+    Column("virtual_seconds", "Virtual time", "low", "the simulated clock at the end of the run", always=False),
 )
 
 
@@ -167,6 +201,53 @@ def format_bytes(num_bytes: float) -> str:
     return f"{_three_digits(value)} {_UNITS[unit]}"
 
 
+def format_seconds(seconds: float) -> str:
+    """Write a duration in the unit that fits.
+
+    Args:
+        seconds: how long, >= 0.
+
+    Returns:
+        For instance ``0.05 s``, ``27.3 s``, ``12.5 min``, ``1.97 h``.
+
+    Example:
+        >>> format_seconds(748)
+        '12.5 min'
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds >= 1 or seconds == 0 else f"{seconds:.2g} s"
+    for unit, size, below in (("min", 60, 120), ("h", 3600, 48)):
+        if seconds < size * below:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds / 86_400)} d"
+
+
+def is_dense(spec: str) -> bool:
+    """Whether a method's text is that of sending everything."""
+    return spec.replace(" ", "") == "dense()"
+
+
+def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
+    """Choose the columns that have something to show, and name the target in those that are about it.
+
+    Args:
+        rows: all rows.
+
+    Returns:
+        In the order of ``COLUMNS``; where rows had different targets, those columns rank nobody.
+    """
+    target = _target(rows)
+    shown = []
+    for column in COLUMNS:
+        if not column.always and all(cell_text(row, column.key) == _NOTHING for row in rows):
+            continue
+        if column.key.startswith("target_"):
+            named = column.title if target is None else column.title.replace("target", _whole_percent(target))
+            column = replace(column, title=named, best=column.best if target is not None else None)
+        shown.append(column)
+    return tuple(shown)
+
+
 def cell_parts(row: Row, key: str) -> tuple[str, str]:
     """Write one figure and its standard deviation over seeds.
 
@@ -175,20 +256,20 @@ def cell_parts(row: Row, key: str) -> tuple[str, str]:
         key: a ``Column.key``.
 
     Returns:
-        The mean with its unit, an en dash where nothing was measured; and the deviation in the same unit,
-        empty for a single seed or where all seeds agree exactly.
+        The mean with its unit, an en dash where nothing was measured; and the deviation, empty for a single
+        seed or where all seeds agree exactly. The mean of a target is over the seeds that reached it, and says so.
     """
     stat: Stat | None = getattr(row, key)
     if stat is None:
-        return _NOTHING, ""
+        return ("not reached" if _misses(row, key) else _NOTHING), ""
     mean, std = stat.mean, stat.std or 0.0
-    if key.endswith("_bytes"):
-        return format_bytes(mean), format_bytes(std) if std else ""
+    if key.endswith("_bytes") or key in _DURATIONS:
+        written = format_bytes if key.endswith("_bytes") else format_seconds
+        count = f" ({len(stat.values)} of {len(row.seeds)} seeds)" if _misses(row, key) else ""
+        return written(mean) + count, written(std) if std else ""
     scale, unit, digits = 1.0, "", 2
     if key in ("accuracy", "compression_share"):
         scale, unit, digits = 100.0, " %", 1
-    elif key == "seconds":
-        unit, digits = " s", 1
     elif key == "compression_ratio":
         unit, digits = "x", (2 if mean < 10 else 1)
     elif key == "client_rounds_per_second":
@@ -223,31 +304,33 @@ def cell_title(row: Row, key: str) -> str:
     """
     stat: Stat | None = getattr(row, key)
     if stat is None:
-        return "not measured"
+        return "not reached" if _misses(row, key) else "not measured"
     is_bytes = key.endswith("_bytes")
     exact = [f"{value:,.0f}" if is_bytes else f"{value:.6g}" for value in stat.values]
-    unit = " bytes" if is_bytes else ""
+    unit = " bytes" if is_bytes else " seconds" if key in _DURATIONS else ""
+    missed = f"; not reached by {len(row.seeds) - len(exact)} of {len(row.seeds)} seeds" if _misses(row, key) else ""
     if len(exact) == 1:
-        return f"{exact[0]}{unit}"
+        return f"{exact[0]}{unit}{missed}"
     mean = f"{stat.mean:,.1f}" if is_bytes else f"{stat.mean:.6g}"
-    return f"mean {mean}{unit} of {len(exact)} seeds: {'; '.join(exact)}"
+    return f"mean {mean}{unit} of {len(exact)} seeds: {'; '.join(exact)}{missed}"
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
     """Find which rows hold the best figure of a column.
 
     Args:
-        rows: all rows; partial ones never win, since they have sent less for being shorter.
-        column: one of ``COLUMNS``.
+        rows: all rows; partial ones never win, since they have sent less for being shorter, nor do those of
+            which a seed lacks the figure.
+        column: one of ``columns_of(rows)``.
 
     Returns:
         Positions in ``rows``; empty where nothing is compared or all are equal.
     """
     means: dict[int, float] = {}
     for position, row in enumerate(rows):
-        stat: Stat | None = getattr(row, column.key)
-        if stat is not None and row.status == "complete":
-            means[position] = stat.mean
+        mean = _ranked(row, column.key)
+        if mean is not None:
+            means[position] = mean
     if column.best is None or len(set(means.values())) < 2:
         return frozenset()
     best = min(means.values()) if column.best == "low" else max(means.values())
@@ -255,40 +338,101 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """Say in one sentence which method pays: the fewest uplink bytes within two points of dense.
+    """Say in one sentence which run pays.
 
     Args:
         rows: what ``summary_rows`` gave.
 
     Returns:
-        Plain text, which says so where there is no dense run to compare with or no method that pays.
+        Plain text: which run was the first at the target accuracy where the runs had one and a virtual clock;
+        else which sent the fewest uplink bytes within two points of dense, or why nobody can say.
     """
     if not rows:
         return "No run has finished a round yet, so there is nothing to compare."
-    dense = next((row for row in rows if row.is_dense), None)
-    if dense is None:
-        return "There is no dense() run here, so nothing says what compression costs in accuracy."
-    if dense.status != "complete":
-        return "The dense() run is only partial, so nothing says what compression costs in accuracy."
-    if dense.accuracy is None:
-        return "The dense() run has no final accuracy, so nothing says what compression costs in accuracy."
+    target = _target(rows)
+    if target is not None and any(row.virtual_seconds for row in rows):
+        return _first_at(rows, _whole_percent(target))
+    return _cheapest(rows)
+
+
+def _first_at(rows: Sequence[Row], goal: str) -> str:
+    key = "target_virtual_seconds"
+    times = {row.method: time for row in rows if (time := _ranked(row, key)) is not None}
+    if not times:
+        return f"No complete run reached {goal} with every seed, so none was the first."
+    first = min(times, key=times.__getitem__)
+    winner = next(row for row in rows if row.method == first)
+    said = f"{first} is the first to reach {goal}, after {format_seconds(times[first])} of virtual time"
+    dense = [row for row in rows if row.is_dense and row.status == "complete"]
+    beside = _dense_beside(winner, [row for row in dense if row.method in times or _misses(row, key)])
+    if beside is not None and beside.method not in times:
+        missed = "does not reach it" if beside.target_virtual_seconds is None else "does not with every seed"
+        return f"{said}; {beside.method} {missed}."
+    if beside is not None and beside is not winner:
+        other, who = beside.method, beside.method
+    else:
+        other = max(times, key=times.__getitem__)
+        who = f"the slowest, {other}"
+    if other == first:
+        return f"{said}."
+    took = format_seconds(times[other])
+    if not 0 < times[first] < times[other]:
+        return f"{said} ({who}: {took})."
+    return f"{said}, {_times(times[other] / times[first])} sooner than {who} ({took})."
+
+
+def _cheapest(rows: Sequence[Row]) -> str:
+    dense = [row for row in rows if row.is_dense]
     others = [row for row in rows if not row.is_dense and row.status == "complete"]
-    if not others:
-        return "Only dense() ran to its end, so there is no compressed run to compare it with."
-    target = dense.accuracy.mean
-    floor = target - _CLOSE_ENOUGH - 1e-9
-    close = [row for row in others if row.accuracy is not None and row.accuracy.mean >= floor]
+    unknown = "so nothing says what compression costs in accuracy."
+    if not dense:
+        return f"There is no dense() run here, {unknown}"
+    if len(dense) == 1:
+        if dense[0].status != "complete":
+            return f"The dense() run is only partial, {unknown}"
+        if dense[0].accuracy is None:
+            return f"The dense() run has no final accuracy, {unknown}"
+        if not others:
+            return "Only dense() ran to its end, so there is no compressed run to compare it with."
+    pairs = [
+        (row, beside, beside.accuracy.mean)
+        for row in others
+        if (beside := _dense_beside(row, dense)) and beside.status == "complete" and beside.accuracy
+    ]
+    if not pairs:
+        return f"No compressed run has one dense() run of the same algorithm and links beside it, {unknown}"
+    reference = "what the dense() run beside it reaches"
+    if len(dense) == 1:
+        reference = f"the {_percent(pairs[0][2])} that dense() reaches"
+    close = [
+        (row, beside, row.accuracy.mean, reached)
+        for row, beside, reached in pairs
+        if row.accuracy and row.accuracy.mean >= reached - _CLOSE_ENOUGH - 1e-9
+    ]
     if not close:
-        return f"No method comes within 2 points of the {_percent(target)} that dense() reaches."
-    winner = min(close, key=lambda row: row.uplink_bytes.mean)
-    spent, dense_spent = winner.uplink_bytes.mean, dense.uplink_bytes.mean
-    if spent >= dense_spent or spent <= 0 or winner.accuracy is None:
-        return f"No method within 2 points of dense() ({_percent(target)}) sends fewer uplink bytes than it."
+        return f"No method comes within 2 points of {reference}."
+    paying = [
+        (beside.uplink_bytes.mean / row.uplink_bytes.mean, row, beside, accuracy, reached)
+        for row, beside, accuracy, reached in close
+        if 0 < row.uplink_bytes.mean < beside.uplink_bytes.mean
+    ]
+    if not paying:
+        return f"No method within 2 points of {reference} sends fewer uplink bytes."
+    gain, row, beside, accuracy, reached = max(paying, key=operator.itemgetter(0))
+    against = f"{_percent(reached)} dense" if len(dense) == 1 else f"{_percent(reached)} of {beside.method}"
     return (
-        f"{winner.method} reaches {_percent(winner.accuracy.mean)} against {_percent(target)} dense "
-        f"with {_times(dense_spent / spent)} fewer uplink bytes "
-        f"({format_bytes(spent)} instead of {format_bytes(dense_spent)})."
+        f"{row.method} reaches {_percent(accuracy)} against {against} with {_times(gain)} fewer uplink bytes "
+        f"({format_bytes(row.uplink_bytes.mean)} instead of {format_bytes(beside.uplink_bytes.mean)})."
     )
+
+
+def _dense_beside(row: Row, dense: Sequence[Row]) -> Row | None:
+    """The uncompressed run to compare with: the only one, or the only one that differs in nothing else we know of."""
+    same = [other for other in dense if (other.algorithm, other.links) == (row.algorithm, row.links)]
+    for found in (dense, same, [other for other in same if other.budget == row.budget]):
+        if len(found) == 1:
+            return found[0]
+    return None
 
 
 def _row(method: str, group: Sequence[Run]) -> Row:
@@ -308,6 +452,10 @@ def _row(method: str, group: Sequence[Run]) -> Row:
     )
     return Row(
         method=method,
+        spec=runs[0].spec,
+        algorithm=runs[0].algorithm,
+        links=runs[0].links,
+        budget=runs[0].budget,
         seeds=tuple(run.seed for run in runs),
         num_partial=len(group) - len(complete),
         status="complete" if complete else "partial",
@@ -324,11 +472,42 @@ def _row(method: str, group: Sequence[Run]) -> Row:
         header_bytes=stat("header_bytes"),
         support_bytes=stat("support_bytes"),
         values_bytes=stat("values_bytes"),
+        wan_uplink_bytes=stat("wan_uplink_bytes"),
+        virtual_seconds=stat("virtual_seconds"),
+        target_accuracy=runs[0].target_accuracy,
+        target_virtual_seconds=stat("target_virtual_seconds"),
+        target_total_bytes=stat("target_total_bytes"),
         compression_share=Stat(shares) if shares else None,
         client_rounds_per_second=stat("client_rounds_per_second"),
         seconds=stat("seconds"),
         compression_seconds=stat("compression_seconds"),
     )
+
+
+def _ranked(row: Row, key: str) -> float | None:
+    """A row's mean where it may be compared: the run is complete and every seed has the figure."""
+    stat: Stat | None = getattr(row, key)
+    return stat.mean if stat and row.status == "complete" and len(stat.values) == len(row.seeds) else None
+
+
+def _target(rows: Sequence[Row]) -> float | None:
+    """The accuracy that was aimed at, where it is one and the same."""
+    targets = {row.target_accuracy for row in rows if row.target_accuracy is not None}
+    return targets.pop() if len(targets) == 1 else None
+
+
+def _misses(row: Row, key: str) -> bool:
+    """Whether a seed did not reach the target that a figure is about."""
+    if not key.startswith("target_") or row.target_accuracy is None:
+        return False
+    if key == "target_virtual_seconds" and row.virtual_seconds is None:
+        return False
+    stat: Stat | None = getattr(row, key)
+    return stat is None or len(stat.values) < len(row.seeds)
+
+
+def _whole_percent(fraction: float) -> str:
+    return f"{100 * fraction:g} %"
 
 
 def _percent(fraction: float) -> str:
