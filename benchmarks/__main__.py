@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 
-NAMES = ("accuracy", "budget", "methods", "mnist", "papers", "speed", "wire")
+NAMES = ("accuracy", "budget", "federated", "methods", "mnist", "papers", "speed", "wire")
 
 
 def main() -> None:

@@ -41,15 +41,24 @@ def dense(**changes: Any) -> dict[str, Any]:
     return run("dense()", **{"final_accuracy": 0.91, "compression_ratio": 0.994, **parts, **changes})
 
 
+def timed(label: str, method: str, seconds: float, reached: float | None, **changes: Any) -> dict[str, Any]:
+    """A run over links with a clock, which aimed at 95 %."""
+    target = {"target_accuracy": 0.95, "target_virtual_seconds": reached}
+    target["target_total_bytes"] = None if reached is None else 5000
+    return run(method, **{"label": label, "virtual_seconds": seconds, **target, **changes})
+
+
 def lines_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
+            **({"label": record["label"]} if "label" in record else {}),
             "method": record["method"],
             "seed": record["seed"],
             "round": index,
             "accuracy": 0.1 * index if index % 2 else None,
             "loss": 1.0 / (index + 1),
             "uplink_bytes": record["uplink_bytes"] // ROUNDS,
+            "virtual_seconds": record.get("virtual_seconds", 0.0) * (index + 1) / ROUNDS,
             "later": 1,
         }
         for index in range(ROUNDS)

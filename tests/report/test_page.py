@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_runs import PARAMETERS, ROUNDS, dense, lines_of, run, write
+from fabricated_runs import PARAMETERS, ROUNDS, dense, lines_of, run, timed, write
 
 from gradwire.report import build_report
 
@@ -122,6 +122,9 @@ def test_plotly_is_inlined_once_and_only_known_scripts_may_run(tmp_path: Path) -
 @pytest.mark.parametrize("name", ["<script>", EVIL, "<!--<script>", "a & b \u2028 'q' \"q\"", "{{ 7 * 7 }}", "%{x}"])
 def test_method_names_are_text_everywhere(tmp_path: Path, name: str) -> None:
     safe = page(write(tmp_path, [dense(), run("topk(0.01)")], experiment={"data": "digits"}))
+    odd = run("topk(0.01)", label=name)
+    found = page(write(tmp_path, [dense(), odd], experiment={"data": name, "seeds": [name]}))
+    assert name.replace("\u2028", "") in found.text.replace("\u2028", "")
     found = page(write(tmp_path, [dense(), run(name)], experiment={"data": name, "seeds": [name]}))
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in safe.tags]
     assert [sorted(attrs) for _, attrs in found.tags] == [sorted(attrs) for _, attrs in safe.tags]
@@ -231,6 +234,83 @@ def test_figures_that_do_not_add_up_are_pointed_at(tmp_path: Path) -> None:
     assert "header, support and values add up to 2,400 bytes, uplink_bytes says 3,000" in found.text
     found = page(write(tmp_path, [run("topk(0.01)")], json.dumps(lines_of(run("topk(0.01)"))[1]) + "\n"))
     assert "metrics.jsonl add up to 400 uplink bytes, summary.json says 2,400" in found.text
+
+
+def test_what_was_sent_again_counts(tmp_path: Path) -> None:
+    for again in (600, -600):
+        record = run("topk(0.01)", uplink_bytes=2400 + again, again_bytes=again)
+        assert "add up" not in page(write(tmp_path, [record])).text
+    found = page(write(tmp_path, [run("topk(0.01)", again_bytes=600)]))
+    assert "header, support and values and what was sent again add up to 3,000 bytes, uplink_bytes says" in found.text
+
+
+def test_runs_of_one_method_are_told_apart_by_label(tmp_path: Path) -> None:
+    labels = ["1,000 clients", "10,000 clients"]
+    runs = [run("topk(0.01)", label=label, uplink_bytes=600 * n) for n, label in enumerate(labels, start=1)]
+    found = page(write(tmp_path, runs))
+    assert list(cells(found)) == [f"{label} topk(0.01)" for label in labels]
+    traces = {trace["name"]: trace["x"][-1] for trace in found.figures()["accuracy_bytes"]["data"]}
+    assert traces == {"1,000 clients": 600, "10,000 clients": 1200}
+
+
+def test_dense_runs_are_dashed_whatever_they_are_called(tmp_path: Path) -> None:
+    runs = [run("dense()", label="all"), run("dense()", label="all, 4g"), run("topk(0.01)", label="dense()")]
+    lines = {trace["name"]: trace["line"] for trace in page(write(tmp_path, runs)).figures()["accuracy_rounds"]["data"]}
+    assert [lines[name]["dash"] for name in ("all", "all, 4g", "dense()")] == ["dash", "dash", "solid"]
+    assert len({line["color"] for line in lines.values()}) == 3
+
+
+def test_run_stopped_at_its_target_is_complete_and_its_totals_are_shorter(tmp_path: Path) -> None:
+    note = "compare ratios, not totals"
+    stopped = timed("TCS", "tcs(0.01, 0.001)", 60.0, 60.0, rounds_done=3)
+    found = page(write(tmp_path, [stopped, timed("dense FedAvg", "dense()", 600.0, 600.0)], ""))
+    assert "partial" not in found.text
+    assert note in found.text
+    assert cells(found)["TCS tcs(0.01, 0.001)"][1:3] == ["60.0 s (best)", "5.00 kB"]
+    assert "TCS is the first to reach 95 %, after 60.0 s of virtual time, 10x sooner than dense FedAvg" in found.text
+    assert note not in page(write(tmp_path, [dense(), run("topk(0.01)", status="partial", rounds_done=3)], "")).text
+
+
+def test_accuracy_over_virtual_time(tmp_path: Path) -> None:
+    import plotly.graph_objects as go
+
+    # evaluated after rounds 2, 4 and 6
+    runs = [timed("a", "a", 60.0, None), run("ideal")]
+    found = page(write(tmp_path, runs))
+    figure = found.figures()["accuracy_time"]
+    go.Figure(figure)
+    (line,) = figure["data"]
+    assert (line["name"], line["x"]) == ("a", [20, 40, 60])
+    assert line["y"] == pytest.approx([10, 30, 50])
+    assert "virtual time 20 s (20.0 s)" in line["customdata"][0]
+    assert "type" not in figure["layout"]["xaxis"]
+    assert any(attrs.get("data-figure") == "accuracy_time" for _, attrs in found.tags)
+    assert "virtual time" not in found.figures()["accuracy_bytes"]["data"][1]["customdata"][0]
+
+
+@pytest.mark.parametrize(("longest", "kind"), [(2000.0, None), (2001.0, "log")])
+def test_virtual_time_over_more_than_two_decades_is_logarithmic(
+    tmp_path: Path, longest: float, kind: str | None
+) -> None:
+    runs = [timed("a", "a", 60.0, None), timed("b", "b", longest, None)]
+    assert page(write(tmp_path, runs)).figures()["accuracy_time"]["layout"]["xaxis"].get("type") == kind
+
+
+def test_runs_without_a_clock_have_no_virtual_time(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(virtual_seconds=0.0), run("topk(0.01)", virtual_seconds=0.0)]))
+    assert "accuracy_time" not in found.figures()
+    assert "irtual time" not in found.text
+
+
+def test_settings_that_runs_change_are_not_those_of_all(tmp_path: Path) -> None:
+    runs = [run("a", label="few", clients=10), run("a", label="many", clients=1000)]
+    tables = [{"clients": 10}, {"clients": 1000, "local_steps": 9}]
+    experiment = {"data": "digits", "clients": 4, "local_steps": 5, "batch_size": 32, "runs": tables}
+    text = page(write(tmp_path, runs, experiment=experiment)).text
+    assert "10 to 1000 clients" in text
+    assert "batch size 32" in text
+    assert "local steps" not in text
+    assert "5 local steps" in page(write(tmp_path, runs, experiment={**experiment, "runs": "odd"})).text
 
 
 def test_same_input_gives_same_bytes_and_no_leftovers(tmp_path: Path) -> None:

@@ -95,6 +95,10 @@ class Members:
         """Return every client made so far, by number."""
         return [self._made[i] for i in sorted(self._made)]
 
+    def __len__(self) -> int:
+        """How many clients were made so far."""
+        return len(self._made)
+
     def state_dict(self, rounds_done: int) -> dict[str, Any]:
         """Return a copy of all clients made so far; see ``MembersOnDisk``."""
         members = [[i, member.state_dict()] for i, member in sorted(self._made.items())]
@@ -149,6 +153,10 @@ class MembersOnDisk(Members):
         """Return every client made so far, by number: all of them in memory."""
         ids = [i for (i,) in self._base.execute("SELECT DISTINCT client FROM members ORDER BY client")]
         return [self._read(i) for i in ids]
+
+    def __len__(self) -> int:
+        """How many clients are in the file."""
+        return self._count(2**62)
 
     def state_dict(self, rounds_done: int) -> dict[str, Any]:
         """Make what is in the file the state after so many rounds, and say nothing more."""

@@ -1,0 +1,281 @@
+"""The federated system's experiments: every file of experiments/, as tables of docs/federated.md.
+
+    python -m benchmarks federated --data-dir DIR
+
+Takes about an hour on two cores; goes on where runs/federated-NAME was left.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from gradwire.errors import ConfigError
+from gradwire.federated.experiment import Experiment, read_toml
+from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.simulate import Simulation
+from gradwire.federated.tasks import load_task
+from gradwire.report.tables import format_bytes
+
+FOLDER = Path(__file__).parent.parent / "experiments"
+NAMES = ("mixed-links", "drift", "packet-loss", "over-the-air", "regions", "continuous")
+Run = dict[str, Any]
+
+
+def run(data_dir: str | None) -> None:
+    """Run what is left and write benchmarks/results/federated.json, then the tables."""
+    try:
+        load_task("mnist", Path(data_dir) if data_dir else None)
+    except ConfigError as error:
+        print(f"federated is left out: {error}")
+        return
+    where = str(Path(data_dir).resolve()) if data_dir else None
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        found = dict(zip(NAMES, pool.starmap(_run, [(name, where) for name in NAMES], chunksize=1), strict=True))
+    variants = range(len(Experiment.read(FOLDER / "many-clients.toml").variants()))
+    with context.Pool(1, maxtasksperchild=1) as pool:
+        found["many-clients"] = {"runs": pool.map(_run_alone, variants, chunksize=1)}
+    save("federated", found)
+    document()
+
+
+def _run(name: str, data_dir: str | None) -> dict[str, Any]:
+    """One experiment, in a process of its own with one torch thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    path = Path("runs") / f"federated-{name}"
+    settings = read_toml(FOLDER / f"{name}.toml")
+    if settings.get("data") != "digits" and data_dir is not None:
+        settings["data_dir"] = data_dir
+    experiment = Experiment.build(settings, name)
+    folder = RunFolder.open(path) if path.exists() else RunFolder.create(path, experiment)
+    if folder.experiment != experiment:
+        raise ConfigError(f"{path} is of other settings than {name}.toml: move it away")
+    run_experiment(folder, lambda *_: None, lambda *_: None, lambda: False)
+    found: dict[str, Any] = json.loads((path / "summary.json").read_text())
+    found["experiment"].pop("data_dir", None)
+    return found
+
+
+def _run_alone(number: int) -> Run:
+    """One variant of many-clients.toml, and the most memory this process ever took over what it began with."""
+    import tempfile
+
+    import torch
+
+    torch.set_num_threads(1)
+    variant = Experiment.read(FOLDER / "many-clients.toml").variants()[number]
+    task = load_task(variant.experiment.data)
+    few = variant.experiment.model_copy(update={"clients": 10, "participation": 1.0, "rounds": 5})
+    for _ in Simulation(few.model_copy(update={"clients_on_disk": False}), variant.compressor, task, 0).rounds():
+        pass  # what is loaded and compiled once is no matter of clients
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with tempfile.TemporaryDirectory() as name:
+        simulation = Simulation(variant.experiment, variant.compressor, task, 0, None, variant.label, Path(name))
+        for metrics in simulation.rounds():
+            if (metrics.round + 1) % 20 == 0:
+                simulation.state_dict()  # commits what is on disk, as a run's checkpoints do
+                simulation.saved()
+        num_members = len(simulation.federation.members)
+        on_disk = sum(file.stat().st_size for file in Path(name).iterdir())
+        simulation.close()
+    more = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    facts = {"peak_more_bytes": more, "num_members": num_members, "disk_bytes": on_disk, "d": simulation.layout.d}
+    return {**simulation.summary(), **facts}
+
+
+def document() -> None:
+    """Write the tables from the results file."""
+    found = load("federated")
+    page = DOCS / "federated.md"
+    for name, make in _TABLES.items():
+        write_section(page, name, make(found[name]["runs"]))
+    write_section(page, "machine", describe(found))
+
+
+def _of(runs: list[Run], label: str) -> list[Run]:
+    return [r for r in runs if r["label"] == label]
+
+
+def _labels(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(r["label"] for r in runs))
+
+
+def _mean(runs: list[Run], value: str | Callable[[Run], float]) -> float:
+    return statistics.mean(r[value] if isinstance(value, str) else value(r) for r in runs)
+
+
+def _accuracy(runs: list[Run]) -> str:
+    values = [100 * r["final_accuracy"] for r in runs]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread} %"
+
+
+def _code(label: str) -> str:
+    return " · ".join(f"`{part}`" if part.endswith(")") else part for part in label.split(" · "))
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def _mixed_links(runs: list[Run]) -> str:
+    rows = []
+    for r in runs:
+        reached = r["target_virtual_seconds"] is not None
+        rows.append(
+            [
+                _code(r["label"]),
+                _seconds(r["target_virtual_seconds"]) if reached else f"not in {_seconds(r['virtual_seconds'])}",
+                f"{r['target_round'] + 1:,}" if reached else f"({r['rounds_done']:,})",
+                format_bytes(r["target_uplink_bytes"] if reached else r["uplink_bytes"]),
+                format_bytes(r["target_total_bytes"]) if reached else "",
+            ]
+        )
+    timed = [r for r in runs if r["target_virtual_seconds"] is not None]
+    waited = [r for r in timed if r["label"].startswith("one density for all ·")]
+    cut_off = [r for r in timed if r["label"].startswith("one density for all, deadline")]
+    [own] = [r for r in timed if r["budget"] != "none()"]
+    facts = [
+        f"Budgets are {_ratio(waited, own):.1f} times as fast as the best of the densities common to all, and "
+        f"{_ratio(cut_off, own):.2f} times as fast as the best of them under the same deadline.",
+    ]
+    headings = ["run", "virtual time to 95 %", "rounds", "uplink", "all that travelled"]
+    return table(headings, rows) + "\n\n" + "\n".join(facts)
+
+
+def _ratio(runs: list[Run], own: Run) -> float:
+    return float(min(r["target_virtual_seconds"] for r in runs) / own["target_virtual_seconds"])
+
+
+def _drift(runs: list[Run]) -> str:
+    rows = [
+        [
+            _code(label),
+            _accuracy(mine),
+            format_bytes(_mean(mine, "uplink_bytes")),
+            format_bytes(_mean(mine, "downlink_bytes")),
+            format_bytes(_mean(mine, "other_bytes")),
+            f"{_mean(mine, 'drift_norm'):.3f}",
+        ]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["method · algorithm", "accuracy", "uplink", "downlink", "other", "drift norm"], rows)
+
+
+def _packet_loss(runs: list[Run]) -> str:
+    base = _mean(_of(runs, _labels(runs)[0]), "final_accuracy")
+    rows = [
+        [
+            label,
+            _accuracy(mine),
+            f"{100 * (_mean(mine, 'final_accuracy') - base):+.2f}",
+            format_bytes(_mean(mine, "uplink_bytes")),
+            format_bytes(_mean(mine, "again_bytes")),
+            f"{_mean(mine, 'num_duplicates'):,.0f}",
+            f"{max(r['conservation_error'] for r in mine):.0e}",
+        ]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    headings = [
+        "packets",
+        "accuracy",
+        "points",
+        "uplink",
+        "of it sent again",
+        "duplicates refused",
+        "missing mass, most",
+    ]
+    return table(headings, rows)
+
+
+def _over_the_air(runs: list[Run]) -> str:
+    rows = [
+        [
+            _code(label),
+            _accuracy(mine),
+            format_bytes(_mean(mine, "uplink_bytes")) if mine[0]["channel_uses"] is None else "",
+            "" if mine[0]["channel_uses"] is None else f"{_mean(mine, 'channel_uses'):,.0f}",
+            f"{_mean(mine, lambda r: r['num_received'] / (r['clients'] * r['rounds'])):.0%}",
+        ]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["channel · method", "accuracy", "digital uplink", "channel uses, all clients", "heard"], rows)
+
+
+def _regions(runs: list[Run]) -> str:
+    rows = [
+        [
+            _code(label),
+            _accuracy(mine),
+            format_bytes(_mean(mine, "uplink_bytes")),
+            format_bytes(_mean(mine, "downlink_bytes")),
+            format_bytes(_mean(mine, "wan_uplink_bytes")),
+            format_bytes(_mean(mine, "wan_downlink_bytes")),
+        ]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["run", "accuracy", "uplink", "downlink", "WAN uplink", "WAN downlink"], rows)
+
+
+def _continuous(runs: list[Run]) -> str:
+    rows = [
+        [
+            _code(label),
+            _accuracy(mine),
+            format_bytes(_mean(mine, lambda r: r["uplink_bytes"] / r["num_received"])),
+            format_bytes(_mean(mine, "uplink_bytes")),
+            f"{_mean(mine, 'virtual_seconds') / 3600:.1f} h",
+        ]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["method", "accuracy", "bytes an update", "uplink", "virtual time"], rows)
+
+
+def _many_clients(runs: list[Run]) -> str:
+    rows = [
+        [
+            r["label"],
+            f"{r['num_members']:,}",
+            f"{100 * r['final_accuracy']:.1f} %",
+            format_bytes(4 * r["d"] * r["num_members"]),
+            format_bytes(r["peak_more_bytes"]),
+            format_bytes(r["disk_bytes"]),
+            f"{r['client_rounds_per_second']:,.0f}",
+        ]
+        for r in runs
+    ]
+    headings = [
+        "clients",
+        "took part",
+        "accuracy",
+        "their residuals",
+        "peak memory, more",
+        "on disk",
+        "client-rounds/s",
+    ]
+    return table(headings, rows)
+
+
+_TABLES: dict[str, Callable[[list[Run]], str]] = {
+    "mixed-links": _mixed_links,
+    "drift": _drift,
+    "packet-loss": _packet_loss,
+    "over-the-air": _over_the_air,
+    "regions": _regions,
+    "continuous": _continuous,
+    "many-clients": _many_clients,
+}
