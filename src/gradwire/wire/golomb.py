@@ -26,7 +26,8 @@ def golomb_parameter(gaps: NDArray[np.int64]) -> tuple[int, int]:
     Returns:
         The parameter m, 1 or more, and the bits it takes.
     """
-    return golomb_parameters(gaps, np.array([gaps.size]))[0]
+    tried = _candidates(gaps.size, int(gaps.sum()))
+    return _cheapest(tried, ops.golomb_bits(gaps, np.array([gaps.size]), np.array([tried]))[0].tolist())
 
 
 def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -42,10 +43,13 @@ def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list
     starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     totals = np.add.reduceat(gaps, starts)
     tried = np.array([_candidates(int(n), int(total)) for n, total in zip(stops - starts, totals, strict=True)])
-    return [
-        min(zip(parameters, bits, strict=True), key=lambda pair: (pair[1], pair[0]))
-        for parameters, bits in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)
-    ]
+    return [_cheapest(*row) for row in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)]
+
+
+def _cheapest(parameters: list[int], bits: list[int]) -> tuple[int, int]:
+    """The parameter of fewest bits, the smaller one of two, and its bits."""
+    num_bits, m = min(zip(bits, parameters, strict=True))
+    return m, num_bits
 
 
 def _candidates(count: int, total: int) -> list[int]:

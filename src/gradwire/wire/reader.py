@@ -19,6 +19,8 @@ def varint(value: int) -> bytes:
     Returns:
         1 to 10 bytes.
     """
+    if value < 0x80:
+        return bytes((value,))
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
