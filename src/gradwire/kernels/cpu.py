@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels.jit import array, inline, kernel, trailing_zeros
+from gradwire.kernels.jit import array, inline, kernel, plain, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -107,13 +107,6 @@ def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
     return words.astype("<u8", copy=False).view(np.uint8)[: -(-num_bits // 8)]
 
 
-def _plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
-    if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
-        return values
-    return np.require(values, dtype, ["C", "A"])
-
-
 # --- fixed width ------------------------------------------------------------------------------------------------------
 
 
@@ -121,7 +114,7 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
     """Write symbols as fixed-width fields, one after the other."""
     num_bits = symbols.size * width
     words = np.zeros(num_bits // 64 + 1, np.uint64)
-    _pack(_plain(symbols, np.uint32), width, words)
+    _pack(plain(symbols, np.uint32), width, words)
     return _to_bytes(words, num_bits)
 
 
@@ -162,7 +155,7 @@ def _unpack(words: Words, width: Scalar, symbols: NDArray[np.int64]) -> None:
 def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find where each of some increasing integers is among others."""
     places = np.empty(needles.size, np.int64)
-    _find(_plain(haystack, np.int64), _plain(needles, np.int64), places)
+    _find(plain(haystack, np.int64), plain(needles, np.int64), places)
     return places
 
 
@@ -178,7 +171,7 @@ def _find(haystack: NDArray[np.int64], needles: NDArray[np.int64], places: NDArr
 def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
     counted = np.empty(indices.size, np.int64) if out is None else out
-    _gaps(_plain(indices, np.int64), counted)
+    _gaps(plain(indices, np.int64), counted)
     return counted
 
 
@@ -193,7 +186,7 @@ def _gaps(indices: NDArray[np.int64], counted: NDArray[np.int64]) -> None:
 def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the bits ``golomb_encode`` writes of each stretch with each of its parameters."""
     bits, num_long = np.empty(parameters.size, np.int64), np.empty(parameters.size, np.int64)
-    _golomb_cost(_plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64).ravel(), bits, num_long)
+    _golomb_cost(plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64).ravel(), bits, num_long)
     return bits.reshape(parameters.shape)
 
 
@@ -206,7 +199,7 @@ def golomb_encode_stretches(
     gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
 ) -> list[NDArray[np.uint8]]:
     """Write each stretch of gaps in split Golomb code with its own parameter."""
-    gaps, stops, parameters = _plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64)
+    gaps, stops, parameters = plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64)
     bits, num_long = np.empty(stops.size, np.int64), np.empty(stops.size, np.int64)
     _golomb_cost(gaps, stops, parameters, bits, num_long)
     ends = (bits // 64 + 1).cumsum()
@@ -349,10 +342,9 @@ def _golomb_encode(
 
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
     """Count how often each symbol occurs."""
-    counts = np.zeros((_TABLES, num_symbols), np.int64)
-    _count_symbols(_plain(symbols, np.uint16), counts.reshape(-1), num_symbols)
-    total: NDArray[np.int64] = counts.sum(axis=0)
-    return total
+    counts = np.zeros(_TABLES * num_symbols, np.int64)
+    _count_symbols(plain(symbols, np.uint16), counts, num_symbols)
+    return counts[:num_symbols]
 
 
 @kernel(types.void, _U16, _OUT_I64, types.int64)
@@ -360,6 +352,9 @@ def _count_symbols(symbols: NDArray[np.uint16], counts: NDArray[np.int64], num_s
     """Count in several tables in turn: one after the other in the same place would wait for each other."""
     for i in range(symbols.size):
         counts[(i % _TABLES) * num_symbols + symbols[i]] += 1
+    for table in range(1, _TABLES):
+        for symbol in range(num_symbols):
+            counts[symbol] += counts[table * num_symbols + symbol]
 
 
 def positions(
@@ -367,7 +362,7 @@ def positions(
 ) -> NDArray[np.int64] | None:
     """Add up gaps, of which upper and lower bits are given apart."""
     indices = np.empty(quotients.size, np.int64)
-    numbers = _plain(quotients, np.uint16), _plain(more, np.int64), _plain(low, np.int64)
+    numbers = plain(quotients, np.uint16), plain(more, np.int64), plain(low, np.int64)
     return indices if _positions(*numbers, cap, shift, limit, indices) else None
 
 
@@ -397,7 +392,7 @@ def _positions(
 def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
     """Divide by a power of two, with all that is larger than ``largest`` cut to it."""
     found = np.empty(gaps.size, np.uint16)
-    _quotients(_plain(gaps, np.int64), shift, largest, found)
+    _quotients(plain(gaps, np.int64), shift, largest, found)
     return found
 
 
@@ -466,7 +461,7 @@ def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> 
     lanes = ans_num_lanes(symbols.size)
     states = np.full(4, ANS_LOW, np.uint64)
     words = np.empty(symbols.size + 1, np.uint16)
-    first = _ans_encode(_plain(symbols, np.uint16), reciprocals, spans, lanes, states, words)
+    first = _ans_encode(plain(symbols, np.uint16), reciprocals, spans, lanes, states, words)
     if first < 0:
         check_symbols(symbols, frequencies)
     code = np.empty(4 * lanes + 2 * (words.size - first), np.uint8)
@@ -540,7 +535,7 @@ def ans_decode(
     starts = np.cumsum(frequencies, dtype=np.uint32) - frequencies
     rows = (frequencies[by_slot] << np.uint32(16)) + np.arange(1 << MODEL_BITS, dtype=np.uint32) - starts[by_slot]
     symbols = np.empty(num_symbols, np.uint16)
-    num_words = _ans_decode(_plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
+    num_words = _ans_decode(plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
     if num_words < 0 or (states[:lanes] != ANS_LOW).any():
         return None
     return symbols, 4 * lanes + 2 * num_words
@@ -606,7 +601,7 @@ def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> N
         check_codes(symbols, lengths)
     entries = huffman_codes(lengths).astype(np.uint32) << np.uint32(8) | lengths
     words = np.empty(symbols.size * HUFFMAN_BITS // 64 + 1, np.uint64)
-    num_bits = _huffman_encode(_plain(symbols, np.uint16), entries, words)
+    num_bits = _huffman_encode(plain(symbols, np.uint16), entries, words)
     if num_bits < 0:
         check_codes(symbols, lengths)
     return _to_bytes(words, num_bits).copy()
@@ -678,7 +673,7 @@ def _huffman_decode(words: Words, num_bits: Scalar, table: NDArray[np.uint32], s
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Take float32 numbers apart: exponents, and sign and mantissa."""
     exponents, rest = np.empty(bits.size, np.uint8), np.empty(3 * bits.size, np.uint8)
-    _split_float32(_plain(bits, np.uint32), exponents, rest)
+    _split_float32(plain(bits, np.uint32), exponents, rest)
     return exponents, rest
 
 
@@ -698,7 +693,7 @@ def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArr
     bits = np.empty(exponents.size, np.uint32)
     if rest.size != 3 * bits.size:
         raise ValueError(f"rest must have {3 * bits.size} bytes, got {rest.size}")
-    _join_float32(_plain(exponents, np.uint8), _plain(rest, np.uint8), bits)
+    _join_float32(plain(exponents, np.uint8), plain(rest, np.uint8), bits)
     return bits
 
 

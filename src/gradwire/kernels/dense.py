@@ -10,7 +10,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from gradwire.kernels import reference, threads
-from gradwire.kernels.jit import array, kernel
+from gradwire.kernels.jit import array, kernel, plain
 
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
 
@@ -22,7 +22,9 @@ _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
 
-_F32, _F64, _I64, _U16 = (array(t) for t in (types.float32, types.float64, types.int64, types.uint16))
+_F32, _F64, _I64, _U16, _U64 = (
+    array(t) for t in (types.float32, types.float64, types.int64, types.uint16, types.uint64)
+)
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
 _OUT_I64, _OUT_U16 = array(types.int64, readonly=False), array(types.uint16, readonly=False)
 
@@ -34,10 +36,10 @@ def accumulate_at(
     if not (out.flags.c_contiguous and out.flags.aligned and indices.size == numbers.size):
         reference.accumulate_at(out, indices, numbers, weight)
         return
+    indices, numbers = plain(indices, np.int64), plain(numbers, np.float32)
     _check_indices(indices, out.size)
-    indices, numbers = np.require(indices, np.int64, ["C", "A"]), np.require(numbers, np.float32, ["C", "A"])
-    ranges = threads.split(indices.size)
-    threads.run([partial(_accumulate_at, out, indices[r], numbers[r], np.float32(weight)) for r in ranges])
+    factor = np.float32(weight)
+    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor))
 
 
 @kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
@@ -50,10 +52,10 @@ def _accumulate_at(
 
 def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read the numbers at some indices; see ``reference.gather``."""
+    values, indices = plain(values, np.float32), plain(indices, np.int64)
     _check_indices(indices, values.size)
-    values, indices = np.require(values, np.float32, ["C", "A"]), np.require(indices, np.int64, ["C", "A"])
     out = np.empty(indices.size, np.float32)
-    threads.run([partial(_gather, values, indices[r], out[r]) for r in threads.split(indices.size)])
+    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]))
     return out
 
 
@@ -64,8 +66,17 @@ def _gather(values: NDArray[np.float32], indices: NDArray[np.int64], out: NDArra
 
 
 def _check_indices(indices: NDArray[np.int64], size: int) -> None:
-    if indices.size and (indices.min() < 0 or indices.max() >= size):
+    if not _inside(indices.view(np.uint64), size):
         raise IndexError(f"indices must be in [0, {size}), got {indices.min()} to {indices.max()}")
+
+
+@kernel(types.boolean, _U64, types.uint64)
+def _inside(indices: NDArray[np.uint64], size: Any) -> bool:
+    """Whether all are below ``size``; those below 0 are the largest here."""
+    outside = False
+    for i in range(indices.size):
+        outside |= indices[i] >= size
+    return not outside
 
 
 def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
@@ -122,7 +133,7 @@ def find_intervals(
     """
     if magnitudes.size < _TABLE_FROM:
         return reference.find_intervals(magnitudes, edges, zero)
-    magnitudes = np.require(magnitudes, np.float32, ["C", "A"])
+    magnitudes = plain(magnitudes, np.float32)
     bits = magnitudes.view(np.uint32)
     lowest = int(bits.min()) >> _CELL_BITS
     cells = np.arange(lowest, (int(bits.max()) >> _CELL_BITS) + 1, dtype=np.uint32) << np.uint32(_CELL_BITS)
@@ -178,7 +189,7 @@ def signed_symbols(
 ) -> NDArray[np.uint16]:
     """Make symbols of magnitudes and signs; see ``reference.signed_symbols``."""
     symbols = np.empty(found.size, np.uint16)
-    _signed_symbols(np.ascontiguousarray(found), ranks, np.require(numbers, np.float32, ["C", "A"]), symbols)
+    _signed_symbols(plain(found, np.uint16), ranks, plain(numbers, np.float32), symbols)
     return symbols
 
 

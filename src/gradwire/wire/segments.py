@@ -37,9 +37,10 @@ def choose_segments(
         The bytes of the segmented code, or None where it does not pay.
     """
     bounds = np.array([0, *cuts[:: -(-len(cuts) // _MAX_CUTS)], length], np.int64)
-    ranks = np.searchsorted(indices, bounds)
-    lengths, counts = np.append(bounds[1:] - bounds[:-1], length), np.append(ranks[1:] - ranks[:-1], indices.size)
-    bits = _entropy_bits(lengths, counts)  # of each stretch, and of all together
+    ranks = indices.searchsorted(bounds)
+    lengths, counts = bounds.copy(), ranks.copy()  # of each stretch, and of all together at last
+    lengths[:-1], counts[:-1] = bounds[1:] - bounds[:-1], ranks[1:] - ranks[:-1]
+    bits = _entropy_bits(lengths, counts)
     if bits[-1] - bits[:-1].sum() < 2 * _HEAD_BITS:
         return None
     chosen = _cheapest_cuts(bounds, ranks)
