@@ -368,7 +368,9 @@ class Levels(Values):
 
     def numbers(self, support: Support) -> NDArray[np.float32]:
         """Return (k,) float32: the signed magnitudes the symbols stand for."""
-        table = np.stack([self.levels, -self.levels], axis=1).reshape(-1)
+        table = np.empty(2 * self.levels.size, np.float32)
+        table[::2] = self.levels
+        np.negative(self.levels, out=table[1::2])
         return table[self.symbols]
 
 

@@ -462,7 +462,7 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
     used = counts > 0
-    ranks = np.maximum(np.cumsum(used) - 1, 0).astype(np.uint16)
+    ranks = (used.cumsum() - used).astype(np.uint16)
     return Levels(ops.signed_symbols(found, ranks, numbers), (sums[used] / counts[used]).astype(np.float32))
 
 

@@ -87,7 +87,7 @@ def _cheapest_cuts(bounds: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[
 
 def _entropy_bits(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """Bits of ``counts`` positions among ``lengths``, each array (n,)."""
-    n, k = np.maximum(lengths, 1).astype(np.float64), counts.astype(np.float64)
-    skipped = lengths - k
-    bits: NDArray[np.float64] = k * np.log2(n / np.maximum(k, 1.0)) + skipped * np.log2(n / np.maximum(skipped, 1.0))
+    both = np.array([counts, lengths - counts], np.float64)  # what is kept, and what is skipped
+    kept, skipped = both * np.log2(np.maximum(lengths, 1) / np.maximum(both, 1.0))
+    bits: NDArray[np.float64] = kept + skipped
     return bits
