@@ -474,8 +474,8 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
     if largest == 0:
         return np.empty(0)
     top, bottom = math.log2(largest), math.log2(smallest)
-    logs = (top + p / intervals * (bottom - top) for p in range(intervals - 1, 0, -1))
-    mantissas, exponents = np.frexp(np.minimum([math.exp2(x) for x in logs], _LARGEST))
+    powers = [math.exp2(top + p / intervals * (bottom - top)) for p in range(intervals - 1, 0, -1)]
+    mantissas, exponents = np.frexp(np.minimum(powers, _LARGEST))
     edges: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
     return edges
 

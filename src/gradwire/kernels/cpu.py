@@ -6,6 +6,7 @@ array but their results; whatever is not a loop stays in NumPy. What each op com
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ _OUT_U8, _OUT_U16, _OUT_U32, _OUT_U64, _OUT_I64, _OUT_F32 = (
 )
 
 
+_LITTLE = np.dtype("<u8")
 _LANES = 32  # sums kept side by side
 _TABLES = 4
 
@@ -104,7 +106,7 @@ def _to_words(data: NDArray[np.uint8], num_bytes: int) -> Words:
 
 def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
     """Look at the first bits of words as bytes."""
-    return words.astype("<u8", copy=False).view(np.uint8)[: -(-num_bits // 8)]
+    return words.astype(_LITTLE, copy=False).view(np.uint8)[: -(-num_bits // 8)]
 
 
 # --- fixed width ------------------------------------------------------------------------------------------------------
@@ -202,11 +204,10 @@ def golomb_encode_stretches(
     gaps, stops, parameters = plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64)
     bits, num_long = np.empty(stops.size, np.int64), np.empty(stops.size, np.int64)
     _golomb_cost(gaps, stops, parameters, bits, num_long)
-    ends = (bits // 64 + 1).cumsum()
-    words = np.zeros(int(ends[-1]), np.uint64)
-    _golomb_encode(gaps, stops, parameters, num_long, ends, words)
-    begins = [0, *ends[:-1].tolist()]
-    return [_to_bytes(words[a:b], n) for a, b, n in zip(begins, ends.tolist(), bits.tolist(), strict=True)]
+    ends = list(accumulate(num_bits // 64 + 1 for num_bits in bits.tolist()))
+    words = np.zeros(ends[-1], np.uint64)
+    _golomb_encode(gaps, stops, parameters, num_long, bits, words)
+    return [_to_bytes(words[a:b], n) for a, b, n in zip([0, *ends[:-1]], ends, bits.tolist(), strict=True)]
 
 
 def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
@@ -295,10 +296,10 @@ def _golomb_encode(
     stops: NDArray[np.int64],
     parameters: NDArray[np.int64],
     num_long: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    bits: NDArray[np.int64],
     words: Words,
 ) -> None:
-    """Write stretches, each from a word on: the first one, or where the one before ends."""
+    """Write stretches, each from a word on: the first one, or where the one before, of so many bits, ends."""
     quotients, remainders = np.empty(_LANES), np.empty(_LANES)
     start, begin = 0, 0
     for stretch in range(stops.size):
@@ -337,7 +338,7 @@ def _golomb_encode(
                 unary += _1
         if used:
             words[at] |= word
-        start, begin = stop, ends[stretch]
+        start, begin = stop, begin + bits[stretch] // 64 + 1
 
 
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:

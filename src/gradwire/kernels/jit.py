@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import numba
-import numpy as np
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -41,7 +40,7 @@ def plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
     if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
         return values
-    return np.require(values, dtype, ["C", "A"])
+    return values.astype(dtype, order="C")
 
 
 def _emit_trailing_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -7,6 +7,7 @@ Where the sample misleads, the k-th magnitude is found by counting: by its upper
 from __future__ import annotations
 
 import math
+import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -136,14 +137,14 @@ def _among(
     counts: list[int], pieces: list[_Piece], threshold: np.uint32, k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Select the k largest candidates and their numbers, or None where there are too few, or more than had room."""
-    if sum(counts) < k or any(c > p.room for c, p in zip(counts, pieces, strict=True)):
+    if sum(counts) < k or any(map(operator.gt, counts, [p.room for p in pieces])):
         return None
-    found = [(p.range.start, p.places[:c], p.bits[:c]) for c, p in zip(counts, pieces, strict=True) if c]
-    kth, num_above = _kth([bits for _, _, bits in found], threshold, k)
+    found = [p.bits[:c] for c, p in zip(counts, pieces, strict=True)]
+    kth, num_above = _kth(found, threshold, k)
     chosen, numbers = np.empty(k + 1, np.int64), np.empty(k + 1, np.uint32)  # with room for one that is not kept
     written, ties = 0, k - num_above
-    for start, places, bits in found:
-        written, ties = _pick(places, bits, np.uint32(kth), ties, start, written, chosen, numbers)
+    for piece, bits in zip(pieces, found, strict=True):
+        written, ties = _pick(piece.places, bits, np.uint32(kth), ties, piece.range.start, written, chosen, numbers)
     return chosen[:k], numbers[:k].view(np.float32)
 
 
@@ -340,7 +341,7 @@ def _pick(
     places: Bits, bits: Bits, kth: Any, ties: int, base: int, at: int, chosen: NDArray[np.int64], numbers: Bits
 ) -> tuple[int, int]:
     """Write the candidates above the k-th magnitude and the first of those that equal it; where, and ties left."""
-    for i in range(places.size):
+    for i in range(bits.size):
         magnitude = bits[i] & _SIGNLESS
         chosen[at] = base + np.int64(places[i])
         numbers[at] = bits[i]

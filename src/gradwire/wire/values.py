@@ -29,6 +29,7 @@ _KINDS = {
     LOW_RANK: "low_rank",
     AFFINE: "affine",
 }
+_FLOAT_KINDS = {_KINDS[number]: number for number in (FLOAT32, FLOAT16, BFLOAT16)}
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
@@ -108,7 +109,7 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
 
 
 def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
-    kind = {name: number for number, name in _KINDS.items()}[values.coding]
+    kind = _FLOAT_KINDS[values.coding]
     bits = np.ascontiguousarray(values.data).view(_DTYPES[kind].newbyteorder("="))
     whole = bits.astype(_DTYPES[kind], copy=False).tobytes()
     if coder == "packed":
