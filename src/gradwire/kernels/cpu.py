@@ -210,7 +210,14 @@ def golomb_encode_stretches(
     return [_to_bytes(words[a:b], n) for a, b, n in zip([0, *ends[:-1]], ends, bits.tolist(), strict=True)]
 
 
-def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+def golomb_decode(
+    data: NDArray[np.uint8],
+    num_gaps: int,
+    m: int,
+    limit: int,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int] | None:
     """Read indices written by ``golomb_encode``."""
     if num_gaps == 0:
         return np.empty(0, np.int64), 0
@@ -218,9 +225,9 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     if window is None:
         return None
     width, short = _remainder_code(m)
-    indices = np.empty(num_gaps, np.int64)
+    indices = np.empty(num_gaps, np.int64) if out is None else out
     words = _to_words(window, window.size)
-    end = _golomb_decode(words, 8 * window.size, m, short, width, limit, indices.view(np.uint64))
+    end = _golomb_decode(words, 8 * window.size, m, short, width, limit, start, indices.view(np.uint64))
     if end < 0 or (end % 8 and window[end // 8] >> end % 8):
         return None
     return indices, -(-end // 8)
@@ -403,9 +410,16 @@ def _quotients(gaps: NDArray[np.int64], shift: int, largest: int, found: NDArray
         found[i] = min(gaps[i] >> shift, largest)
 
 
-@kernel(types.int64, _U64, types.uint64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
+@kernel(types.int64, _U64, *(types.uint64,) * 6, _OUT_U64)
 def _golomb_decode(
-    words: Words, num_bits: Scalar, m: Scalar, short: Scalar, width: Scalar, limit: Scalar, indices: Words
+    words: Words,
+    num_bits: Scalar,
+    m: Scalar,
+    short: Scalar,
+    width: Scalar,
+    limit: Scalar,
+    start: Scalar,
+    indices: Words,
 ) -> Scalar:
     """Read indices; the position after the last bit, or -1."""
     count = U(indices.size)
@@ -435,7 +449,7 @@ def _golomb_decode(
             bit = words[extra >> _6] >> (extra & _63) & _1
             remainders += (head << _1) + bit - short if is_long else head
             extra += U(is_long)
-            indices[i] = (position - i) * m + remainders + i
+            indices[i] = (position - i) * m + remainders + i + start
             i += _1
         if i == count:
             break
@@ -444,7 +458,7 @@ def _golomb_decode(
             return -1
         word = words[at]
         base += _64
-    return np.int64(unary + position + _1) if indices[count - _1] < limit else -1
+    return np.int64(unary + position + _1) if indices[count - _1] - start < limit else -1
 
 
 # --- asymmetric numeral systems ---------------------------------------------------------------------------------------
@@ -532,14 +546,24 @@ def ans_decode(
     lanes = found.size
     states = np.zeros(4, np.uint64)
     states[:lanes] = found
-    by_slot = np.repeat(np.arange(frequencies.size).astype(np.uint16), frequencies)
-    starts = np.cumsum(frequencies, dtype=np.uint32) - frequencies
-    rows = (frequencies[by_slot] << np.uint32(16)) + np.arange(1 << MODEL_BITS, dtype=np.uint32) - starts[by_slot]
+    by_slot, rows = np.empty(1 << MODEL_BITS, np.uint16), np.empty(1 << MODEL_BITS, np.uint32)
+    _slots(plain(frequencies, np.uint32), by_slot, rows)
     symbols = np.empty(num_symbols, np.uint16)
     num_words = _ans_decode(plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
     if num_words < 0 or (states[:lanes] != ANS_LOW).any():
         return None
     return symbols, 4 * lanes + 2 * num_words
+
+
+@kernel(types.void, _U32, _OUT_U16, _OUT_U32)
+def _slots(frequencies: NDArray[np.uint32], by_slot: NDArray[np.uint16], rows: NDArray[np.uint32]) -> None:
+    """Of each slot find the symbol, and its frequency and the slot's place among the symbol's, 16 bits each."""
+    slot = _0
+    for symbol in range(frequencies.size):
+        for place in range(frequencies[symbol]):
+            by_slot[slot] = symbol
+            rows[slot] = frequencies[symbol] << np.uint32(16) | np.uint32(place)
+            slot += _1
 
 
 @inline

@@ -192,13 +192,20 @@ def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: N
     return reference.golomb_bits(gaps, stops, parameters)
 
 
-def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+def golomb_decode(
+    data: NDArray[np.uint8],
+    num_gaps: int,
+    m: int,
+    limit: int,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int] | None:
     """Read indices written by ``golomb_encode``."""
     if _compiled(num_gaps, VECTOR_FROM):
         import gradwire.kernels.cpu as cpu
 
-        return cpu.golomb_decode(data, num_gaps, m, limit)
-    return reference.golomb_decode(data, num_gaps, m, limit)
+        return cpu.golomb_decode(data, num_gaps, m, limit, start, out)
+    return reference.golomb_decode(data, num_gaps, m, limit, start, out)
 
 
 def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:

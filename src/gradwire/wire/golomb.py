@@ -69,7 +69,9 @@ def _candidates(count: int, total: int) -> list[int]:
     return [best, rice, max(1, best * 3 // 4), best * 5 // 4, 2 * rice]
 
 
-def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[np.int64]:
+def read_golomb(
+    reader: Reader, count: int, length: int, what: str, start: int = 0, out: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Read a Golomb parameter and ``count`` increasing positions below ``length``.
 
     Args:
@@ -77,6 +79,8 @@ def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[n
         count: how many, 1 or more.
         length: positions stay below this.
         what: for the error.
+        start: what is added to each position.
+        out: (count,) int64 to write to, or None.
 
     Returns:
         (count,) int64, increasing.
@@ -87,7 +91,7 @@ def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[n
     m = reader.varint(f"Golomb parameter of {what}", below=length + 1)
     if m == 0 or count > length:
         raise Malformed(f"{what}: {count} positions below {length} with Golomb parameter {m} cannot be")
-    found = ops.golomb_decode(reader.rest(), count, m, length)
+    found = ops.golomb_decode(reader.rest(), count, m, length, start, out)
     if found is None:
         raise Malformed(f"{what}: {count} positions below {length} with Golomb parameter {m} not found")
     reader.take(found[1], what)
