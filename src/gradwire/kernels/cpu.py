@@ -10,6 +10,7 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ __all__ = [
 # Kernels count in uint64: such an index needs no test for being negative. Constants are typed, since Numba makes
 # float64 of uint64 and int64 mixed.
 U = np.uint64
-_0, _1, _2, _3, _4, _6, _8, _16, _63, _64 = (U(n) for n in (0, 1, 2, 3, 4, 6, 8, 16, 63, 64))
+_0, _1, _2, _3, _4, _6, _7, _8, _16, _63, _64 = (U(n) for n in (0, 1, 2, 3, 4, 6, 7, 8, 16, 63, 64))
 _SLOT_BITS, _SLOT_MASK, _LOW = U(MODEL_BITS), U((1 << MODEL_BITS) - 1), U(ANS_LOW)
 _RECIPROCAL_BITS, _WORD_MASK, _RENORM_BITS, _SLOTS = U(44), U(0xFFFF), U(32 - MODEL_BITS), U(1 << MODEL_BITS)
 _ENTRY_BITS, _ENTRY_MASK, _INVALID, _WINDOW_MASK = U(8), U(15), U(INVALID), U((1 << HUFFMAN_BITS) - 1)
@@ -90,11 +91,24 @@ def _type_count_ones(context: Any, word: Any) -> Any:
 _count_ones: Any = intrinsic(_type_count_ones)
 
 
+def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    address = builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [args[1]])
+    return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+
+
+def _type_load(context: Any, words: Any, byte: Any) -> Any:
+    """Read the eight bytes from a byte on, as a little-endian machine does; Numba runs on no other."""
+    return types.uint64(words, types.uint64), _emit_load
+
+
+_load: Any = intrinsic(_type_load)
+
+
 @inline
 def _peek(words: Words, position: Scalar) -> Scalar:
-    """Read the 64 bits from a position on; the word after the one it is in must exist."""
-    at, shift = position >> _6, position & _63
-    return words[at] >> shift | (words[at + _1] << _1) << (_63 - shift)
+    """Read the 57 bits or more from a position on; the word after the one it is in must exist."""
+    return _load(words, position >> _3) >> (position & _7)
 
 
 def _to_words(data: NDArray[np.uint8], num_bytes: int) -> Words:

@@ -15,7 +15,6 @@ from gradwire.kernels.jit import array, kernel, plain
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
 
 _BLOCK = 512  # added up in the first cache and looked at, before it is written
-_SCATTERED = 1 << 16  # elements that are worth a thread where each is in a line of memory of its own
 SUMMED, LANES = reference.SUMMED, reference.LANES
 _SUMMED, _LANES = np.uint64(SUMMED), np.uint64(LANES)
 _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
@@ -41,7 +40,7 @@ def accumulate_at(
     indices, numbers = plain(indices, np.int64), plain(numbers, np.float32)
     _check_indices(indices, out.size)
     factor = np.float32(weight)
-    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor), _SCATTERED)
+    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor))
 
 
 @kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
@@ -57,7 +56,7 @@ def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[n
     values, indices = plain(values, np.float32), plain(indices, np.int64)
     _check_indices(indices, values.size)
     out = np.empty(indices.size, np.float32)
-    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]), _SCATTERED)
+    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]))
     return out
 
 

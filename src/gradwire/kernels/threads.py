@@ -37,11 +37,11 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def split(size: int, least: int = _LEAST) -> list[slice]:
-    """Cut ``size`` elements into as many ranges as there are threads, or fewer of at least about ``least``."""
-    if size < 2 * least:
+def split(size: int) -> list[slice]:
+    """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
+    if size < 2 * _LEAST:
         return [slice(0, size)] if size else []
-    number = min(num_threads(), size // least)
+    number = min(num_threads(), size // _LEAST)
     step = -(-size // number // ALIGNED) * ALIGNED or 1
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
@@ -55,9 +55,9 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     return first + [other.result() for other in others]
 
 
-def over(size: int, task: Callable[[slice], T], least: int = _LEAST) -> list[T]:
+def over(size: int, task: Callable[[slice], T]) -> list[T]:
     """Call a task with each of the ranges that ``split`` cuts, all at once, and return what they give, in order."""
-    ranges = split(size, least)
+    ranges = split(size)
     return [task(r) for r in ranges] if len(ranges) < 2 else run([partial(task, r) for r in ranges])
 
 
