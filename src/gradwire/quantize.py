@@ -456,8 +456,8 @@ class fractional(Quantizer):
 def _by_interval(numbers: Vector, intervals: int) -> Levels:
     """Quantize the numbers of one part by Eq. (12) of TCS."""
     magnitudes = np.abs(numbers)
-    largest = float(magnitudes.max())
-    smallest = float(magnitudes.min()) or float(magnitudes.min(where=magnitudes > 0, initial=np.float32(largest)))
+    largest, smallest = float(np.maximum.reduce(magnitudes)), float(np.minimum.reduce(magnitudes))
+    smallest = smallest or float(magnitudes.min(where=magnitudes > 0, initial=np.float32(largest)))
     # p - 1 for interval p: the inner edges that are not below the magnitude. A zero comes after all of them.
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))

@@ -1,12 +1,12 @@
 """The op table for large inputs, compiled by Numba: bit for bit what ``reference.py`` computes.
 
-Streams are read and written as 64-bit words, least significant bit first. Kernels take no lock and make no
-array but their results; whatever is not a loop stays in NumPy. What each op computes is said in ``reference.py``.
+Streams are read and written as 64-bit words, least significant bit first, in the order of bytes of a little-endian
+machine: Numba runs on no other. Kernels take no lock and make no array but their results; whatever is not a loop stays
+in NumPy. What each op computes is said in ``reference.py``.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,6 @@ _OUT_U8, _OUT_U16, _OUT_U32, _OUT_U64, _OUT_I64, _OUT_F32 = (
 )
 
 
-_LITTLE = np.dtype("<u8")
 _LANES = 32  # sums kept side by side
 _TABLES = 4
 
@@ -98,7 +97,7 @@ def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
 
 
 def _type_load(context: Any, words: Any, byte: Any) -> Any:
-    """Read the eight bytes from a byte on, as a little-endian machine does; Numba runs on no other."""
+    """Read the eight bytes from a byte on."""
     return types.uint64(words, types.uint64), _emit_load
 
 
@@ -113,14 +112,14 @@ def _peek(words: Words, position: Scalar) -> Scalar:
 
 def _to_words(data: NDArray[np.uint8], num_bytes: int) -> Words:
     """Copy bytes to words, with zeros after the last and at least one whole word of them."""
-    words = np.zeros(num_bytes // 8 + 2, "<u8")
+    words = np.zeros(num_bytes // 8 + 2, np.uint64)
     words.view(np.uint8)[: min(data.size, num_bytes)] = data[:num_bytes]
-    return words.astype(np.uint64, copy=False)
+    return words
 
 
 def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
     """Look at the first bits of words as bytes."""
-    return words.astype(_LITTLE, copy=False).view(np.uint8)[: -(-num_bits // 8)]
+    return words.view(np.uint8)[: -(-num_bits // 8)]
 
 
 # --- fixed width ------------------------------------------------------------------------------------------------------
@@ -218,10 +217,14 @@ def golomb_encode_stretches(
     gaps, stops, parameters = plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64)
     bits, num_long = np.empty(stops.size, np.int64), np.empty(stops.size, np.int64)
     _golomb_cost(gaps, stops, parameters, bits, num_long)
-    ends = list(accumulate(num_bits // 64 + 1 for num_bits in bits.tolist()))
-    words = np.zeros(ends[-1], np.uint64)
+    sizes: list[int] = bits.tolist()
+    words = np.zeros(sum(sizes) // 64 + len(sizes), np.uint64)
     _golomb_encode(gaps, stops, parameters, num_long, bits, words)
-    return [_to_bytes(words[a:b], n) for a, b, n in zip([0, *ends[:-1]], ends, bits.tolist(), strict=True)]
+    written, at = [], 0
+    for num_bits in sizes:
+        written.append(_to_bytes(words[at:], num_bits))
+        at += num_bits // 64 + 1
+    return written
 
 
 def golomb_decode(

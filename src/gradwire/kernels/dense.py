@@ -144,10 +144,8 @@ def find_intervals(
     found = np.empty(magnitudes.size, np.uint16)
     number = max(zero, edges.size) + 1
     row = number * LANES  # for each stretch that is summed apart
-    all_counts, all_sums = (
-        np.zeros((-(-found.size // SUMMED) * row), np.int64),
-        np.zeros(-(-found.size // SUMMED) * row),
-    )
+    num_cells = -(-found.size // SUMMED) * row
+    all_counts, all_sums = np.zeros(num_cells, np.int64), np.zeros(num_cells)
 
     def compare(r: slice) -> None:  # ranges start at multiples of SUMMED
         rows = slice(r.start // SUMMED * row, -(-r.stop // SUMMED) * row)

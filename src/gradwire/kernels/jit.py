@@ -38,7 +38,8 @@ def pair(dtype: Any) -> Any:
 
 def plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
     """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
-    if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
+    flags = values.flags
+    if values.dtype == dtype and flags.c_contiguous and flags.aligned:
         return values
     return values.astype(dtype, order="C")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
 
 
 def _rivals(stream: _Stream, present: Counts, size: int) -> list[tuple[int, float]]:
-    """The entropy coders that could beat ``size`` bytes, and how many they would write at least, fewest first.
+    """The entropy coders that may beat ``size`` bytes, and how many they would write at least, fewest first.
 
     ``present`` are the counts that are not 0.
     """
@@ -98,7 +99,8 @@ def _rivals(stream: _Stream, present: Counts, size: int) -> list[tuple[int, floa
     ]
     if 1 + num_runs * (stream.width + 1) / 8 < size:  # each start of a run but the first takes a bit and more
         least.append((RLE, 1 + num_runs * run_bits / 8))
-    return sorted((rival for rival in least if rival[1] < size), key=lambda rival: rival[1])
+    least.sort(key=itemgetter(1))
+    return least
 
 
 def decode_symbols(coder: int, count: int, num_symbols: int, reader: Reader, limits: Limits) -> Symbols:
