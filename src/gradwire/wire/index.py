@@ -194,7 +194,8 @@ def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArr
     num_segments = reader.varint("number of segments", below=limits.max_parts + 1)
     if num_segments < 2:
         raise Malformed(f"number of segments must be 2 or more, got {num_segments}")
-    indices = np.empty(reader.remaining // 3, np.int64)  # nothing is copied where an entry takes two bytes or more
+    # where an entry, with its value, takes three bytes or more, nothing is copied
+    indices = np.empty(min(length, reader.remaining // 3), np.int64)
     cuts: list[int] = []
     start = found = 0
     for number in range(num_segments):
