@@ -657,8 +657,12 @@ def test_many_small_parts_before_a_large_one_decode_in_proportion():
 )
 def test_sizes_by_which_coders_are_chosen_are_exact(symbols, num_symbols):
     written = np.array([symbol for symbol, length in symbols for _ in range(length)], np.uint16)
-    counts = np.bincount(written, minlength=num_symbols)
-    assert entropy._rle_bytes(written, counts) == len(entropy.encode_symbols(written, num_symbols, "rle")[1])
-    assert entropy._huffman_bytes(counts) == len(entropy.encode_symbols(written, num_symbols, "huffman")[1])
-    sizes = [len(entropy.encode_symbols(written, num_symbols, coder)[1]) for coder in entropy.CODERS]
+    low, high = int(written.min()), int(written.max())
+    stream = entropy._Stream(written, entropy.symbol_bits(num_symbols), low, np.bincount(written)[low : high + 1])
+    sizes = []
+    for coder, number in entropy.CODERS.items():
+        size, write = entropy._ENCODERS[number](stream)
+        assert size == len(write())
+        assert entropy.encode_symbols(written, num_symbols, coder) == (number, write())
+        sizes.append(size)
     assert len(entropy.encode_symbols(written, num_symbols, "auto")[1]) == min(sizes)

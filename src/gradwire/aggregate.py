@@ -214,7 +214,10 @@ class Mirrors(Aggregator):
 
 def _largest(part: Part) -> float:
     """A bound of the magnitudes of a part that is not empty: the largest, or what its levels or factors say."""
-    return part.values.bound if isinstance(part.values, (Factors, Levels)) else float(np.abs(part.numbers()).max())
+    if isinstance(part.values, (Factors, Levels)):
+        return part.values.bound
+    numbers = part.numbers()
+    return max(float(numbers.max()), -float(numbers.min()))
 
 
 def check_weight(weight: float) -> float:

@@ -67,6 +67,12 @@ class Round:
     num_workers: int = 1
     largest: tuple[NDArray[np.int64], Vector] | None = None
 
+    def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
+        """Return this round with other ``largest``."""
+        known = object.__new__(Round)  # dataclasses.replace takes several times as long, in every call
+        vars(known).update(vars(self), largest=largest)
+        return known
+
 
 @dataclass
 class State:

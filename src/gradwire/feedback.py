@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -116,7 +116,7 @@ class ef(_Feedback):
         """
         residual: Vector = state.memory["residual"]
         round = round or Round()
-        inner = replace(round, largest=self._add(residual, update, self.compressor.num_largest(state, round), state))
+        inner = round.knowing(self._add(residual, update, self.compressor.num_largest(state, round), state))
         try:
             payload, state = self.compressor.compress(residual, state, inner)
         except BaseException:

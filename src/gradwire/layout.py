@@ -233,15 +233,16 @@ def as_update(update: Any, d: int, check: bool = True) -> NDArray[np.float32]:
         flat = update.detach()
         if not flat.is_floating_point():
             raise UpdateError(f"update must be a float vector, got {flat.dtype}")
-        array = flat.to(device="cpu", dtype=torch.float32).numpy()
+        array: NDArray[Any] = flat.to(device="cpu", dtype=torch.float32).numpy()
     else:
         array = np.asarray(update)
         if array.dtype.kind != "f":
             raise UpdateError(f"update must be a float vector, got {array.dtype}")
     if array.shape != (d,):
         raise UpdateError(f"update must have shape ({d},), got {array.shape}")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, order="C")
     if check:
         check_finite(array, "update")
     return array

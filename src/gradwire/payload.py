@@ -368,7 +368,9 @@ class Levels(Values):
 
     def numbers(self, support: Support) -> NDArray[np.float32]:
         """Return (k,) float32: the signed magnitudes the symbols stand for."""
-        table = np.stack([self.levels, -self.levels], axis=1).reshape(-1)
+        table = np.empty(2 * self.levels.size, np.float32)
+        table[::2] = self.levels
+        np.negative(self.levels, out=table[1::2])
         return table[self.symbols]
 
 
@@ -514,16 +516,17 @@ class Payload(_Frozen):
     coder: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
-        covered = sum(part.length for part in self.parts)
-        if not self.parts or covered != self.d:
-            raise ConfigError(f"parts must tile [0, {self.d}), got {len(self.parts)} parts over {covered} coordinates")
+        covered = 0
         for number, part in enumerate(self.parts):
+            covered += part.length
             if part.values.num_values != part.support.num_kept:
                 raise ConfigError(
                     f"part {number}: {part.support.num_kept} coordinates but {part.values.num_values} values"
                 )
             if isinstance(part.values, Factors) and not isinstance(part.support, Every):
                 raise ConfigError(f"part {number}: factors need every coordinate, got {type(part.support).__name__}")
+        if not self.parts or covered != self.d:
+            raise ConfigError(f"parts must tile [0, {self.d}), got {len(self.parts)} parts over {covered} coordinates")
 
     @property
     def num_kept(self) -> int:

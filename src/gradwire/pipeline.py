@@ -7,6 +7,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,6 +31,15 @@ class Stage(Compressor):
         """The stages in order; a single stage is a pipeline of one."""
         return (self,)
 
+    @cached_property
+    def _roles(self) -> tuple[Sparsifier | None, Quantizer | None, str]:
+        """The sparsifier and the quantizer among the stages, and the coder's name."""
+        return (
+            _sparsifier_of(self.stages),
+            next((s for s in self.stages if isinstance(s, Quantizer)), None),
+            next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), "auto"),
+        )
+
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
         return State(layout)
@@ -37,8 +47,8 @@ class Stage(Compressor):
     def compress(self, update: Vector, state: State, round: Round | None = None) -> tuple[Payload, State]:
         """Turn an update into a payload; see ``Compressor.compress``."""
         round = round or Round()
-        payload = _run(self.stages, update, state, round)
-        sparsifier = _sparsifier_of(self.stages)
+        payload = _run(self, update, state, round)
+        sparsifier = self._roles[0]
         return payload, state if sparsifier is None else sparsifier.remember(update, payload, state, round)
 
     def __or__(self, other: object) -> Compressor:
@@ -199,11 +209,9 @@ def _sparsifier_of(stages: tuple[Stage, ...]) -> Sparsifier | None:
     return next((s for s in stages if isinstance(s, Sparsifier)), None)
 
 
-def _run(stages: tuple[Stage, ...], update: Vector, state: State, round: Round) -> Payload:
+def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload:
     layout = state.layout
-    sparsifier = _sparsifier_of(stages)
-    quantizer = next((s for s in stages if isinstance(s, Quantizer)), None)
-    coder = next((type(s).__name__ for s in stages if isinstance(s, Coder)), "auto")
+    sparsifier, quantizer, coder = pipeline._roles
 
     def payload(num_kept: int | None) -> Payload:
         parameters = update[: layout.num_parameters]
@@ -237,7 +245,7 @@ def _run(stages: tuple[Stage, ...], update: Vector, state: State, round: Round) 
     made = payload(None)
     if len(encode(made)) > num_bytes:
         raise ConfigError(
-            f"num_bytes must be at least {len(encode(made))} for {' | '.join(map(str, stages))}, "
+            f"num_bytes must be at least {len(encode(made))} for {pipeline}, "
             f"which has no number of entries to lower, got {num_bytes}"
         )
     return made

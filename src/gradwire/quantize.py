@@ -456,13 +456,13 @@ class fractional(Quantizer):
 def _by_interval(numbers: Vector, intervals: int) -> Levels:
     """Quantize the numbers of one part by Eq. (12) of TCS."""
     magnitudes = np.abs(numbers)
-    largest = float(magnitudes.max())
-    smallest = float(magnitudes.min()) or float(magnitudes.min(where=magnitudes > 0, initial=np.float32(largest)))
+    largest, smallest = float(np.maximum.reduce(magnitudes)), float(np.minimum.reduce(magnitudes))
+    smallest = smallest or float(magnitudes.min(where=magnitudes > 0, initial=np.float32(largest)))
     # p - 1 for interval p: the inner edges that are not below the magnitude. A zero comes after all of them.
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
     used = counts > 0
-    ranks = np.maximum(np.cumsum(used) - 1, 0).astype(np.uint16)
+    ranks = (used.cumsum() - used).astype(np.uint16)
     return Levels(ops.signed_symbols(found, ranks, numbers), (sums[used] / counts[used]).astype(np.float32))
 
 
@@ -474,8 +474,8 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
     if largest == 0:
         return np.empty(0)
     top, bottom = math.log2(largest), math.log2(smallest)
-    logs = (top + p / intervals * (bottom - top) for p in range(intervals - 1, 0, -1))
-    mantissas, exponents = np.frexp(np.minimum([math.exp2(x) for x in logs], _LARGEST))
+    powers = [math.exp2(top + p / intervals * (bottom - top)) for p in range(intervals - 1, 0, -1)]
+    mantissas, exponents = np.frexp(np.minimum(powers, _LARGEST))
     edges: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
     return edges
 

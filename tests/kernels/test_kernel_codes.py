@@ -95,6 +95,9 @@ def test_golomb(gap_list: list[int], m: int) -> None:
         found = same(lambda ops, data=data: ops.golomb_decode(data, gap.size, m, limit))
         assert (found[0] == indices).all()
         assert found[1] == code.size
+        out = np.empty(gap.size, np.int64)
+        assert same(lambda ops, data=data, out=out: ops.golomb_decode(data, gap.size, m, limit, 7, out))[1] == code.size
+        assert (out == indices + 7).all()
     if gap.size:
         assert same(lambda ops: ops.golomb_decode(code, gap.size, m, limit - 1)) is None
         for cut in range(code.size):

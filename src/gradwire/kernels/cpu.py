@@ -1,7 +1,8 @@
 """The op table for large inputs, compiled by Numba: bit for bit what ``reference.py`` computes.
 
-Streams are read and written as 64-bit words, least significant bit first. Kernels take no lock and make no
-array but their results; whatever is not a loop stays in NumPy. What each op computes is said in ``reference.py``.
+Streams are read and written as 64-bit words, least significant bit first, in the order of bytes of a little-endian
+machine: Numba runs on no other. Kernels take no lock and make no array but their results; whatever is not a loop stays
+in NumPy. What each op computes is said in ``reference.py``.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels.jit import array, inline, kernel, trailing_zeros
+from gradwire.kernels.jit import array, inline, kernel, plain, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -55,7 +57,7 @@ __all__ = [
 # Kernels count in uint64: such an index needs no test for being negative. Constants are typed, since Numba makes
 # float64 of uint64 and int64 mixed.
 U = np.uint64
-_0, _1, _2, _3, _4, _6, _8, _16, _63, _64 = (U(n) for n in (0, 1, 2, 3, 4, 6, 8, 16, 63, 64))
+_0, _1, _2, _3, _4, _6, _7, _8, _16, _63, _64 = (U(n) for n in (0, 1, 2, 3, 4, 6, 7, 8, 16, 63, 64))
 _SLOT_BITS, _SLOT_MASK, _LOW = U(MODEL_BITS), U((1 << MODEL_BITS) - 1), U(ANS_LOW)
 _RECIPROCAL_BITS, _WORD_MASK, _RENORM_BITS, _SLOTS = U(44), U(0xFFFF), U(32 - MODEL_BITS), U(1 << MODEL_BITS)
 _ENTRY_BITS, _ENTRY_MASK, _INVALID, _WINDOW_MASK = U(8), U(15), U(INVALID), U((1 << HUFFMAN_BITS) - 1)
@@ -88,30 +90,36 @@ def _type_count_ones(context: Any, word: Any) -> Any:
 _count_ones: Any = intrinsic(_type_count_ones)
 
 
+def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    data = context.make_array(signature.args[0])(context, builder, args[0]).data
+    address = builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [args[1]])
+    return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+
+
+def _type_load(context: Any, words: Any, byte: Any) -> Any:
+    """Read the eight bytes from a byte on."""
+    return types.uint64(words, types.uint64), _emit_load
+
+
+_load: Any = intrinsic(_type_load)
+
+
 @inline
 def _peek(words: Words, position: Scalar) -> Scalar:
-    """Read the 64 bits from a position on; the word after the one it is in must exist."""
-    at, shift = position >> _6, position & _63
-    return words[at] >> shift | (words[at + _1] << _1) << (_63 - shift)
+    """Read the 57 bits or more from a position on; the word after the one it is in must exist."""
+    return _load(words, position >> _3) >> (position & _7)
 
 
 def _to_words(data: NDArray[np.uint8], num_bytes: int) -> Words:
     """Copy bytes to words, with zeros after the last and at least one whole word of them."""
-    words = np.zeros(num_bytes // 8 + 2, "<u8")
+    words = np.zeros(num_bytes // 8 + 2, np.uint64)
     words.view(np.uint8)[: min(data.size, num_bytes)] = data[:num_bytes]
-    return words.astype(np.uint64, copy=False)
+    return words
 
 
 def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
     """Look at the first bits of words as bytes."""
-    return words.astype("<u8", copy=False).view(np.uint8)[: -(-num_bits // 8)]
-
-
-def _plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
-    """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
-    if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
-        return values
-    return np.require(values, dtype, ["C", "A"])
+    return words.view(np.uint8)[: -(-num_bits // 8)]
 
 
 # --- fixed width ------------------------------------------------------------------------------------------------------
@@ -121,7 +129,7 @@ def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
     """Write symbols as fixed-width fields, one after the other."""
     num_bits = symbols.size * width
     words = np.zeros(num_bits // 64 + 1, np.uint64)
-    _pack(_plain(symbols, np.uint32), width, words)
+    _pack(plain(symbols, np.uint32), width, words)
     return _to_bytes(words, num_bits)
 
 
@@ -162,7 +170,7 @@ def _unpack(words: Words, width: Scalar, symbols: NDArray[np.int64]) -> None:
 def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find where each of some increasing integers is among others."""
     places = np.empty(needles.size, np.int64)
-    _find(_plain(haystack, np.int64), _plain(needles, np.int64), places)
+    _find(plain(haystack, np.int64), plain(needles, np.int64), places)
     return places
 
 
@@ -178,7 +186,7 @@ def _find(haystack: NDArray[np.int64], needles: NDArray[np.int64], places: NDArr
 def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
     counted = np.empty(indices.size, np.int64) if out is None else out
-    _gaps(_plain(indices, np.int64), counted)
+    _gaps(plain(indices, np.int64), counted)
     return counted
 
 
@@ -193,7 +201,7 @@ def _gaps(indices: NDArray[np.int64], counted: NDArray[np.int64]) -> None:
 def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the bits ``golomb_encode`` writes of each stretch with each of its parameters."""
     bits, num_long = np.empty(parameters.size, np.int64), np.empty(parameters.size, np.int64)
-    _golomb_cost(_plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64).ravel(), bits, num_long)
+    _golomb_cost(plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64).ravel(), bits, num_long)
     return bits.reshape(parameters.shape)
 
 
@@ -206,17 +214,27 @@ def golomb_encode_stretches(
     gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]
 ) -> list[NDArray[np.uint8]]:
     """Write each stretch of gaps in split Golomb code with its own parameter."""
-    gaps, stops, parameters = _plain(gaps, np.int64), _plain(stops, np.int64), _plain(parameters, np.int64)
+    gaps, stops, parameters = plain(gaps, np.int64), plain(stops, np.int64), plain(parameters, np.int64)
     bits, num_long = np.empty(stops.size, np.int64), np.empty(stops.size, np.int64)
     _golomb_cost(gaps, stops, parameters, bits, num_long)
-    ends = (bits // 64 + 1).cumsum()
-    words = np.zeros(int(ends[-1]), np.uint64)
-    _golomb_encode(gaps, stops, parameters, num_long, ends, words)
-    begins = [0, *ends[:-1].tolist()]
-    return [_to_bytes(words[a:b], n) for a, b, n in zip(begins, ends.tolist(), bits.tolist(), strict=True)]
+    sizes: list[int] = bits.tolist()
+    words = np.zeros(sum(sizes) // 64 + len(sizes), np.uint64)
+    _golomb_encode(gaps, stops, parameters, num_long, bits, words)
+    written, at = [], 0
+    for num_bits in sizes:
+        written.append(_to_bytes(words[at:], num_bits))
+        at += num_bits // 64 + 1
+    return written
 
 
-def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+def golomb_decode(
+    data: NDArray[np.uint8],
+    num_gaps: int,
+    m: int,
+    limit: int,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int] | None:
     """Read indices written by ``golomb_encode``."""
     if num_gaps == 0:
         return np.empty(0, np.int64), 0
@@ -224,9 +242,9 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     if window is None:
         return None
     width, short = _remainder_code(m)
-    indices = np.empty(num_gaps, np.int64)
+    indices = np.empty(num_gaps, np.int64) if out is None else out
     words = _to_words(window, window.size)
-    end = _golomb_decode(words, 8 * window.size, m, short, width, limit, indices.view(np.uint64))
+    end = _golomb_decode(words, 8 * window.size, m, short, width, limit, start, indices.view(np.uint64))
     if end < 0 or (end % 8 and window[end // 8] >> end % 8):
         return None
     return indices, -(-end // 8)
@@ -302,10 +320,10 @@ def _golomb_encode(
     stops: NDArray[np.int64],
     parameters: NDArray[np.int64],
     num_long: NDArray[np.int64],
-    ends: NDArray[np.int64],
+    bits: NDArray[np.int64],
     words: Words,
 ) -> None:
-    """Write stretches, each from a word on: the first one, or where the one before ends."""
+    """Write stretches, each from a word on: the first one, or where the one before, of so many bits, ends."""
     quotients, remainders = np.empty(_LANES), np.empty(_LANES)
     start, begin = 0, 0
     for stretch in range(stops.size):
@@ -344,15 +362,14 @@ def _golomb_encode(
                 unary += _1
         if used:
             words[at] |= word
-        start, begin = stop, ends[stretch]
+        start, begin = stop, begin + bits[stretch] // 64 + 1
 
 
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
     """Count how often each symbol occurs."""
-    counts = np.zeros((_TABLES, num_symbols), np.int64)
-    _count_symbols(_plain(symbols, np.uint16), counts.reshape(-1), num_symbols)
-    total: NDArray[np.int64] = counts.sum(axis=0)
-    return total
+    counts = np.zeros(_TABLES * num_symbols, np.int64)
+    _count_symbols(plain(symbols, np.uint16), counts, num_symbols)
+    return counts[:num_symbols]
 
 
 @kernel(types.void, _U16, _OUT_I64, types.int64)
@@ -360,6 +377,9 @@ def _count_symbols(symbols: NDArray[np.uint16], counts: NDArray[np.int64], num_s
     """Count in several tables in turn: one after the other in the same place would wait for each other."""
     for i in range(symbols.size):
         counts[(i % _TABLES) * num_symbols + symbols[i]] += 1
+    for table in range(1, _TABLES):
+        for symbol in range(num_symbols):
+            counts[symbol] += counts[table * num_symbols + symbol]
 
 
 def positions(
@@ -367,7 +387,7 @@ def positions(
 ) -> NDArray[np.int64] | None:
     """Add up gaps, of which upper and lower bits are given apart."""
     indices = np.empty(quotients.size, np.int64)
-    numbers = _plain(quotients, np.uint16), _plain(more, np.int64), _plain(low, np.int64)
+    numbers = plain(quotients, np.uint16), plain(more, np.int64), plain(low, np.int64)
     return indices if _positions(*numbers, cap, shift, limit, indices) else None
 
 
@@ -397,7 +417,7 @@ def _positions(
 def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
     """Divide by a power of two, with all that is larger than ``largest`` cut to it."""
     found = np.empty(gaps.size, np.uint16)
-    _quotients(_plain(gaps, np.int64), shift, largest, found)
+    _quotients(plain(gaps, np.int64), shift, largest, found)
     return found
 
 
@@ -407,9 +427,16 @@ def _quotients(gaps: NDArray[np.int64], shift: int, largest: int, found: NDArray
         found[i] = min(gaps[i] >> shift, largest)
 
 
-@kernel(types.int64, _U64, types.uint64, types.uint64, types.uint64, types.uint64, types.uint64, _OUT_U64)
+@kernel(types.int64, _U64, *(types.uint64,) * 6, _OUT_U64)
 def _golomb_decode(
-    words: Words, num_bits: Scalar, m: Scalar, short: Scalar, width: Scalar, limit: Scalar, indices: Words
+    words: Words,
+    num_bits: Scalar,
+    m: Scalar,
+    short: Scalar,
+    width: Scalar,
+    limit: Scalar,
+    start: Scalar,
+    indices: Words,
 ) -> Scalar:
     """Read indices; the position after the last bit, or -1."""
     count = U(indices.size)
@@ -439,7 +466,7 @@ def _golomb_decode(
             bit = words[extra >> _6] >> (extra & _63) & _1
             remainders += (head << _1) + bit - short if is_long else head
             extra += U(is_long)
-            indices[i] = (position - i) * m + remainders + i
+            indices[i] = (position - i) * m + remainders + i + start
             i += _1
         if i == count:
             break
@@ -448,7 +475,7 @@ def _golomb_decode(
             return -1
         word = words[at]
         base += _64
-    return np.int64(unary + position + _1) if indices[count - _1] < limit else -1
+    return np.int64(unary + position + _1) if indices[count - _1] - start < limit else -1
 
 
 # --- asymmetric numeral systems ---------------------------------------------------------------------------------------
@@ -466,7 +493,7 @@ def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> 
     lanes = ans_num_lanes(symbols.size)
     states = np.full(4, ANS_LOW, np.uint64)
     words = np.empty(symbols.size + 1, np.uint16)
-    first = _ans_encode(_plain(symbols, np.uint16), reciprocals, spans, lanes, states, words)
+    first = _ans_encode(plain(symbols, np.uint16), reciprocals, spans, lanes, states, words)
     if first < 0:
         check_symbols(symbols, frequencies)
     code = np.empty(4 * lanes + 2 * (words.size - first), np.uint8)
@@ -536,14 +563,24 @@ def ans_decode(
     lanes = found.size
     states = np.zeros(4, np.uint64)
     states[:lanes] = found
-    by_slot = np.repeat(np.arange(frequencies.size).astype(np.uint16), frequencies)
-    starts = np.cumsum(frequencies, dtype=np.uint32) - frequencies
-    rows = (frequencies[by_slot] << np.uint32(16)) + np.arange(1 << MODEL_BITS, dtype=np.uint32) - starts[by_slot]
+    by_slot, rows = np.empty(1 << MODEL_BITS, np.uint16), np.empty(1 << MODEL_BITS, np.uint32)
+    _slots(plain(frequencies, np.uint32), by_slot, rows)
     symbols = np.empty(num_symbols, np.uint16)
-    num_words = _ans_decode(_plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
+    num_words = _ans_decode(plain(data[4 * lanes :], np.uint8), by_slot, rows, lanes, states, symbols)
     if num_words < 0 or (states[:lanes] != ANS_LOW).any():
         return None
     return symbols, 4 * lanes + 2 * num_words
+
+
+@kernel(types.void, _U32, _OUT_U16, _OUT_U32)
+def _slots(frequencies: NDArray[np.uint32], by_slot: NDArray[np.uint16], rows: NDArray[np.uint32]) -> None:
+    """Of each slot find the symbol, and its frequency and the slot's place among the symbol's, 16 bits each."""
+    slot = _0
+    for symbol in range(frequencies.size):
+        for place in range(frequencies[symbol]):
+            by_slot[slot] = symbol
+            rows[slot] = frequencies[symbol] << np.uint32(16) | np.uint32(place)
+            slot += _1
 
 
 @inline
@@ -606,7 +643,7 @@ def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> N
         check_codes(symbols, lengths)
     entries = huffman_codes(lengths).astype(np.uint32) << np.uint32(8) | lengths
     words = np.empty(symbols.size * HUFFMAN_BITS // 64 + 1, np.uint64)
-    num_bits = _huffman_encode(_plain(symbols, np.uint16), entries, words)
+    num_bits = _huffman_encode(plain(symbols, np.uint16), entries, words)
     if num_bits < 0:
         check_codes(symbols, lengths)
     return _to_bytes(words, num_bits).copy()
@@ -678,7 +715,7 @@ def _huffman_decode(words: Words, num_bits: Scalar, table: NDArray[np.uint32], s
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Take float32 numbers apart: exponents, and sign and mantissa."""
     exponents, rest = np.empty(bits.size, np.uint8), np.empty(3 * bits.size, np.uint8)
-    _split_float32(_plain(bits, np.uint32), exponents, rest)
+    _split_float32(plain(bits, np.uint32), exponents, rest)
     return exponents, rest
 
 
@@ -698,7 +735,7 @@ def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArr
     bits = np.empty(exponents.size, np.uint32)
     if rest.size != 3 * bits.size:
         raise ValueError(f"rest must have {3 * bits.size} bytes, got {rest.size}")
-    _join_float32(_plain(exponents, np.uint8), _plain(rest, np.uint8), bits)
+    _join_float32(plain(exponents, np.uint8), plain(rest, np.uint8), bits)
     return bits
 
 

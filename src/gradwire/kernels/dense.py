@@ -10,7 +10,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from gradwire.kernels import reference, threads
-from gradwire.kernels.jit import array, kernel
+from gradwire.kernels.jit import array, kernel, plain
 
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
 
@@ -21,8 +21,11 @@ _SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
+_SIGNLESS_BITS = 31
 
-_F32, _F64, _I64, _U16 = (array(t) for t in (types.float32, types.float64, types.int64, types.uint16))
+_F32, _F64, _I64, _U16, _U64 = (
+    array(t) for t in (types.float32, types.float64, types.int64, types.uint16, types.uint64)
+)
 _OUT_F32, _OUT_F64 = array(types.float32, readonly=False), array(types.float64, readonly=False)
 _OUT_I64, _OUT_U16 = array(types.int64, readonly=False), array(types.uint16, readonly=False)
 
@@ -34,10 +37,10 @@ def accumulate_at(
     if not (out.flags.c_contiguous and out.flags.aligned and indices.size == numbers.size):
         reference.accumulate_at(out, indices, numbers, weight)
         return
+    indices, numbers = plain(indices, np.int64), plain(numbers, np.float32)
     _check_indices(indices, out.size)
-    indices, numbers = np.require(indices, np.int64, ["C", "A"]), np.require(numbers, np.float32, ["C", "A"])
-    ranges = threads.split(indices.size)
-    threads.run([partial(_accumulate_at, out, indices[r], numbers[r], np.float32(weight)) for r in ranges])
+    factor = np.float32(weight)
+    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor))
 
 
 @kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
@@ -50,10 +53,10 @@ def _accumulate_at(
 
 def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read the numbers at some indices; see ``reference.gather``."""
+    values, indices = plain(values, np.float32), plain(indices, np.int64)
     _check_indices(indices, values.size)
-    values, indices = np.require(values, np.float32, ["C", "A"]), np.require(indices, np.int64, ["C", "A"])
     out = np.empty(indices.size, np.float32)
-    threads.run([partial(_gather, values, indices[r], out[r]) for r in threads.split(indices.size)])
+    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]))
     return out
 
 
@@ -64,8 +67,17 @@ def _gather(values: NDArray[np.float32], indices: NDArray[np.int64], out: NDArra
 
 
 def _check_indices(indices: NDArray[np.int64], size: int) -> None:
-    if indices.size and (indices.min() < 0 or indices.max() >= size):
+    if not _inside(indices.view(np.uint64), size):
         raise IndexError(f"indices must be in [0, {size}), got {indices.min()} to {indices.max()}")
+
+
+@kernel(types.boolean, _U64, types.uint64)
+def _inside(indices: NDArray[np.uint64], size: Any) -> bool:
+    """Whether all are below ``size``; those below 0 are the largest here."""
+    outside = False
+    for i in range(indices.size):
+        outside |= indices[i] >= size
+    return not outside
 
 
 def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
@@ -119,35 +131,51 @@ def find_intervals(
     """Find intervals and add up what is in each; see ``reference.find_intervals``.
 
     Magnitudes of the same upper bits are in one cell: a table tells the intervals its ends are in, mostly the same one.
+    Where there are few, all are in one cell.
     """
-    if magnitudes.size < _TABLE_FROM:
-        return reference.find_intervals(magnitudes, edges, zero)
-    magnitudes = np.require(magnitudes, np.float32, ["C", "A"])
-    bits = magnitudes.view(np.uint32)
-    lowest = int(bits.min()) >> _CELL_BITS
-    cells = np.arange(lowest, (int(bits.max()) >> _CELL_BITS) + 1, dtype=np.uint32) << np.uint32(_CELL_BITS)
-    ends = (cells | np.uint32((1 << _CELL_BITS) - 1)).view(np.float32)
-    fewest, most = (edges.size - np.searchsorted(edges, x) for x in (ends, cells.view(np.float32)))
+    magnitudes = plain(magnitudes, np.float32)
+    shift, lowest, fewest, most = _SIGNLESS_BITS, 0, np.zeros(1, np.int64), np.full(1, edges.size)
+    if magnitudes.size >= _TABLE_FROM:
+        shift, bits = _CELL_BITS, magnitudes.view(np.uint32)
+        lowest = int(bits.min()) >> shift
+        cells = np.arange(lowest, (int(bits.max()) >> shift) + 1, dtype=np.uint32) << np.uint32(shift)
+        ends = (cells | np.uint32((1 << shift) - 1)).view(np.float32)
+        fewest, most = (edges.size - np.searchsorted(edges, x) for x in (ends, cells.view(np.float32)))
     found = np.empty(magnitudes.size, np.uint16)
-    # a row for each stretch that is summed apart
-    shape = -(-found.size // SUMMED), (max(zero, edges.size) + 1) * LANES
-    all_counts, all_sums = np.zeros(shape, np.int64), np.zeros(shape)
-    tasks = []
-    for r in threads.split(found.size):  # at multiples of SUMMED
-        rows = slice(r.start // SUMMED, -(-r.stop // SUMMED))
-        arrays = found[r], all_counts[rows].reshape(-1), all_sums[rows].reshape(-1)
-        tasks.append(partial(_compare, magnitudes[r], lowest, fewest, most, edges, zero, shape[1], *arrays))
-    threads.run(tasks)
-    counts, sums = all_counts.sum(axis=0).reshape(-1, LANES).sum(axis=1), np.zeros(shape[1] // LANES)
-    for apart in all_sums:
-        sums += reference.add_lanes(apart)
-    last = int(np.flatnonzero(counts)[-1]) + 1
+    number = max(zero, edges.size) + 1
+    row = number * LANES  # for each stretch that is summed apart
+    num_cells = -(-found.size // SUMMED) * row
+    all_counts, all_sums = np.zeros(num_cells, np.int64), np.zeros(num_cells)
+
+    def compare(r: slice) -> None:  # ranges start at multiples of SUMMED
+        rows = slice(r.start // SUMMED * row, -(-r.stop // SUMMED) * row)
+        arrays = found[r], all_counts[rows], all_sums[rows]
+        _compare(magnitudes[r], shift, lowest, fewest, most, edges, zero, row, *arrays)
+
+    threads.over(found.size, compare)
+    counts, sums = np.zeros(number, np.int64), np.zeros(number)
+    _add_up(all_counts, all_sums, counts, sums)
+    last = int(counts.nonzero()[0][-1]) + 1
     return found, counts[:last], sums[:last]
 
 
-@kernel(types.void, _F32, types.int64, _I64, _I64, _F64, types.int64, types.int64, _OUT_U16, _OUT_I64, _OUT_F64)
+@kernel(
+    types.void,
+    _F32,
+    types.uint32,
+    types.int64,
+    _I64,
+    _I64,
+    _F64,
+    types.int64,
+    types.int64,
+    _OUT_U16,
+    _OUT_I64,
+    _OUT_F64,
+)
 def _compare(
     magnitudes: NDArray[np.float32],
+    shift: Any,
     lowest: int,
     fewest: NDArray[np.int64],
     most: NDArray[np.int64],
@@ -158,14 +186,18 @@ def _compare(
     counts: NDArray[np.int64],
     sums: NDArray[np.float64],
 ) -> None:
-    """Count the edges that are not below each magnitude: those above its cell, and those of its cell one by one."""
+    """Count the edges that are not below each magnitude: those above its cell, and those of its cell by bisection."""
     bits = magnitudes.view(np.uint32)
     for i in range(magnitudes.size):
         magnitude = np.float64(magnitudes[i])
-        cell = np.uint64(bits[i] >> np.uint32(_CELL_BITS)) - np.uint64(lowest)
-        interval = fewest[cell]
-        while interval < most[cell] and edges[np.uint64(edges.size - 1 - interval)] >= magnitude:
-            interval += 1
+        cell = np.uint64(bits[i] >> shift) - np.uint64(lowest)
+        interval, most_here = fewest[cell], most[cell]
+        while interval < most_here:
+            middle = (interval + most_here) >> 1
+            if edges[np.uint64(edges.size - 1 - middle)] >= magnitude:
+                interval = middle + 1
+            else:
+                most_here = middle
         found[i] = interval if magnitude != 0 else zero
     for i in range(magnitudes.size):
         at = np.uint64(i) // _SUMMED * np.uint64(row) + np.uint64(found[i]) * _LANES + np.uint64(i) % _LANES
@@ -173,12 +205,27 @@ def _compare(
         sums[at] += magnitudes[i]
 
 
+@kernel(types.void, _I64, _F64, _OUT_I64, _OUT_F64)
+def _add_up(
+    all_counts: NDArray[np.int64], all_sums: NDArray[np.float64], counts: NDArray[np.int64], sums: NDArray[np.float64]
+) -> None:
+    """Add what was summed side by side, in order, and then those of each stretch."""
+    row = LANES * sums.size
+    for start in range(0, all_sums.size, row):
+        for interval in range(sums.size):
+            apart = 0.0
+            for lane in range(LANES):
+                apart += all_sums[start + LANES * interval + lane]
+                counts[interval] += all_counts[start + LANES * interval + lane]
+            sums[interval] += apart
+
+
 def signed_symbols(
     found: NDArray[np.uint16], ranks: NDArray[np.uint16], numbers: NDArray[np.float32]
 ) -> NDArray[np.uint16]:
     """Make symbols of magnitudes and signs; see ``reference.signed_symbols``."""
     symbols = np.empty(found.size, np.uint16)
-    _signed_symbols(np.ascontiguousarray(found), ranks, np.require(numbers, np.float32, ["C", "A"]), symbols)
+    _signed_symbols(plain(found, np.uint16), ranks, plain(numbers, np.float32), symbols)
     return symbols
 
 

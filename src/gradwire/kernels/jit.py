@@ -11,8 +11,9 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import numba
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
-__all__ = ["array", "inline", "kernel", "pair", "trailing_zeros"]
+__all__ = ["array", "inline", "kernel", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +34,14 @@ def pair(dtype: Any) -> Any:
     """Name the type of a tuple of two."""
     types: Any = numba.types
     return types.UniTuple(dtype, 2)
+
+
+def plain(values: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """Make an array one a kernel takes: of this type, contiguous, aligned; itself where it is already."""
+    flags = values.flags
+    if values.dtype == dtype and flags.c_contiguous and flags.aligned:
+        return values
+    return values.astype(dtype, order="C")
 
 
 def _emit_trailing_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:

@@ -79,7 +79,7 @@ def accumulate_at(
 ) -> None:
     """Add ``weight * numbers`` to ``out`` at distinct indices, in place, in float32."""
     if _compiled(indices.size, VECTOR_FROM):
-        from gradwire.kernels import dense
+        import gradwire.kernels.dense as dense
 
         dense.accumulate_at(out, indices, numbers, weight)
     else:
@@ -89,7 +89,7 @@ def accumulate_at(
 def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
     """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite."""
     if _compiled(total.size, VECTOR_FROM):
-        from gradwire.kernels import dense
+        import gradwire.kernels.dense as dense
 
         return dense.add_finite(total, addend, decay)
     return reference.add_finite(total, addend, decay)
@@ -100,7 +100,7 @@ def add_topk(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add like ``add_finite``, and select the k largest of what comes out; None where a sum is not finite."""
     if _compiled(total.size, VECTOR_FROM):
-        from gradwire.kernels import select
+        import gradwire.kernels.select as select
 
         return select.add_topk(total, addend, decay, k)
     return reference.add_topk(total, addend, decay, k)
@@ -116,7 +116,7 @@ def ans_decode(
 ) -> tuple[NDArray[np.uint16], int] | None:
     """Read symbols written by ``ans_encode``."""
     if _compiled(num_symbols, LOOP_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.ans_decode(data, num_symbols, frequencies)
     return reference.ans_decode(data, num_symbols, frequencies)
@@ -125,7 +125,7 @@ def ans_decode(
 def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> NDArray[np.uint8]:
     """Write symbols in interleaved range asymmetric numeral system (rANS) code."""
     if _compiled(symbols.size, LOOP_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.ans_encode(symbols, frequencies)
     return reference.ans_encode(symbols, frequencies)
@@ -139,7 +139,7 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
     """Count how often each symbol occurs."""
     if _compiled(symbols.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.count_symbols(symbols, num_symbols)
     return reference.count_symbols(symbols, num_symbols)
@@ -148,7 +148,7 @@ def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.i
 def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
     """Find where each of some increasing integers is among others."""
     if _compiled(haystack.size + needles.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.find(haystack, needles)
     return reference.find(haystack, needles)
@@ -159,7 +159,7 @@ def find_intervals(
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
     """Find which interval each magnitude lies in, and add up what is in each."""
     if _compiled(magnitudes.size, VECTOR_FROM):
-        from gradwire.kernels import dense
+        import gradwire.kernels.dense as dense
 
         return dense.find_intervals(magnitudes, edges, zero)
     return reference.find_intervals(magnitudes, edges, zero)
@@ -168,7 +168,7 @@ def find_intervals(
 def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """Count the skipped coordinates before each index."""
     if _compiled(indices.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.gaps(indices, out)
     return reference.gaps(indices, out)
@@ -177,7 +177,7 @@ def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> ND
 def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read the numbers at some indices."""
     if _compiled(indices.size, VECTOR_FROM):
-        from gradwire.kernels import dense
+        import gradwire.kernels.dense as dense
 
         return dense.gather(values, indices)
     return reference.gather(values, indices)
@@ -186,25 +186,32 @@ def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[n
 def golomb_bits(gaps: NDArray[np.int64], stops: NDArray[np.int64], parameters: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the bits ``golomb_encode`` writes of each stretch of gaps with each of its parameters."""
     if _compiled(gaps.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.golomb_bits(gaps, stops, parameters)
     return reference.golomb_bits(gaps, stops, parameters)
 
 
-def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+def golomb_decode(
+    data: NDArray[np.uint8],
+    num_gaps: int,
+    m: int,
+    limit: int,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int] | None:
     """Read indices written by ``golomb_encode``."""
     if _compiled(num_gaps, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
-        return cpu.golomb_decode(data, num_gaps, m, limit)
-    return reference.golomb_decode(data, num_gaps, m, limit)
+        return cpu.golomb_decode(data, num_gaps, m, limit, start, out)
+    return reference.golomb_decode(data, num_gaps, m, limit, start, out)
 
 
 def golomb_encode(gaps: NDArray[np.int64], m: int) -> NDArray[np.uint8]:
     """Write gaps in split Golomb code."""
     if _compiled(gaps.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.golomb_encode(gaps, m)
     return reference.golomb_encode(gaps, m)
@@ -215,7 +222,7 @@ def golomb_encode_stretches(
 ) -> list[NDArray[np.uint8]]:
     """Write each stretch of gaps in split Golomb code with its own parameter."""
     if _compiled(gaps.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.golomb_encode_stretches(gaps, stops, parameters)
     return reference.golomb_encode_stretches(gaps, stops, parameters)
@@ -226,7 +233,7 @@ def huffman_decode(
 ) -> tuple[NDArray[np.uint16], int] | None:
     """Read symbols written by ``huffman_encode``."""
     if _compiled(num_symbols, LOOP_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.huffman_decode(data, num_symbols, lengths)
     return reference.huffman_decode(data, num_symbols, lengths)
@@ -235,7 +242,7 @@ def huffman_decode(
 def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Write symbols in canonical Huffman code."""
     if _compiled(symbols.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.huffman_encode(symbols, lengths)
     return reference.huffman_encode(symbols, lengths)
@@ -249,7 +256,7 @@ def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
 def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Put together what ``split_float32`` took apart."""
     if _compiled(exponents.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.join_float32(exponents, rest)
     return reference.join_float32(exponents, rest)
@@ -263,7 +270,7 @@ def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
 def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
     """Write symbols as fixed-width fields, one after the other."""
     if _compiled(symbols.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.pack(symbols, width)
     return reference.pack(symbols, width)
@@ -274,7 +281,7 @@ def positions(
 ) -> NDArray[np.int64] | None:
     """Add up gaps, of which upper and lower bits are given apart."""
     if _compiled(quotients.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.positions(quotients, more, cap, low, shift, limit)
     return reference.positions(quotients, more, cap, low, shift, limit)
@@ -294,7 +301,7 @@ def quantize_grid(
 def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.uint16]:
     """Divide by a power of two, with all that is larger than ``largest`` cut to it."""
     if _compiled(gaps.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.quotients(gaps, shift, largest)
     return reference.quotients(gaps, shift, largest)
@@ -305,7 +312,7 @@ def signed_symbols(
 ) -> NDArray[np.uint16]:
     """Make symbols of magnitudes and signs."""
     if _compiled(found.size, VECTOR_FROM):
-        from gradwire.kernels import dense
+        import gradwire.kernels.dense as dense
 
         return dense.signed_symbols(found, ranks, numbers)
     return reference.signed_symbols(found, ranks, numbers)
@@ -314,7 +321,7 @@ def signed_symbols(
 def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Take float32 numbers apart: exponents, which entropy coding shrinks, and all other bits, which it cannot."""
     if _compiled(bits.size, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.split_float32(bits)
     return reference.split_float32(bits)
@@ -323,7 +330,7 @@ def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Select the k entries of largest magnitude."""
     if _compiled(values.size, VECTOR_FROM):
-        from gradwire.kernels import select
+        import gradwire.kernels.select as select
 
         return select.topk(values, k)
     return reference.topk(values, k)
@@ -332,7 +339,7 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:
     """Read fixed-width fields back."""
     if _compiled(num_symbols, VECTOR_FROM):
-        from gradwire.kernels import cpu
+        import gradwire.kernels.cpu as cpu
 
         return cpu.unpack(data, num_symbols, width)
     return reference.unpack(data, num_symbols, width)

@@ -422,7 +422,14 @@ def positions(
     return indices if not indices.size or indices[-1] < limit else None
 
 
-def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> tuple[NDArray[np.int64], int] | None:
+def golomb_decode(
+    data: NDArray[np.uint8],
+    num_gaps: int,
+    m: int,
+    limit: int,
+    start: int = 0,
+    out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.int64], int] | None:
     """Read indices written by ``golomb_encode``.
 
     Args:
@@ -430,6 +437,8 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
         num_gaps: how many gaps to read.
         m: the Golomb parameter.
         limit: indices must stay below this, at most 2^56.
+        start: what is added to each index then, at most 2^56.
+        out: (num_gaps,) int64, C-contiguous, to write to, or None; holds anything where nothing is read.
 
     Returns:
         The indices as (num_gaps,) int64 and the bytes read; None when the code does not fit in ``data``, an index
@@ -466,7 +475,7 @@ def golomb_decode(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) ->
     num_bytes = -(-cursor // 8)
     if indices[-1] >= limit or bits[cursor : 8 * num_bytes].any():
         return None
-    return indices, num_bytes
+    return np.add(indices, start, out=out), num_bytes
 
 
 def golomb_window(data: NDArray[np.uint8], num_gaps: int, m: int, limit: int) -> NDArray[np.uint8] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 __all__ = ["sample_plan"]
@@ -11,6 +12,7 @@ _SHARE = 512  # at most one value in so many is sampled, but no fewer than the n
 _EXPECTED = 200  # sampled values above the k-th magnitude that are enough
 
 
+@functools.lru_cache(maxsize=256)
 def sample_plan(d: int, k: int) -> tuple[int, int] | None:
     """Plan a sample that gives a threshold a little below the k-th magnitude: three standard deviations, and a rank.
 

@@ -7,6 +7,7 @@ Where the sample misleads, the k-th magnitude is found by counting: by its upper
 from __future__ import annotations
 
 import math
+import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,8 +56,8 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if plan := sample_plan(bits.size, k):
         sample = np.empty(plan[0], np.uint32)
         take_sample(bits, sample)
-        if (threshold := _threshold(sample & _SIGNLESS, plan[1])) is not None:
-            pieces = _pieces(sample & _SIGNLESS, threshold, bits.size)
+        if reaching := _threshold(sample & _SIGNLESS, plan[1]):
+            threshold, pieces = reaching[0], _pieces(reaching[1], bits.size)
             tasks = [partial(_collect, bits[p.range], threshold, p.room, p.places, p.bits) for p in pieces]
             if (found := _among(threads.run(tasks), pieces, threshold, k)) is not None:
                 return found[0]
@@ -71,9 +72,8 @@ def add_topk(
     if plan := sample_plan(total.size, k):
         sample = np.empty(plan[0], np.float32)
         _sample_sum(total, addend, factor, sample)
-        magnitudes = sample.view(np.uint32) & _SIGNLESS
-        if (threshold := _threshold(magnitudes, plan[1])) is not None:
-            pieces = _pieces(magnitudes, threshold, total.size)
+        if reaching := _threshold(sample.view(np.uint32) & _SIGNLESS, plan[1]):
+            threshold, pieces = reaching[0], _pieces(reaching[1], total.size)
             tasks = [
                 partial(_add_collect, total[p.range], addend[p.range], factor, threshold, p.room, p.places, p.bits)
                 for p in pieces
@@ -107,20 +107,21 @@ def _undo(
         dense.undo(total[piece.range][:done], addend[piece.range][:done], decay)
 
 
-def _threshold(sample: Bits, rank: int) -> np.uint32 | None:
-    """The magnitude of this rank from above; None where far more of the sample than that reach it, as in ties."""
+def _threshold(sample: Bits, rank: int) -> tuple[np.uint32, NDArray[np.bool_]] | None:
+    """The magnitude of this rank from above, and what reaches it; None where that is far more, as in ties."""
     at = sample.size - rank
     threshold = np.uint32(min(max(1, int(np.partition(sample, at)[at])), int(_INFINITE)))
-    return threshold if np.count_nonzero(sample >= threshold) <= 2 * rank else None
+    reaching = sample >= threshold
+    return (threshold, reaching) if np.count_nonzero(reaching) <= 2 * rank else None
 
 
-def _pieces(sample: Bits, threshold: np.uint32, d: int) -> list[_Piece]:
+def _pieces(reaching: NDArray[np.bool_], d: int) -> list[_Piece]:
     """Make room for the candidates of each range, by what the sample, taken in order, has of it."""
     pieces: list[_Piece] = []
+    size = reaching.size
     for r in threads.split(d):
-        seen = sample[r.start * sample.size // d : -(-r.stop * sample.size // d)]
-        expected = int(np.count_nonzero(seen >= threshold)) + 1
-        room = math.ceil(1.25 * (expected + 4 * math.sqrt(expected)) * d / sample.size)
+        expected = int(np.count_nonzero(reaching[r.start * size // d : -(-r.stop * size // d)])) + 1
+        room = math.ceil(1.25 * (expected + 4 * math.sqrt(expected)) * d / size)
         room = min(r.stop - r.start, room)
         memory = borrow(f"candidates {len(pieces)}", 2 * (room + _BLOCK), np.uint32)
         pieces.append(_Piece(r, room, memory[: room + _BLOCK], memory[room + _BLOCK :]))
@@ -136,14 +137,14 @@ def _among(
     counts: list[int], pieces: list[_Piece], threshold: np.uint32, k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Select the k largest candidates and their numbers, or None where there are too few, or more than had room."""
-    if sum(counts) < k or any(c > p.room for c, p in zip(counts, pieces, strict=True)):
+    if sum(counts) < k or any(map(operator.gt, counts, [p.room for p in pieces])):
         return None
-    found = [(p.range.start, p.places[:c], p.bits[:c]) for c, p in zip(counts, pieces, strict=True) if c]
-    kth, num_above = _kth([bits for _, _, bits in found], threshold, k)
+    found = [p.bits[:c] for c, p in zip(counts, pieces, strict=True)]
+    kth, num_above = _kth(found, threshold, k)
     chosen, numbers = np.empty(k + 1, np.int64), np.empty(k + 1, np.uint32)  # with room for one that is not kept
     written, ties = 0, k - num_above
-    for start, places, bits in found:
-        written, ties = _pick(places, bits, np.uint32(kth), ties, start, written, chosen, numbers)
+    for piece, bits in zip(pieces, found, strict=True):
+        written, ties = _pick(piece.places, bits, np.uint32(kth), ties, piece.range.start, written, chosen, numbers)
     return chosen[:k], numbers[:k].view(np.float32)
 
 
@@ -340,7 +341,7 @@ def _pick(
     places: Bits, bits: Bits, kth: Any, ties: int, base: int, at: int, chosen: NDArray[np.int64], numbers: Bits
 ) -> tuple[int, int]:
     """Write the candidates above the k-th magnitude and the first of those that equal it; where, and ties left."""
-    for i in range(places.size):
+    for i in range(bits.size):
         magnitude = bits[i] & _SIGNLESS
         chosen[at] = base + np.int64(places[i])
         numbers[at] = bits[i]

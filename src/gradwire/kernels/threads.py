@@ -11,9 +11,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
-__all__ = ["ALIGNED", "num_threads", "run", "split"]
+__all__ = ["ALIGNED", "num_threads", "over", "run", "split"]
 
 T = TypeVar("T")
 
@@ -38,7 +39,9 @@ def num_threads() -> int:
 
 def split(size: int) -> list[slice]:
     """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
-    number = 1 if size < 2 * _LEAST else min(num_threads(), size // _LEAST)
+    if size < 2 * _LEAST:
+        return [slice(0, size)] if size else []
+    number = min(num_threads(), size // _LEAST)
     step = -(-size // number // ALIGNED) * ALIGNED or 1
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
@@ -50,6 +53,12 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
     others = [_submit(task) for task in tasks[1:]]
     first = [task() for task in tasks[:1]]
     return first + [other.result() for other in others]
+
+
+def over(size: int, task: Callable[[slice], T]) -> list[T]:
+    """Call a task with each of the ranges that ``split`` cuts, all at once, and return what they give, in order."""
+    ranges = split(size)
+    return [task(r) for r in ranges] if len(ranges) < 2 else run([partial(task, r) for r in ranges])
 
 
 def _submit(task: Callable[[], T]) -> Future[T]:

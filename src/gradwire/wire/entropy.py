@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +27,26 @@ _FREQUENCY_SUM = 4096
 _MAX_CODE_BITS = 12
 
 Symbols = NDArray[np.uint16]
-Counts = NDArray[np.int64]  # (num_symbols,): how often each symbol occurs
+Counts = NDArray[np.int64]  # how often each symbol occurs
+
+
+class _Stream(NamedTuple):
+    """Symbols to write.
+
+    Attributes:
+        symbols: (k,) uint16, k >= 1.
+        width: bits of a fixed-width field for one of them.
+        low: the smallest one.
+        counts: how often each symbol from it to the largest occurs.
+    """
+
+    symbols: Symbols
+    width: int
+    low: int
+    counts: Counts
+
+
+Written = tuple[int, Callable[[], bytes]]  # how many bytes a code takes, and what makes them
 
 
 def symbol_bits(num_symbols: int) -> int:
@@ -45,54 +66,41 @@ def encode_symbols(symbols: Symbols, num_symbols: int, coder: str) -> tuple[int,
         The coder's number and its bytes.
     """
     counts = ops.count_symbols(symbols, num_symbols)
-    if np.count_nonzero(counts) > _FREQUENCY_SUM // 2:
+    used = counts.nonzero()[0]
+    low = int(used[0])
+    stream = _Stream(symbols, symbol_bits(num_symbols), low, counts[low : int(used[-1]) + 1])
+    if used.size > _FREQUENCY_SUM // 2:
         coder = "packed"  # a table of frequencies or code lengths would not fit in 12 bits
     if coder != "auto":
         number = CODERS[coder]
-        return number, _ENCODERS[number](symbols, counts)
-    best, size, written = PACKED, -(-symbols.size * symbol_bits(num_symbols) // 8), b""
-    for number, least in sorted(_least_bytes(symbols, counts).items(), key=lambda item: item[1]):
-        if least >= size:
-            continue
-        tried = _ENCODERS[number](symbols, counts) if number == ANS else b""
-        num_bytes = len(tried) or (_huffman_bytes(counts) if number == HUFFMAN else _rle_bytes(symbols, counts))
-        if num_bytes < size:
-            best, size, written = number, num_bytes, tried
-    return best, written or _ENCODERS[best](symbols, counts)
+        return number, _ENCODERS[number](stream)[1]()
+    best, (size, write) = PACKED, _encode_packed(stream)
+    for number, least in _rivals(stream, counts[used], size):
+        if least < size:
+            num_bytes, written = _ENCODERS[number](stream)
+            if num_bytes < size:
+                best, size, write = number, num_bytes, written
+    return best, write()
 
 
-def _huffman_bytes(counts: Counts) -> int:
-    """Bytes the Huffman coder would write, exactly."""
-    low, present = _range(counts)
-    lengths = ops.huffman_lengths(present)
-    data = -(-int(present @ lengths.astype(np.int64)) // 8)
-    return len(varint(low)) + len(varint(present.size)) + -(-present.size // 2) + data
+def _rivals(stream: _Stream, present: Counts, size: int) -> list[tuple[int, float]]:
+    """The entropy coders that may beat ``size`` bytes, and how many they would write at least, fewest first.
 
-
-def _rle_bytes(symbols: Symbols, counts: Counts) -> int:
-    """Bytes the coder of runs would write, exactly."""
-    starts = np.flatnonzero(symbols[1:] != symbols[:-1])
-    num_bytes = len(varint(starts.size)) + -(-(starts.size + 1) * symbol_bits(counts.size) // 8)
-    if not starts.size:
-        return num_bytes
-    m, num_bits = golomb_parameter(ops.gaps(starts))
-    return num_bytes + len(varint(m)) + -(-num_bits // 8)
-
-
-def _least_bytes(symbols: Symbols, counts: Counts) -> dict[int, float]:
-    """Bytes each entropy coder would write, at least."""
-    present = counts[counts > 0]
-    used = np.flatnonzero(counts)
-    table = int(used[-1] - used[0]) + 1
-    total = int(symbols.size)
+    ``present`` are the counts that are not 0.
+    """
+    symbols, table = stream.symbols, stream.counts.size
+    total = symbols.size
     entropy_bytes = float(present @ np.log2(total / present)) / 8
     num_runs = 1 + int(np.count_nonzero(symbols[1:] != symbols[:-1]))
-    run_bits = math.log2(total / num_runs) + symbol_bits(counts.size)
-    return {
-        ANS: 2 + table + 2 + entropy_bytes,
-        HUFFMAN: 2 + table / 2 + max(entropy_bytes, total / 8 if present.size > 1 else 0.0),
-        RLE: 1 + num_runs * run_bits / 8,
-    }
+    run_bits = math.log2(total / num_runs) + stream.width
+    least = [
+        (ANS, 2 + table + 2 + entropy_bytes),
+        (HUFFMAN, 2 + table / 2 + max(entropy_bytes, total / 8 if present.size > 1 else 0.0)),
+    ]
+    if 1 + num_runs * (stream.width + 1) / 8 < size:  # each start of a run but the first takes a bit and more
+        least.append((RLE, 1 + num_runs * run_bits / 8))
+    least.sort(key=itemgetter(1))
+    return least
 
 
 def decode_symbols(coder: int, count: int, num_symbols: int, reader: Reader, limits: Limits) -> Symbols:
@@ -125,8 +133,8 @@ def decode_symbols(coder: int, count: int, num_symbols: int, reader: Reader, lim
 # packed: fixed-width fields
 
 
-def _encode_packed(symbols: Symbols, counts: Counts) -> bytes:
-    return ops.pack(symbols, symbol_bits(counts.size)).tobytes()
+def _encode_packed(stream: _Stream) -> Written:
+    return -(-stream.symbols.size * stream.width // 8), lambda: ops.pack(stream.symbols, stream.width).tobytes()
 
 
 def _decode_packed(count: int, num_symbols: int, reader: Reader) -> Symbols:
@@ -142,11 +150,16 @@ def _decode_packed(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # huffman: code lengths of a range of symbols, then the codes
 
 
-def _encode_huffman(symbols: Symbols, counts: Counts) -> bytes:
-    low, present = _range(counts)
-    lengths = ops.huffman_lengths(present)
-    head = varint(low) + varint(present.size) + ops.pack(lengths.astype(np.uint16), 4).tobytes()
-    return head + ops.huffman_encode(symbols - np.uint16(low), lengths).tobytes()
+def _encode_huffman(stream: _Stream) -> Written:
+    lengths = ops.huffman_lengths(stream.counts)
+    head = varint(stream.low) + varint(lengths.size)
+    num_bits = int(stream.counts @ lengths.astype(np.int64))
+
+    def write() -> bytes:
+        table = ops.pack(lengths.astype(np.uint16), 4).tobytes()
+        return head + table + ops.huffman_encode(stream.symbols - np.uint16(stream.low), lengths).tobytes()
+
+    return len(head) + -(-lengths.size // 2) + -(-num_bits // 8), write
 
 
 def _decode_huffman(count: int, num_symbols: int, reader: Reader) -> Symbols:
@@ -165,11 +178,11 @@ def _decode_huffman(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # ans: frequencies of a range of symbols, then the interleaved rANS stream
 
 
-def _encode_ans(symbols: Symbols, counts: Counts) -> bytes:
-    low, present = _range(counts)
-    frequencies = ops.normalise_frequencies(present)
-    head = varint(low) + varint(present.size) + b"".join(varint(int(f)) for f in frequencies)
-    return head + ops.ans_encode(symbols - np.uint16(low), frequencies).tobytes()
+def _encode_ans(stream: _Stream) -> Written:
+    frequencies = ops.normalise_frequencies(stream.counts)
+    head = varint(stream.low) + varint(frequencies.size) + b"".join(map(varint, frequencies.tolist()))
+    written = head + ops.ans_encode(stream.symbols - np.uint16(stream.low), frequencies).tobytes()
+    return len(written), lambda: written
 
 
 def _decode_ans(count: int, num_symbols: int, reader: Reader) -> Symbols:
@@ -189,15 +202,22 @@ def _decode_ans(count: int, num_symbols: int, reader: Reader) -> Symbols:
 # rle: the symbols of the runs, then where runs start
 
 
-def _encode_rle(symbols: Symbols, counts: Counts) -> bytes:
-    starts = np.flatnonzero(symbols[1:] != symbols[:-1])
-    heads = symbols[np.concatenate([np.zeros(1, np.int64), starts + 1])]
-    out = varint(starts.size) + ops.pack(heads, symbol_bits(counts.size)).tobytes()
-    if starts.size:
-        gaps = ops.gaps(starts)
-        m, _ = golomb_parameter(gaps)
-        out += varint(m) + ops.golomb_encode(gaps, m).tobytes()
-    return out
+def _encode_rle(stream: _Stream) -> Written:
+    symbols = stream.symbols
+    starts = (symbols[1:] != symbols[:-1]).nonzero()[0]
+    head = varint(starts.size)
+    num_bytes = len(head) + -(-(starts.size + 1) * stream.width // 8)
+    if not starts.size:
+        return num_bytes, lambda: head + ops.pack(symbols[:1], stream.width).tobytes()
+    gaps = ops.gaps(starts)
+    m, num_bits = golomb_parameter(gaps)
+    parameter = varint(m)
+
+    def write() -> bytes:
+        heads = symbols[np.concatenate([np.zeros(1, np.int64), starts + 1])]
+        return head + ops.pack(heads, stream.width).tobytes() + parameter + ops.golomb_encode(gaps, m).tobytes()
+
+    return num_bytes + len(parameter) + -(-num_bits // 8), write
 
 
 def _decode_rle(count: int, num_symbols: int, reader: Reader) -> Symbols:
@@ -214,12 +234,6 @@ def _decode_rle(count: int, num_symbols: int, reader: Reader) -> Symbols:
     return np.repeat(heads, np.diff(starts, prepend=-1, append=count - 1)).astype(np.uint16, copy=False)
 
 
-def _range(counts: Counts) -> tuple[int, Counts]:
-    """The smallest symbol and how often each from it to the largest occurs."""
-    used = np.flatnonzero(counts)
-    return int(used[0]), counts[used[0] : used[-1] + 1]
-
-
 def _read_range(num_symbols: int, reader: Reader) -> tuple[int, int]:
     low = reader.varint("smallest symbol", below=num_symbols)
     size = reader.varint("number of symbols present", below=num_symbols - low + 1)
@@ -229,7 +243,7 @@ def _read_range(num_symbols: int, reader: Reader) -> tuple[int, int]:
     return low, size
 
 
-_ENCODERS: dict[int, Callable[[Symbols, Counts], bytes]] = {
+_ENCODERS: dict[int, Callable[[_Stream], Written]] = {
     PACKED: _encode_packed,
     HUFFMAN: _encode_huffman,
     ANS: _encode_ans,

@@ -26,7 +26,8 @@ def golomb_parameter(gaps: NDArray[np.int64]) -> tuple[int, int]:
     Returns:
         The parameter m, 1 or more, and the bits it takes.
     """
-    return golomb_parameters(gaps, np.array([gaps.size]))[0]
+    tried = _candidates(gaps.size, int(gaps.sum()))
+    return _cheapest(tried, ops.golomb_bits(gaps, np.array([gaps.size]), np.array([tried]))[0].tolist())
 
 
 def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -42,10 +43,13 @@ def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list
     starts = np.concatenate([np.zeros(1, np.int64), stops[:-1]])
     totals = np.add.reduceat(gaps, starts)
     tried = np.array([_candidates(int(n), int(total)) for n, total in zip(stops - starts, totals, strict=True)])
-    return [
-        min(zip(parameters, bits, strict=True), key=lambda pair: (pair[1], pair[0]))
-        for parameters, bits in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)
-    ]
+    return [_cheapest(*row) for row in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)]
+
+
+def _cheapest(parameters: list[int], bits: list[int]) -> tuple[int, int]:
+    """The parameter of fewest bits, the smaller one of two, and its bits."""
+    num_bits, m = min(zip(bits, parameters, strict=True))
+    return m, num_bits
 
 
 def _candidates(count: int, total: int) -> list[int]:
@@ -65,7 +69,9 @@ def _candidates(count: int, total: int) -> list[int]:
     return [best, rice, max(1, best * 3 // 4), best * 5 // 4, 2 * rice]
 
 
-def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[np.int64]:
+def read_golomb(
+    reader: Reader, count: int, length: int, what: str, start: int = 0, out: NDArray[np.int64] | None = None
+) -> NDArray[np.int64]:
     """Read a Golomb parameter and ``count`` increasing positions below ``length``.
 
     Args:
@@ -73,6 +79,8 @@ def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[n
         count: how many, 1 or more.
         length: positions stay below this.
         what: for the error.
+        start: what is added to each position.
+        out: (count,) int64 to write to, or None.
 
     Returns:
         (count,) int64, increasing.
@@ -83,7 +91,7 @@ def read_golomb(reader: Reader, count: int, length: int, what: str) -> NDArray[n
     m = reader.varint(f"Golomb parameter of {what}", below=length + 1)
     if m == 0 or count > length:
         raise Malformed(f"{what}: {count} positions below {length} with Golomb parameter {m} cannot be")
-    found = ops.golomb_decode(reader.rest(), count, m, length)
+    found = ops.golomb_decode(reader.rest(), count, m, length, start, out)
     if found is None:
         raise Malformed(f"{what}: {count} positions below {length} with Golomb parameter {m} not found")
     reader.take(found[1], what)

@@ -194,9 +194,10 @@ def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArr
     num_segments = reader.varint("number of segments", below=limits.max_parts + 1)
     if num_segments < 2:
         raise Malformed(f"number of segments must be 2 or more, got {num_segments}")
-    pieces: list[NDArray[np.int64]] = []
+    # where an entry, with its value, takes three bytes or more, nothing is copied
+    indices = np.empty(min(length, reader.remaining // 3), np.int64)
     cuts: list[int] = []
-    start = 0
+    start = found = 0
     for number in range(num_segments):
         last = number == num_segments - 1
         size = length - start if last else reader.varint("segment length", below=length - start)
@@ -204,14 +205,17 @@ def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArr
             raise Malformed("a segment must not be empty")
         count = reader.varint("number of indices", below=size + 1)
         if count:
-            found = read_golomb(reader, count, size, "segment")
-            found += start
-            pieces.append(found)
+            reader.need(-(-count // 8), "segment")  # each index takes a bit or more
+            if found + count > indices.size:
+                indices = np.concatenate([indices[:found], np.empty(max(found, count), np.int64)])
+            read_golomb(reader, count, size, "segment", start, indices[found : found + count])
+            found += count
         start += size
         cuts.append(start)
-    if not pieces:
+    if not found:
         raise Malformed("a segmented support needs an index or more, got none")
-    return np.concatenate(pieces), tuple(cuts[:-1])
+    indices.resize(found, refcheck=False)
+    return indices, tuple(cuts[:-1])
 
 
 def decode_support(codec: int, length: int, round: int, reader: Reader, limits: Limits) -> Support:

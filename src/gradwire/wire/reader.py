@@ -19,6 +19,8 @@ def varint(value: int) -> bytes:
     Returns:
         1 to 10 bytes.
     """
+    if value < 0x80:
+        return bytes((value,))
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -121,7 +123,10 @@ class Reader:
         """
         value = 0
         for group in range(10):
-            byte = self.byte(what)
+            if self.position == len(self._data):
+                self.need(1, what)
+            byte = self._data[self.position]
+            self.position += 1
             value |= (byte & 0x7F) << (7 * group)
             if byte < 0x80:
                 if byte == 0 and group:

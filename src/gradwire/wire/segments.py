@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -37,10 +38,10 @@ def choose_segments(
         The bytes of the segmented code, or None where it does not pay.
     """
     bounds = np.array([0, *cuts[:: -(-len(cuts) // _MAX_CUTS)], length], np.int64)
-    ranks = np.searchsorted(indices, bounds)
-    lengths, counts = np.append(bounds[1:] - bounds[:-1], length), np.append(ranks[1:] - ranks[:-1], indices.size)
-    bits = _entropy_bits(lengths, counts)  # of each stretch, and of all together
-    if bits[-1] - bits[:-1].sum() < 2 * _HEAD_BITS:
+    ranks = indices.searchsorted(bounds)
+    stretches = zip(pairwise(bounds.tolist()), pairwise(ranks.tolist()), strict=True)
+    apart = sum(_bits_of(stop - start, high - low) for (start, stop), (low, high) in stretches)
+    if _bits_of(length, indices.size) - apart < 2 * _HEAD_BITS:
         return None
     chosen = _cheapest_cuts(bounds, ranks)
     if len(chosen) < 3:
@@ -84,8 +85,15 @@ def _cheapest_cuts(bounds: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[
     return path[::-1]
 
 
+def _bits_of(length: int, count: int) -> float:
+    """Bits of ``count`` positions among ``length``."""
+    skipped = length - count
+    kept_bits = count * math.log2(length / count) if count else 0.0
+    return kept_bits + skipped * math.log2(length / skipped) if skipped else kept_bits
+
+
 def _entropy_bits(lengths: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Bits of ``counts`` positions among ``lengths``, each array (n,)."""
+    """``_bits_of`` many at once, each array of the same shape."""
     n, k = np.maximum(lengths, 1).astype(np.float64), counts.astype(np.float64)
     skipped = lengths - k
     bits: NDArray[np.float64] = k * np.log2(n / np.maximum(k, 1.0)) + skipped * np.log2(n / np.maximum(skipped, 1.0))

@@ -29,6 +29,7 @@ _KINDS = {
     LOW_RANK: "low_rank",
     AFFINE: "affine",
 }
+_FLOAT_KINDS = {_KINDS[number]: number for number in (FLOAT32, FLOAT16, BFLOAT16)}
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
@@ -108,7 +109,7 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
 
 
 def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
-    kind = {name: number for number, name in _KINDS.items()}[values.coding]
+    kind = _FLOAT_KINDS[values.coding]
     bits = np.ascontiguousarray(values.data).view(_DTYPES[kind].newbyteorder("="))
     whole = bits.astype(_DTYPES[kind], copy=False).tobytes()
     if coder == "packed":
@@ -122,23 +123,24 @@ def _encode_floats(values: Floats, coder: str) -> tuple[int, bytes]:
 
 
 def _decode_floats(kind: int, coder: int, count: int, reader: Reader, limits: Limits) -> Floats:
-    dtype = _DTYPES[kind]
+    dtype, full = _DTYPES[kind], (1 << _EXPONENT_BITS[kind]) - 1
     if coder == PACKED:
         data = np.frombuffer(reader.take(count * dtype.itemsize, _KINDS[kind]), dtype)
         bits = data.astype(dtype.newbyteorder("="), copy=False)
+        mask = dtype.type(full << _MANTISSA_BITS[kind])
+        finite = not count or (bits & mask).max() < mask
     else:
         num_bits = count * (_MANTISSA_BITS[kind] + 1)
         reader.need(-(-num_bits // 8), _KINDS[kind])
-        exponents = decode_symbols(coder, count, 1 << _EXPONENT_BITS[kind], reader, limits)
+        exponents = decode_symbols(coder, count, full + 1, reader, limits)
+        finite = exponents.max() < full
         rest = np.frombuffer(reader.take(-(-num_bits // 8), "signs and mantissas"), np.uint8)
         if num_bits % 8 and rest[-1] >> num_bits % 8:
             raise Malformed("unused bits after signs and mantissas must be 0")
         bits = _join(kind, exponents, rest)
-    values = Floats(bits.view({FLOAT32: np.float32, FLOAT16: np.float16, BFLOAT16: np.uint16}[kind]), _KINDS[kind])
-    full = (1 << _EXPONENT_BITS[kind]) - 1
-    if bool((((bits >> _MANTISSA_BITS[kind]) & full) == full).any()):
+    if not finite:
         raise Malformed(f"{_KINDS[kind]} values must be finite")
-    return values
+    return Floats(bits.view({FLOAT32: np.float32, FLOAT16: np.float16, BFLOAT16: np.uint16}[kind]), _KINDS[kind])
 
 
 def _split(kind: int, bits: NDArray[Any]) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
