@@ -64,7 +64,7 @@ class AsynchronousRounds:
         self._turns: dict[int, _Turn] = {}
         self._models: dict[int, Vector] = {}
         self._updates: dict[int, tuple[Vector, float]] = {}
-        self._blobs: dict[int, bytes] = {}
+        self._blobs: dict[int, tuple[int, bytes]] = {}
         self._buffer: list[tuple[Vector, float, float]] = []
         self._staleness: list[int] = []
         e = federation.experiment
@@ -146,6 +146,7 @@ class AsynchronousRounds:
             self._work_out()
         update, _ = self._updates[client_id]
         with f.members.at_work([client_id], f.server.round + 1) as members:
+            sequence = members[client_id].client.sequence
             [blob] = f.compress(members[client_id], update, turn.version, turn.num_bytes)
         f.traffic.sent(blob)
         arrives = f.connections[client_id].uploaded(len(blob), now)
@@ -153,7 +154,7 @@ class AsynchronousRounds:
             del self._turns[client_id], self._updates[client_id]
             self._push(turn.leaves, _BEGIN, client_id)
         else:
-            self._blobs[client_id] = blob
+            self._blobs[client_id] = sequence, blob
             self._push(arrives, _ARRIVED, client_id)
 
     def _work_out(self) -> None:
@@ -171,12 +172,13 @@ class AsynchronousRounds:
 
     def _arrived(self, client_id: int, now: float) -> None:
         """A payload is there: it is weighed by its age, and the server steps if it was the last it waited for."""
-        f, turn, blob = self._federation, self._turns.pop(client_id), self._blobs.pop(client_id)
+        f, turn = self._federation, self._turns.pop(client_id)
+        sequence, blob = self._blobs.pop(client_id)
         update, loss = self._updates.pop(client_id)
         staleness = f.server.round - turn.version
         weight = f.algorithm.weight(staleness)
         self._push(now, _BEGIN, self._next(client_id))
-        if not f.receive(blob, client_id, weight):
+        if not f.receive(blob, (client_id, sequence, None), weight):
             return
         if isinstance(f.step, BufferedStep):
             f.step.count(weight)
@@ -213,7 +215,7 @@ class AsynchronousRounds:
                 for client_id, turn in self._turns.items()
             ],
             "updates": [[client_id, update.copy(), loss] for client_id, (update, loss) in self._updates.items()],
-            "blobs": [[client_id, np.frombuffer(blob, np.uint8).copy()] for client_id, blob in self._blobs.items()],
+            "blobs": [[i, n, np.frombuffer(blob, np.uint8).copy()] for i, (n, blob) in self._blobs.items()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -234,4 +236,4 @@ class AsynchronousRounds:
                 float(saved["leaves"]),
             )
         self._updates = {int(i): (np.array(update, np.float32), float(loss)) for i, update, loss in state["updates"]}
-        self._blobs = {int(i): np.asarray(blob, np.uint8).tobytes() for i, blob in state["blobs"]}
+        self._blobs = {int(i): (int(n), np.asarray(blob, np.uint8).tobytes()) for i, n, blob in state["blobs"]}

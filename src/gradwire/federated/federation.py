@@ -149,7 +149,7 @@ class Federation:
             if e.clients_on_disk and folder is not None
             else Members(self._make_member)
         )
-        self.fates: dict[int, dict[int, Delivered]] = {}
+        self.fates: dict[int, dict[int, bool | frozenset[int]]] = {}
         self.lengths: list[int] = []
         self.last_blobs: list[bytes] = []
         self.seconds = 0.0
@@ -273,7 +273,7 @@ class Federation:
     def tell(self, member: Member) -> None:
         """Give a client the last blob of each road, and word of what became of its payloads."""
         fates = self.fates.pop(member.client.client_id, {})
-        delivered = {sequence: fates.get(sequence, False) for sequence in member.pending}
+        delivered: dict[int, Delivered] = {sequence: fates.get(sequence, False) for sequence in member.pending}
         with self.watch:
             member.client.end_round(self.last_blobs[0], delivered)
             if member.control is not None:
@@ -314,9 +314,20 @@ class Federation:
         """What adds up the clients' payloads: the server's, or the first region's."""
         return self.inbox_of(0).aggregator
 
-    def receive(self, blob: bytes, client_id: int, weight: float) -> bool:
-        """Hand a blob to its server; False where it was refused for its age, or counted before."""
+    def receive(self, blob: bytes, name: tuple[int, int, int | None], weight: float) -> bool:
+        """Hand a blob to its server.
+
+        Args:
+            blob: what arrived.
+            name: the client, the payload's sequence number and the packet's, None where it came whole.
+            weight: the client's.
+
+        Returns:
+            False where it was refused for its age, counted before, or not heard.
+        """
+        client_id, sequence, packet = name
         inbox = self.inbox_of(client_id)
+        before = inbox.aggregator.num_received
         try:
             with self.watch:
                 inbox.receive(blob, client_id, weight)
@@ -328,16 +339,22 @@ class Federation:
                 raise
             self.traffic.num_late += 1
             return False
+        if packet is None and inbox.aggregator.num_received == before:
+            return False
+        fates = self.fates.setdefault(client_id, {})
+        arrived = fates.get(sequence)
+        if packet is None:
+            fates[sequence] = True
+        else:
+            fates[sequence] = (arrived if isinstance(arrived, frozenset) else frozenset()) | {packet}
         if self.ledger is not None:
             payload = decode(blob)
-            packet = None if payload.packet is None else payload.packet[0]
-            self.ledger.counted((client_id, payload.sequence, packet), decompress(payload, inbox.reference_of(payload)))
+            self.ledger.counted(name, decompress(payload, inbox.reference_of(payload)))
         return True
 
     def close_round(self) -> Result:
-        """End the round: regions forward, the server steps, the model moves, and what was accepted is noted."""
-        accepted: list[tuple[int, int]] = []
-        packets: dict[tuple[int, int], frozenset[int]] = {}
+        """End the round: regions forward, the server steps, the model moves."""
+        accepted = 0
         clipped: list[Any] = []
         with self.watch:
             arrived = self.seconds
@@ -348,8 +365,7 @@ class Federation:
                 self.server.receive(up.blob, region.region_id, up.weight)
                 self.traffic.wan_uplink_bytes += len(up.blob)
                 arrived = max(arrived, connection.uploaded(len(up.blob), self.seconds))
-                accepted += up.accepted
-                packets |= up.packets
+                accepted += len(up.accepted)
                 clipped += up.clipped
             result = self.server.close_round()
             self.seconds = arrived
@@ -359,13 +375,11 @@ class Federation:
                 arrived = max(arrived, connection.downloaded(len(result.blob), self.seconds))
             self.seconds = arrived
             if not self.regions:
-                accepted, packets, clipped = list(result.accepted), result.packets, list(result.clipped)
+                accepted, clipped = result.num_received, list(result.clipped)
             self.last_blobs = [result.blob]
             if self.controls is not None:
                 self.last_blobs.append(self.controls.close_round())
-        for client_id, sequence in accepted:
-            self.fates.setdefault(client_id, {})[sequence] = packets.get((client_id, sequence), True)
-        self.traffic.num_received += len(accepted)
+        self.traffic.num_received += accepted
         self.traffic.num_clipped += len(clipped)
         if self.ledger is not None:
             self.ledger.close(clipped)
@@ -420,7 +434,7 @@ class Federation:
         self.members.load_state_dict(state, self.server.round)
         self.fates = {}
         for client, sequence, fate in state["fates"]:
-            told: Delivered = fate if isinstance(fate, bool) else frozenset(int(n) for n in fate)
+            told = fate if isinstance(fate, bool) else frozenset(int(n) for n in fate)
             self.fates.setdefault(int(client), {})[int(sequence)] = told
         self.lengths = [int(n) for n in state["lengths"]]
         self.last_blobs = [np.asarray(blob, np.uint8).tobytes() for blob in state["last_blobs"]]

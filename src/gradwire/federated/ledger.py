@@ -95,6 +95,9 @@ class Ledger:
         if account is None:
             return 0.0
         missing = account.raw - account.counted - account.cut - residual
+        for name, update in self._open.items():
+            if name[0] == client_id:
+                missing -= update
         length = float(np.linalg.norm(account.raw))
         return float(np.linalg.norm(missing)) / length if length else float(np.linalg.norm(missing))
 

@@ -46,10 +46,11 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A blob at the server: when, of whom, which of its blobs."""
+    """A blob at the server: when, of whom, of which payload, which of its blobs."""
 
     seconds: float
     client_id: int
+    sequence: int
     number: int
     blob: bytes
 
@@ -82,7 +83,7 @@ def synchronous_round(federation: Federation) -> Trained:
             for a in _send(f, turn, update, index, deadline)
         ]
         for arrival in sorted(arrivals, key=lambda a: (a.seconds, a.client_id, a.number)):
-            _deliver(f, arrival, index)
+            _deliver(f, arrival)
         f.seconds = _closing(turns, opened, deadline)
         closed_at = f.seconds
         f.close_round()
@@ -118,6 +119,7 @@ def _train(f: Federation, turns: Sequence[_Turn], index: int) -> Trained:
 
 def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: float) -> list[_Arrival]:
     """Compress a client's update and put it on its link: what arrives, and when, by the deadline."""
+    sequence = turn.member.client.sequence
     blobs = f.compress(turn.member, update, index, turn.num_bytes)
     for blob in blobs:
         f.traffic.sent(blob)
@@ -129,7 +131,7 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
             blobs.append(control)
         arrived = turn.connection.uploaded(sum(map(len, blobs)), turn.trained)
         turn.done = arrived if arrived <= turn.leaves else math.inf
-        return [_Arrival(arrived, turn.client_id, n, b) for n, b in enumerate(blobs) if turn.done <= deadline]
+        return [_Arrival(arrived, turn.client_id, sequence, n, b) for n, b in enumerate(blobs) if turn.done <= deadline]
     key = Key(f.seed, index, turn.client_id, "channel")
     sizes = [len(blob) for blob in blobs]
     delivery = send_packets(sizes, turn.connection, turn.trained, deadline, f.experiment.loss, key)
@@ -138,14 +140,15 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
         turn.leaves = min(turn.leaves, delivery.disconnected_at)
     first = {n: at for at, n in reversed(delivery.arrivals)}
     turn.done = max(first.values()) if len(first) == len(blobs) else math.inf
-    return [_Arrival(at, turn.client_id, n, blobs[n]) for at, n in delivery.arrivals]
+    return [_Arrival(at, turn.client_id, sequence, n, blobs[n]) for at, n in delivery.arrivals]
 
 
-def _deliver(f: Federation, arrival: _Arrival, index: int) -> None:
+def _deliver(f: Federation, arrival: _Arrival) -> None:
     if f.controls is not None and arrival.number == 1:
         f.controls.receive(arrival.blob, arrival.client_id)
-    else:
-        f.receive(arrival.blob, arrival.client_id, f.weights[arrival.client_id])
+        return
+    packet = None if f.experiment.mtu is None else arrival.number
+    f.receive(arrival.blob, (arrival.client_id, arrival.sequence, packet), f.weights[arrival.client_id])
 
 
 def _closing(turns: Sequence[_Turn], opened: float, deadline: float) -> float:
