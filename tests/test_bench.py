@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gradwire import cli
-from gradwire.bench import machine, peers, scaling, small
+from gradwire.bench import flower, machine, peers, scaling, small
 from gradwire.bench.cost import LINKS, break_even, round_seconds
 from gradwire.bench.measure import Operation, Samples, measure, peak_bytes
 from gradwire.bench.ours import METHODS
@@ -254,10 +254,33 @@ def test_flower_formulas_agree():
     layout, update = log_normal_update(0, D)
     updates = [update, 2 * update]
     weights = [(list(layout.unflatten(u).values()), n) for u, n in zip(updates, (1, 3), strict=True)]
-    mean = np.concatenate([layer.reshape(-1) for layer in peers._weighted_mean(weights)])
+    mean = np.concatenate([layer.reshape(-1) for layer in flower.weighted_mean(weights)])
     np.testing.assert_allclose(mean, 1.75 * update, rtol=1e-6)
-    total = peers._flower_records(updates, layout)(0)
+    total = flower.serialized(updates, layout)(0)
     np.testing.assert_allclose(layout.flatten(total), 1.5 * update, rtol=1e-6)
+
+
+def test_flower_itself_agrees():
+    pytest.importorskip("flwr.serverapp", reason="flwr, a peer, is not installed")
+    layout, update = log_normal_update(0, D)
+    record = flower.messages([update, 2 * update], layout)(0)
+    total = {name: array.numpy() for name, array in record.items()}
+    np.testing.assert_allclose(layout.flatten(total), 1.5 * update, rtol=1e-6)
+    first, second = flower.flower_operations([update], layout)
+    assert "itself" in first.note
+    assert "itself" in second.note
+
+
+def test_without_flower_the_formulas_are_used(monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr(flower.importlib, "import_module", missing)
+    layout, update = log_normal_update(0, D)
+    operations = flower.flower_operations([update], layout)
+    assert all("written out in NumPy" in operation.note for operation in operations)
+    for operation in operations:
+        operation.run(0)
 
 
 def test_machine_knows_what_is_missing(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -212,3 +214,117 @@ def test_the_last_round_is_always_evaluated():
                 assert len(evaluated) == rounds
             if every == 7:
                 assert evaluated[:-1] == list(range(6, rounds - 1, 7))
+
+
+# ---- sweeps
+
+
+def labels(values):
+    return [variant.label for variant in Experiment.build(values).variants()]
+
+
+def test_a_method_is_its_own_label():
+    assert labels({}) == list(DEFAULT_METHODS)
+
+
+def test_every_combination_is_run_once():
+    values = {
+        "methods": ["dense()", "ef(topk(0.01))"],
+        "algorithms": ["fedavg()", "fedprox()"],
+        "links": ["4g", "lora"],
+    }
+    found = Experiment.build(values).variants()
+    told = [(v.experiment.methods[0], v.experiment.algorithms[0], v.experiment.links[0]) for v in found]
+    assert told == [(m, a, li) for m in values["methods"] for a in values["algorithms"] for li in ("4g", "lora")]
+    assert all(len(getattr(v.experiment, name)) == 1 for v in found for name in ("methods", "algorithms", "links"))
+    assert labels(values)[1] == "dense() · fedavg() · lora"
+
+
+def test_runs_change_settings_and_keep_the_rest():
+    values = {
+        "clients": 7,
+        "methods": ["ef(topk(0.1))"],
+        "runs": [
+            {"name": "plain"},
+            {"rounds": 3, "algorithms": ["fedasync( mixing = 0.5 )"]},
+            {"name": "two", "methods": ["dense()", "topk(0.5)"], "clients": 3},
+        ],
+    }
+    found = Experiment.build(values).variants()
+    assert [v.label for v in found] == [
+        "plain",
+        "ef(topk(0.1)) · fedasync(mixing=0.5) · rounds 3",
+        "two · dense()",
+        "two · topk(0.5)",
+    ]
+    assert [(v.experiment.clients, v.experiment.rounds) for v in found] == [(7, 100), (7, 3), (3, 100), (3, 100)]
+    assert all(not v.experiment.runs for v in found)
+    assert str(found[1].compressor) == "ef(topk(0.1))"
+
+
+def test_sweeps_go_through_toml(tmp_path):
+    e = Experiment.build(
+        {
+            "links": ["fibre:1,4g:2", "ideal"],
+            "runs": [{"name": 'é "quoted"', "deadline_seconds": 2.5, "budgets": ["fit()"]}, {"rounds": 4}],
+        }
+    )
+    again = Experiment.read(write(tmp_path, e.toml()))
+    assert again == e
+    assert again.variants() == e.variants()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"algorithms": ["fedavg"]}, "write fedavg(...)"),
+        ({"algorithms": ["fedsomething()"]}, "unknown algorithm 'fedsomething'"),
+        ({"algorithms": ["fedavg()", "fedavg( )"]}, "algorithm fedavg() is given twice"),
+        ({"links": ["fiber"]}, "did you mean 'fibre'"),
+        ({"links": ["4g", "4g"]}, "link 4g is given twice"),
+        ({"budgets": ["fit()"]}, "fit() needs deadline_seconds"),
+        ({"budgets": ["fit()"], "deadline_seconds": 1.0, "mtu": 100}, "fit() and mtu"),
+        ({"packet_loss": 0.1}, "packet_loss is about packets: set mtu"),
+        ({"packet_loss": 1.0, "mtu": 100}, "packet_loss"),
+        ({"mtu": 100, "algorithms": ["scaffold()"]}, "scaffold() sends control variates whole"),
+        ({"mtu": 100, "algorithms": ["fedbuff()"]}, "fedbuff() sends payloads whole"),
+        ({"regions": 2, "algorithms": ["fedasync()"]}, "fedasync() has no rounds for regions"),
+        ({"regions": 2, "algorithms": ["scaffold()"]}, "no regions"),
+        ({"regions": 11}, "regions must be at most clients 10, got 11"),
+        ({"examples_per_second": 1.0}, "examples_per_second is for asynchronous algorithms"),
+        ({"stop_at_target": True}, "stop_at_target needs target_accuracy"),
+        ({"target_accuracy": 1.5}, "target_accuracy"),
+        ({"participation": 0.0}, "participation"),
+        ({"aggregation": "mode()"}, "unknown aggregation 'mode'"),
+        ({"downlink": "topk(2)"}, "density must be in (0, 1]"),
+        ({"runs": [{"name": "a"}, {"name": "a"}]}, "run 'a · "),
+        ({"methods": ["dense()"], "runs": [{"name": "a"}, {"name": "a"}]}, "run 'a' is there twice"),
+        ({"runs": [{"seeds": [3]}]}, "run 1: seeds is the same for all runs"),
+        ({"runs": [{"rounds": 3}, {"round": 3}]}, "run 2: unknown setting 'round'; did you mean 'rounds'"),
+        ({"runs": [{"runs": []}]}, "run 1: runs is the same for all runs"),
+        ({"runs": [{"packet_loss": 0.5}]}, "run 1: packet_loss is about packets"),
+        ({"runs": {"name": "a"}}, "runs"),
+    ],
+)
+def test_settings_that_cannot_be(values, said):
+    assert said in message(values)
+
+
+def test_the_cosine_falls_from_the_warm_up_to_zero():
+    e = Experiment.build({"schedule": "cosine", "rounds": 110, "warmup_rounds": 10, "learning_rate": 0.4})
+    rates = [e.step_size_at(t) for t in range(110)]
+    assert rates[0] == pytest.approx(0.08)
+    assert rates[10] == pytest.approx(0.4)
+    assert rates[60] == pytest.approx(0.2)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "experiments").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_files_that_come_with_it_are_read(path):
+    found = Experiment.read(path).variants()
+    assert len(found) > 1
+    text = path.read_text()
+    assert f"gradwire run experiments/{path.name}" in text

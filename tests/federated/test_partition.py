@@ -198,3 +198,17 @@ def test_only_the_generator_decides():
         one = partition.split(labels, 5, rng(1))
         two = partition.split(labels, 5, rng(2))
         assert any(not np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_bootstrap_draws_from_all_with_replacement():
+    parts = parse_partition("bootstrap:30").split(np.zeros(50, np.int64), 400, np.random.default_rng(0))
+    assert [len(part) for part in parts] == [30] * 400
+    counts = np.bincount(np.concatenate(parts), minlength=50)
+    assert counts.size == 50
+    assert abs(counts - 240).max() < 5 * np.sqrt(240)  # Poisson, near enough
+    different = np.mean([len(set(part)) for part in parts])
+    assert different == pytest.approx(50 * (1 - (1 - 1 / 50) ** 30), rel=0.02)
+    with pytest.raises(ConfigError, match="N must be an integer >= 1, got 0"):
+        parse_partition("bootstrap:0")
+    with pytest.raises(ConfigError, match="clients must be in"):
+        parse_partition("bootstrap:3").split(np.zeros(0, np.int64), 2, np.random.default_rng(0))

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import io
 from collections.abc import Callable, Sequence
-from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.bench.flower import flower_operations
 from gradwire.bench.measure import Operation
 from gradwire.layout import Layout
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["FLOWER", "FLOWER_RECORDS", "FP16", "PLAIN_TORCH", "add_floor", "peers"]
+__all__ = ["FP16", "PLAIN_TORCH", "add_floor", "peers"]
 
-FLOWER = "Flower aggregate, a client"
-FLOWER_RECORDS = "Flower aggregate_arrayrecords, a client"
 FP16 = "torch fp16 round trip"
 PLAIN_TORCH = "plain torch ef + topk(0.01)"
 _RANK = 4
 _MIN_COMPRESSION_RATE = 2  # torch's hook sends what does not shrink by this factor as it is
-_NUM_FLOWER_CLIENTS = 4
 
 Vector = NDArray[np.float32]
 Run = Callable[[int], object]
@@ -51,7 +47,6 @@ def peers(updates: Sequence[Vector], layout: Layout, k: int) -> tuple[list[Opera
     Returns:
         The operations, and a note on each that had to be left out.
     """
-    aggregate, origin = _flower_aggregate()
     operations = [
         Operation("peer", "np.add", _np_add(updates), "one addition by NumPy, one thread"),
         Operation(
@@ -69,14 +64,7 @@ def peers(updates: Sequence[Vector], layout: Layout, k: int) -> tuple[list[Opera
             _powersgd(updates, layout),
             "P = M Q, QR, Q = M' P of each matrix as torch's hook does, without its error feedback",
         ),
-        Operation("peer", FLOWER, _flower(updates, layout, aggregate), origin, _NUM_FLOWER_CLIENTS),
-        Operation(
-            "peer",
-            FLOWER_RECORDS,
-            _flower_records(updates, layout),
-            "flwr.serverapp's, from bytes: np.load of each array, times its weight, added; written out in NumPy",
-            _NUM_FLOWER_CLIENTS,
-        ),
+        *flower_operations(updates, layout),
     ]
     try:
         zstandard = importlib.import_module("zstandard")
@@ -151,53 +139,6 @@ def _powersgd(updates: Sequence[Vector], layout: Layout) -> Run:
             torch.matmul(matrix.t(), p, out=q)
 
     return run
-
-
-def _flower_aggregate() -> tuple[Callable[[Any], Any], str]:
-    """Flower's own function where it is installed, else the same formulas; and which."""
-    try:
-        module = importlib.import_module("flwr.server.strategy.aggregate")
-    except ImportError:
-        return _weighted_mean, "flwr.server's, from arrays: times examples, summed; written out in NumPy, without flwr"
-    return module.aggregate, "flwr.server.strategy.aggregate itself, from arrays"
-
-
-def _weighted_mean(results: list[tuple[list[Vector], int]]) -> list[Vector]:
-    """Average arrays by the number of examples, as ``flwr.server.strategy.aggregate.aggregate`` does."""
-    total = sum(num_examples for _, num_examples in results)
-    weighted = [[layer * num_examples for layer in weights] for weights, num_examples in results]
-    return [reduce(np.add, layers) / total for layers in zip(*weighted, strict=True)]
-
-
-def _flower(updates: Sequence[Vector], layout: Layout, aggregate: Callable[[Any], Any]) -> Run:
-    models = [list(layout.unflatten(update).values()) for update in updates]
-    clients = [(models[i % len(models)], 10 + i) for i in range(_NUM_FLOWER_CLIENTS)]
-    return lambda number: aggregate(clients)
-
-
-def _flower_records(updates: Sequence[Vector], layout: Layout) -> Run:
-    """Average serialized arrays as ``flwr.serverapp``'s strategies do: what its server does with what arrives."""
-    records = [{name: _npy(array) for name, array in layout.unflatten(update).items()} for update in updates]
-    weight = 1 / _NUM_FLOWER_CLIENTS
-
-    def run(number: int) -> dict[str, Vector]:
-        total: dict[str, Vector] = {}
-        for client in range(_NUM_FLOWER_CLIENTS):
-            for name, data in records[client % len(records)].items():
-                weighted = np.load(io.BytesIO(data), allow_pickle=False) * weight
-                if name in total:
-                    total[name] += weighted
-                else:
-                    total[name] = weighted
-        return total
-
-    return run
-
-
-def _npy(array: Vector) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
 
 
 def _zstd(updates: Sequence[Vector], zstandard: Any) -> Operation:

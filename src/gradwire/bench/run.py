@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from gradwire.bench.cost import LINKS, break_even, round_seconds
+from gradwire.bench.flower import FLOWER, FLOWER_RECORDS
 from gradwire.bench.machine import machine
 from gradwire.bench.measure import Operation, Samples, measure
 from gradwire.bench.memory import memory
 from gradwire.bench.ours import METHODS, TOPK, Codec, Payloads, Trip, aggregation, hard_inputs, make_blobs, step_name
-from gradwire.bench.peers import FLOWER, FLOWER_RECORDS, FP16, PLAIN_TORCH, add_floor, peers
+from gradwire.bench.peers import FP16, PLAIN_TORCH, add_floor, peers
 from gradwire.bench.scaling import BASE, scaling
 from gradwire.bench.small import small
 from gradwire.bench.updates import RESNET50, log_normal_update
