@@ -19,7 +19,7 @@ import cases
 import gradwire as gw
 from gradwire.kernels import reference as ops
 from gradwire.payload import Every, Explicit, Floats, Seeded
-from gradwire.wire import entropy
+from gradwire.wire import entropy, golomb
 
 # --- Golomb ---------------------------------------------------------------------------------------
 
@@ -666,3 +666,12 @@ def test_sizes_by_which_coders_are_chosen_are_exact(symbols, num_symbols):
         assert entropy.encode_symbols(written, num_symbols, coder) == (number, write())
         sizes.append(size)
     assert len(entropy.encode_symbols(written, num_symbols, "auto")[1]) == min(sizes)
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=300), st.integers(0, 3))
+def test_the_bound_of_a_golomb_code_is_one(gaps, shift):
+    gaps = np.array(gaps, np.int64) << shift
+    _, num_bits = golomb.golomb_parameter(gaps)
+    bound = golomb.least_bits(gaps.size, int(gaps.sum()))
+    assert 0 < bound <= num_bits
+    assert num_bits < bound + 3 * gaps.size  # and a useful one, less than three bits a gap below

@@ -11,7 +11,7 @@ from gradwire.errors import Malformed
 from gradwire.kernels import ops
 from gradwire.wire.reader import Reader
 
-__all__ = ["golomb_parameter", "golomb_parameters", "read_golomb"]
+__all__ = ["golomb_parameter", "golomb_parameters", "least_bits", "read_golomb"]
 
 _SHORT = 4096
 _TRIED = 5
@@ -44,6 +44,22 @@ def golomb_parameters(gaps: NDArray[np.int64], stops: NDArray[np.int64]) -> list
     totals = np.add.reduceat(gaps, starts)
     tried = np.array([_candidates(int(n), int(total)) for n, total in zip(stops - starts, totals, strict=True)])
     return [_cheapest(*row) for row in zip(tried.tolist(), ops.golomb_bits(gaps, stops, tried).tolist(), strict=True)]
+
+
+def least_bits(count: int, total: int) -> float:
+    """Bound the bits that gaps take with the parameter found for them, from below, without looking at them.
+
+    A gap g takes floor(g / m) + 1 bits, at least (g + 1) / m, and a remainder of floor(log2 m) bits or one more.
+
+    Args:
+        count: how many gaps, 1 or more.
+        total: their sum.
+
+    Returns:
+        The bound, over all the parameters that are tried.
+    """
+    tried = set(_candidates(count, total))
+    return min((total + count) / m + count * (m.bit_length() - 1) for m in tried)
 
 
 def _cheapest(parameters: list[int], bits: list[int]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from gradwire.kernels.scratch import borrow
 from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Every, Explicit, Known, Seeded, Support
 from gradwire.rng import Key
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
-from gradwire.wire.golomb import golomb_parameter, read_golomb
+from gradwire.wire.golomb import golomb_parameter, least_bits, read_golomb
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 from gradwire.wire.segments import choose_segments
@@ -75,19 +75,21 @@ def _encode_explicit(length: int, indices: NDArray[np.int64], cuts: tuple[int, .
     if count == 0:
         return NONE, b""
     gaps = ops.gaps(indices, borrow("gaps", count, np.int64))
-    m, num_bits = golomb_parameter(gaps)
-    head = varint(count) + varint(m)
-    best, size = GOLOMB, len(head) + -(-num_bits // 8)
-    written: bytes | None = None
-    segments = choose_segments(length, indices, gaps, cuts, size) if cuts else None
-    if segments is not None:
+    segments = choose_segments(length, indices, gaps, cuts) if cuts else None
+    if segments is not None and 8 * len(segments) <= least_bits(count, int(indices[-1]) + 1 - count):
         best, size, written = SEGMENTS, len(segments), segments
+    else:
+        m, num_bits = golomb_parameter(gaps)
+        head = varint(count) + varint(m)
+        best, size, written = GOLOMB, len(head) + -(-num_bits // 8), b""
+        if segments is not None and len(segments) < size:
+            best, size, written = SEGMENTS, len(segments), segments
     for codec, tried in _rivals(length, indices, gaps, size):
         if len(tried) < size:
             best, size, written = codec, len(tried), tried
     if best == GOLOMB:
         written = head + ops.golomb_encode(gaps, m).tobytes()
-    return best, written or b""
+    return best, written
 
 
 def _rivals(length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], size: int) -> Iterable[tuple[int, bytes]]:

@@ -20,7 +20,7 @@ _MAX_CUTS = 768  # more candidate cuts than this are thinned out: the search is 
 
 
 def choose_segments(
-    length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], cuts: tuple[int, ...], below: int
+    length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], cuts: tuple[int, ...]
 ) -> bytes | None:
     """Write a support as segments between some of the candidate cuts.
 
@@ -32,10 +32,9 @@ def choose_segments(
         indices: (k,) int64 increasing, k >= 1.
         gaps: (k,) int64: those before the indices; changed for a while, and left as they were.
         cuts: candidate boundaries, increasing, inside (0, length).
-        below: give up unless the bytes are fewer than this.
 
     Returns:
-        The bytes of the segmented code, or None where it does not pay.
+        The bytes of the segmented code, or None where one parameter for all seems as good.
     """
     bounds = np.array([0, *cuts[:: -(-len(cuts) // _MAX_CUTS)], length], np.int64)
     ranks = indices.searchsorted(bounds)
@@ -62,7 +61,7 @@ def choose_segments(
         out += varint(high - low)
         if high > low:
             out += varint(next(named)) + next(written).tobytes()
-    return bytes(out) if len(out) < below else None
+    return bytes(out)
 
 
 def _cheapest_cuts(bounds: NDArray[np.int64], ranks: NDArray[np.int64]) -> list[int]:
