@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import gradwire
+from gradwire.federated.algorithms import Algorithm
+from gradwire.federated.budgets import Budget
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]
@@ -20,7 +22,8 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 @pytest.mark.parametrize("name", [*WITH_CODE, *sorted(PAPERS)])
 def test_python_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gradwire.Compressor, "registry", dict(gradwire.Compressor.registry))
+    for base in (gradwire.Compressor, Algorithm, Budget):
+        monkeypatch.setattr(base, "registry", dict(base.registry))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks
     module = types.ModuleType("document")
