@@ -34,8 +34,9 @@ class Plan:
     num_bytes: int | None = None
 
 
+@dataclass(frozen=True, repr=False)
 class Budget(ABC):
-    """A policy; subclasses are frozen dataclasses, and ``plan`` is all a new one needs.
+    """A policy: ``plan`` is all a new one needs, and fields of a frozen dataclass where it has parameters.
 
     Attributes:
         registry: name -> class of every policy.
@@ -62,7 +63,7 @@ class Budget(ABC):
         """
 
     def __str__(self) -> str:
-        given = ((f, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+        given = ((f, getattr(self, f.name)) for f in fields(self))
         return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in given if v != f.default)})"
 
     __repr__ = __str__
