@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import resource
 import statistics
 from collections.abc import Callable
@@ -126,7 +127,9 @@ def _accuracy(runs: list[Run]) -> str:
 
 
 def _code(label: str) -> str:
-    return " · ".join(f"`{part}`" if part.endswith(")") else part for part in label.split(" · "))
+    """A label with its specs as code."""
+    spec = re.compile(r"[a-z_0-9]+\(.*\)")
+    return " · ".join(f"`{part}`" if spec.fullmatch(part) else part for part in label.split(" · ")).replace("|", "\\|")
 
 
 def _seconds(seconds: float) -> str:
