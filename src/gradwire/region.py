@@ -13,6 +13,7 @@ from gradwire.errors import ConfigError, ProtocolError
 from gradwire.feedback import ef
 from gradwire.inbox import Clipped, Inbox
 from gradwire.layout import Layout
+from gradwire.rng import Key
 from gradwire.saved import reading_state
 from gradwire.sparsify import dense
 
@@ -96,11 +97,16 @@ class Region(Inbox):
         aggregator: Callable[[Layout], Aggregator] | None = None,
         max_norm: float | None = None,
     ) -> None:
+        if isinstance(compressor, Compressor) and compressor.mirrored:
+            raise ConfigError(f"a region cannot merge mirrors, which outlast a round: got {compressor}")
         super().__init__(compressor, layout, seed, None, max_staleness, aggregator, max_norm)
         forward = ef(dense()) if forward is None else forward
         if isinstance(forward, Compressor) and forward.mirrored:
             raise ConfigError(f"forward cannot keep a mirror: the weight of a region changes, got {forward}")
-        self._up = Client(forward, layout, region_id, seed, num_rounds)
+        own_seed = int(
+            Key(self.seed, purpose="region").words(1)[0]
+        )  # or it would draw what a client of its number does
+        self._up = Client(forward, layout, region_id, own_seed, num_rounds)
         self._forwarded = False
 
     @property

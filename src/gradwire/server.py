@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradwire.aggregate import Aggregator
+from gradwire.checks import check_integer
 from gradwire.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.errors import ConfigError, StateError
 from gradwire.inbox import Clipped, Inbox
@@ -69,6 +70,7 @@ class Server(Inbox):
         aggregator: what adds payloads up, made from the layout: ``Aggregator``, a weighted mean, when None.
         max_norm: the longest a payload may be, in the Euclidean norm of its entries; longer ones are scaled down to
             it, and ``result.clipped`` says so. None for any length.
+        num_rounds: rounds of the whole run, for a ``downlink`` with a schedule, or None.
 
     Raises:
         ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, clipped, or on the way down.
@@ -98,6 +100,7 @@ class Server(Inbox):
         max_staleness: int = 0,
         aggregator: Callable[[Layout], Aggregator] | None = None,
         max_norm: float | None = None,
+        num_rounds: int | None = None,
     ) -> None:
         downlink = dense() if downlink is None else downlink
         super().__init__(compressor, layout, seed, num_clients, max_staleness, aggregator, max_norm)
@@ -109,6 +112,7 @@ class Server(Inbox):
             raise ConfigError(f"downlink must send what is applied, {downlink} sends steps of a mirror; use ef")
         self.downlink = downlink
         self.step = step
+        self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)
         self._downlink_state = downlink.init(layout)
 
     def close_round(self) -> Result:
@@ -129,6 +133,7 @@ class Server(Inbox):
             index=self.round,
             key=Key(self.seed, self.round, purpose="downlink"),
             sequence=self.round,
+            num_rounds=self.num_rounds,
             sum_weights=self._aggregator.sum_weights,
         )
         payload, self._downlink_state = self.downlink.compress(delta, self._downlink_state, agreed)

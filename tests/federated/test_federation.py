@@ -168,7 +168,7 @@ def test_who_is_away_sits_out_and_catches_up(digits, tmp_path):
     member = sim.federation.members.all()[1]
     assert member.version == 8
     # what it missed came at once when it was back, then its share of each round
-    lengths = sim.federation.lengths
+    lengths = [sum(roads) for roads in sim.federation.lengths]
     assert sum(m.downlink_bytes for m in metrics) == 2 * sum(lengths)
     assert metrics[6].downlink_bytes == sum(lengths[1:6]) + 2 * lengths[6]
 
@@ -179,7 +179,7 @@ def test_the_whole_model_where_that_is_shorter(digits, tmp_path):
     sim = simulation(digits, "dense()", clients=2, links=links, rounds=18)
     metrics = run(sim)
     back = next(m for m in metrics[1:] if m.num_trained == 2)
-    lengths = sim.federation.lengths
+    lengths = [sum(roads) for roads in sim.federation.lengths]
     assert sum(lengths[: back.round]) > 2 * back.other_bytes > 0
     assert sum(m.downlink_bytes for m in metrics) < 2 * sum(lengths)
 
@@ -369,14 +369,17 @@ def test_control_variates_are_counted_apart(digits, monkeypatch):
 
     def spy(self, blob, client_id):
         sent.append(len(blob))
-        make(self, blob, client_id)
+        return make(self, blob, client_id)
 
     monkeypatch.setattr(Controls, "receive", spy)
     plain, sim = simulation(digits), simulation(digits, algorithms=["scaffold()"])
     before, after = run(plain), run(sim)
     extra = sum(m.other_bytes for m in after) - sum(m.other_bytes for m in before)
-    assert extra == sum(sent) > 0
+    down = [control for _, control in sim.federation.lengths]
+    assert extra == sum(sent) + 5 * sum(down)
+    assert min(sum(sent), sum(down)) > 10_000
     assert len(sent) == 30
+    assert sum(m.downlink_bytes for m in after) == 5 * sum(model for model, _ in sim.federation.lengths)
     dense_controls = simulation(digits, algorithms=["scaffold(control='dense()')"])
     run(dense_controls)
     assert dense_controls.totals.other_bytes > 5 * sim.totals.other_bytes
@@ -588,3 +591,140 @@ def test_drift_is_how_far_clients_are_from_their_mean(digits, monkeypatch):
         mean = np.average(updates, axis=0, weights=trained.weights)
         assert m.drift_norm == pytest.approx(np.sqrt(np.mean(np.sum((updates - mean) ** 2, axis=1))), rel=1e-5)
         assert m.update_norm == pytest.approx(np.sqrt(np.mean(np.sum(updates**2, axis=1))), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("row", "received"),
+    [
+        ("0,0,0,8000,0.1,2,1", [1, 1]),  # never uploads
+        ("0,0,8000,0,0.1,2,1", [2, 1]),  # never downloads
+        ("0,0,8000,8000,0.1,0,1", [1, 1]),  # never trains
+    ],
+)
+def test_what_never_arrives_is_not_counted(digits, tmp_path, row, received):
+    links = trace(tmp_path, row, "1,0,8000,8000,0.1,2,1")
+    metrics = run(simulation(digits, clients=2, rounds=2, links=links))
+    assert [m.num_received for m in metrics] == received
+    assert all(m.virtual_seconds < np.inf for m in metrics)
+    assert metrics[0].virtual_seconds > 1.5
+
+
+def test_a_round_waits_until_who_vanished_has_left(digits, tmp_path):
+    links = trace(tmp_path, "0,0,8000,8000,0.1,2,1", "1,0,80,8000,0.1,2,1", "1,9.5,80,8000,0.1,2,0")
+    sim = simulation(digits, "ef(topk(0.05))", clients=2, rounds=1, links=links, partition="iid")
+    [m] = run(sim)
+    assert (m.num_trained, m.num_received, m.virtual_seconds) == (2, 1, 9.5)
+
+
+def test_who_joins_late_pays_for_the_control_variate(digits, monkeypatch):
+    sim = simulation(digits, algorithms=["scaffold()"], clients=20, participation=0.2, rounds=2)
+    f, sent, receive = sim.federation, [], Controls.receive
+
+    def spy(self, blob, client_id):
+        sent.append(len(blob))
+        return receive(self, blob, client_id)
+
+    monkeypatch.setattr(Controls, "receive", spy)
+    rounds = sim.rounds()
+    next(rounds)
+    known, whole = len(sim.clients), [len(blob) for blob in f.whole_blobs()]
+    assert len(whole) == 2
+    assert min(whole) > 1000
+    sent.clear()
+    second = next(rounds)
+    joined = len(sim.clients) - known
+    assert joined > 0
+    assert second.other_bytes == joined * sum(whole) + sum(sent) + 4 * f.lengths[1][1]
+
+
+@pytest.mark.parametrize("control", ["ef(topk(0.3))", "dense()", "topk(0.3)"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregation": "over_the_air(fading='rayleigh', threshold=1.0)"},
+        {"links": ["4g:3,lora:2"], "deadline_seconds": 5.0, "downlink": "ef(topk(0.05))"},
+    ],
+    ids=["silent", "late"],
+)
+def test_the_servers_control_is_the_mean_of_the_clients(digits, control, settings):
+    method = "ef(randk(0.1, shared=True))"
+    sim = simulation(digits, method, algorithms=[f"scaffold(control='{control}')"], rounds=10, **settings)
+    run(sim)
+    f = sim.federation
+    for member in f.members.all():
+        if member.pending:
+            f.tell(member)
+    variates = np.sum([member.variate for member in f.members.all()], axis=0, dtype=np.float64)
+    kept = sum((m.control.state_dict()["residual"] for m in f.members.all()), 0.0) if "ef" in control else 0.0
+    down = f.controls.server.state_dict()["scheme"].get("residual", 0.0)
+    missing = variates - kept - 5 * (f.controls.value + down)
+    assert np.linalg.norm(missing) < 1e-4 * np.linalg.norm(variates)
+
+
+def test_scaffold_shares_a_budget(digits):
+    settings = {"links": ["lora"], "deadline_seconds": 8.0, "budgets": ["fit()"], "downlink": "ef(topk(0.01))"}
+    algorithm = "scaffold(control='ef(topk(0.01))')"
+    counts = {}
+    for name in ("fedavg()", algorithm):
+        sim = simulation(digits, "ef(topk(0.3))", algorithms=[name], rounds=6, **settings)
+        counts[name] = sum(m.num_received for m in run(sim))
+    assert counts[algorithm] >= 0.5 * counts["fedavg()"] > 0
+
+
+def test_a_method_that_cannot_be_cut_goes_whole_and_late(digits):
+    settings = {"links": ["fibre:3,lora:2"], "deadline_seconds": 4.0, "budgets": ["fit()"], "rounds": 2}
+    metrics = run(simulation(digits, "dense()", **settings))
+    assert 0 < sum(m.num_received for m in metrics) < sum(m.num_trained for m in metrics)
+
+
+def test_a_schedule_on_the_way_down_knows_how_long_the_run_is(digits):
+    sim = simulation(digits, downlink="ef(adaptopk(0.1))")
+    run(sim)
+    kept = gw.adaptopk(0.1).schedule(9610, 6)
+    assert gw.inspect(sim.federation.last_blobs[0])["num_kept"] <= kept[-1]
+
+
+def test_an_interrupted_download_is_not_free(digits, tmp_path):
+    rows = ["0,0,8000000,8000000,0.01,100,1"]
+    rows += [f"1,{t},8000000,{rate},0.01,100,{there}" for t, rate, there in
+             [(0, 8_000_000, 1), (0.5, 4000, 0), (2, 4000, 1), (3, 4000, 0), (8, 4000, 1)]]  # fmt: skip
+    settings = {"clients": 2, "algorithms": ["fedasync()"], "rounds": 300, "downlink": "ef(topk(0.01))"}
+    sim = simulation(digits, links=trace(tmp_path, *rows), **settings)
+    times = {}
+    for m in run(sim):
+        times[m.round] = m.virtual_seconds
+    assert sim.clients[1].sequence > 1
+
+
+def test_turns_longer_than_any_session_end_the_run(digits, tmp_path):
+    rows = [f"0,{t},8000,8000,0.01,1,{t % 2 == 0:d}" for t in range(2000)]
+    sim = simulation(digits, clients=1, partition="iid", algorithms=["fedasync()"], links=trace(tmp_path, *rows))
+    with pytest.raises(gw.ProtocolError, match=r"round 0: 101 turns in a row took longer than a session"):
+        run(sim)
+
+
+def test_a_regions_draws_are_its_own():
+    layout, compressor = gw.Layout.flat(1000), gw.randk(0.1, unbiased=True)
+    region, client = gw.Region(compressor, layout, region_id=0, forward=compressor), gw.Client(compressor, layout)
+    region.receive(client.compress(np.ones(1000, np.float32)))
+    update = gw.decompress(gw.decode(region.forward().blob))
+    assert np.count_nonzero(update) < 50  # of 100 coordinates the region drew, those the client had drawn, too
+
+
+def test_an_audit_goes_on(digits):
+    sim = simulation(digits, audit=True, rounds=12, **LOSSY)
+    rounds = sim.rounds()
+    for _ in range(5):
+        next(rounds)
+    other = simulation(digits, audit=True, rounds=12, **LOSSY)
+    other.load_state_dict(sim.state_dict())
+    run(other)
+    run(sim)
+    assert other.summary()["conservation_error"] == sim.summary()["conservation_error"] > 0
+
+
+def test_what_was_never_finished_is_forgotten(digits):
+    sim = simulation(digits, rounds=30, **LOSSY)
+    run(sim)
+    assert not sim.federation.server.state_dict()["partial"]
+    assert all(m >= 0 for m in [sim.totals.again_bytes])

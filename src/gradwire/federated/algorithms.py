@@ -75,6 +75,11 @@ class Algorithm(ABC):
         return 0.0
 
     @property
+    def road(self) -> str | None:
+        """Spec text of what control variates travel with; None: the method's own."""
+        return None
+
+    @property
     def buffer_size(self) -> int:
         """How many payloads an asynchronous server waits for before it steps."""
         return 1
@@ -460,6 +465,11 @@ class scaffold(Algorithm):
         self._check(check_positive, "server_learning_rate")
         if self.control is not None:
             self._check(_spec_text, "control")
+
+    @property
+    def road(self) -> str | None:
+        """``control``."""
+        return self.control
 
     def make_step(self, layout: Layout) -> Step | None:
         """Scale by the server's learning rate; None where it is 1."""

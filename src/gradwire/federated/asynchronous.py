@@ -20,6 +20,7 @@ from gradwire.rng import Key
 __all__ = ["AsynchronousRounds"]
 
 _BEGIN, _TRAINED, _ARRIVED = range(3)
+_MOST_CUT_OFF = 100  # for each client
 
 
 @dataclass
@@ -61,6 +62,7 @@ class AsynchronousRounds:
         self._federation = federation
         self._events: list[tuple[float, int, int, int]] = []
         self._num_events = 0
+        self._num_cut_off = 0
         self._turns: dict[int, _Turn] = {}
         self._models: dict[int, Vector] = {}
         self._updates: dict[int, tuple[Vector, float]] = {}
@@ -114,25 +116,25 @@ class AsynchronousRounds:
             return
         with f.members.at_work([client_id], f.server.round + 1) as members:
             member = members[client_id]
-            examples = None
+            examples, used = None, member.examples_used
             if e.examples_per_second is not None:
                 needed = member.examples_used + e.local_steps * e.batch_size
                 if needed > e.examples_per_second * now * (1 + 1e-12):
                     self._push(needed / e.examples_per_second, _BEGIN, client_id)
                     return
-                member.examples_used = needed
+                used = needed
                 examples = f.shards[client_id][: max(1, int(e.examples_per_second * now))]
             f.catch_up(member)
             f.audit([member])
-            ready = connection.downloaded(member.owed_bytes, now)
-            member.owed_bytes = 0
+            ready, leaves = f.download(member, now), connection.leaves(now)
+            deadline = now + f.seconds_of_round(f.server.round)
+            plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), e.local_steps)
+            done = connection.computed(plan.local_steps, ready)
+            if done > leaves or done == math.inf:
+                self._cut_off(client_id, leaves)
+                return
+            member.examples_used = used
             turn_number = member.client.sequence
-        deadline = now + f.seconds_of_round(f.server.round)
-        plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), e.local_steps)
-        done, leaves = connection.computed(plan.local_steps, ready), connection.leaves(now)
-        if done > leaves:
-            self._push(leaves, _BEGIN, client_id)
-            return
         version = f.server.round
         self._models.setdefault(version, f.model.copy())
         job = f.job(client_id, turn_number, examples)
@@ -147,15 +149,23 @@ class AsynchronousRounds:
         update, _ = self._updates[client_id]
         with f.members.at_work([client_id], f.server.round + 1) as members:
             sequence = members[client_id].client.sequence
-            [blob] = f.compress(members[client_id], update, turn.version, turn.num_bytes)
+            [blob] = f.compress(members[client_id], update, turn.version, turn.num_bytes, weight=1.0)
         f.traffic.sent(blob)
         arrives = f.connections[client_id].uploaded(len(blob), now)
-        if arrives > turn.leaves:
+        if arrives > turn.leaves or arrives == math.inf:
             del self._turns[client_id], self._updates[client_id]
-            self._push(turn.leaves, _BEGIN, client_id)
+            self._cut_off(client_id, turn.leaves)
         else:
             self._blobs[client_id] = sequence, blob
             self._push(arrives, _ARRIVED, client_id)
+
+    def _cut_off(self, client_id: int, leaves: float) -> None:
+        """A session ends before a client's turn does: it tries again in the next one."""
+        self._num_cut_off += 1
+        if self._num_cut_off > _MOST_CUT_OFF * self._federation.experiment.clients:
+            index = self._federation.server.round
+            raise ProtocolError(f"round {index}: {self._num_cut_off} turns in a row took longer than a session")
+        self._push(leaves, _BEGIN, client_id)
 
     def _work_out(self) -> None:
         """Train all clients at work that have not been yet, in one batch for each learning rate."""
@@ -177,7 +187,11 @@ class AsynchronousRounds:
         update, loss = self._updates.pop(client_id)
         staleness = f.server.round - turn.version
         weight = f.algorithm.weight(staleness)
+        self._num_cut_off = 0
         self._push(now, _BEGIN, self._next(client_id))
+        if staleness > f.server.max_staleness:
+            f.traffic.num_late += 1
+            return
         if not f.receive(blob, (client_id, sequence, None), weight):
             return
         if isinstance(f.step, BufferedStep):
@@ -200,6 +214,7 @@ class AsynchronousRounds:
         return {
             "events": [list(event) for event in sorted(self._events)],
             "num_events": self._num_events,
+            "num_cut_off": self._num_cut_off,
             "idle": list(self._idle),
             "models": [[version, model.copy()] for version, model in self._models.items()],
             "turns": [
@@ -221,6 +236,7 @@ class AsynchronousRounds:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self._events = [(float(at), int(n), int(kind), int(client)) for at, n, kind, client in state["events"]]
+        self._num_cut_off = int(state["num_cut_off"])
         self._num_events, self._idle = int(state["num_events"]), [int(i) for i in state["idle"]]
         self._models = {int(version): np.array(model, np.float32) for version, model in state["models"]}
         self._turns = {}

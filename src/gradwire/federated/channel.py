@@ -66,6 +66,7 @@ class Delivery:
         delivered: the numbers of the packets that arrived, as ``Client.end_round`` takes them.
         sent_bytes: bytes of all transmissions, one that was cut off in full.
         num_sent: transmissions.
+        num_fresh: packets that were sent once or more: those below this number.
         num_lost: transmissions of which nothing arrived: lost, cut off, or held back past the deadline.
         end_seconds: when the sender was done: the last packet sent was acknowledged or given up, or the deadline or
             the end of the connection was reached.
@@ -76,6 +77,7 @@ class Delivery:
     delivered: frozenset[int]
     sent_bytes: int
     num_sent: int
+    num_fresh: int
     num_lost: int
     end_seconds: float
     disconnected_at: float | None
@@ -130,7 +132,7 @@ def send_packets(
     arrivals: list[tuple[float, int]] = []
     timeouts: list[tuple[float, int]] = []  # heap of what was lost: when that is known, and the number
     known: list[int] = []  # heap of the numbers that are known to be lost
-    fresh = num_sent = num_lost = sent_bytes = 0
+    fresh = num_sent = num_fresh = num_lost = sent_bytes = 0
     now = end = ahead = start  # ahead: when what left before will have arrived, held back or not
     cut_off = False
     while fresh < len(sizes) or timeouts or known:
@@ -151,6 +153,7 @@ def send_packets(
         fresh += not again
         left = connection.sent(sizes[number], now)
         num_sent += 1
+        num_fresh += not again
         sent_bytes += sizes[number]
         if left > gone:
             num_lost += 1
@@ -172,6 +175,7 @@ def send_packets(
         delivered=frozenset(number for _, number in arrivals),
         sent_bytes=sent_bytes,
         num_sent=num_sent,
+        num_fresh=num_fresh,
         num_lost=num_lost,
         end_seconds=gone if cut_off else end,
         disconnected_at=gone if cut_off else None,

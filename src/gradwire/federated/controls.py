@@ -8,12 +8,15 @@ import numpy as np
 
 from gradwire.checks import check_integer
 from gradwire.client import Client
-from gradwire.compressor import Compressor, Vector
+from gradwire.compressor import Compressor, Vector, decompress
+from gradwire.errors import ConfigError
 from gradwire.federated.algorithms import check_positive
+from gradwire.feedback import has_feedback
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
 from gradwire.saved import check_memory, reading_state
 from gradwire.server import Server
+from gradwire.wire import decode
 
 __all__ = ["Controls", "control_correction", "control_update"]
 
@@ -40,6 +43,8 @@ class Controls:
     def __init__(
         self, compressor: Compressor, downlink: Compressor, layout: Layout, seed: int, num_clients: int, num_rounds: int
     ) -> None:
+        if compressor.mirrored:
+            raise ConfigError(f"control variates cannot travel as steps of a mirror, got {compressor}: set control")
         self._compressor = compressor
         self._layout = layout
         self._seed = int(Key(seed, purpose="controls").words(1)[0])
@@ -53,10 +58,17 @@ class Controls:
         """Make one client's end."""
         return Client(self._compressor, self._layout, client_id, self._seed, self._num_rounds)
 
-    def receive(self, blob: bytes, client_id: int) -> None:
-        """Take one client's c_i+ - c_i."""
+    @property
+    def keeps_what_is_lost(self) -> bool:
+        """Whether a change that is not sent, or lost, is sent later: whether there is error feedback."""
+        return has_feedback(self._compressor)
+
+    def receive(self, blob: bytes, client_id: int) -> Vector:
+        """Take one client's c_i+ - c_i, and return what arrived of it: (d,) float32."""
         self.server.receive(blob, client_id)
         self._received += 1
+        payload = decode(blob)
+        return decompress(payload, self.server.reference_of(payload))
 
     def close_round(self) -> bytes:
         """Move c, and return what tells the clients."""

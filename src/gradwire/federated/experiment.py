@@ -85,7 +85,8 @@ class Experiment(BaseModel):
         warmup_from: what it rises from, as a share of it.
         milestones: shares of the rounds, each of which divides the learning rate by 10 when it is over.
         weight_decay: of local SGD.
-        weighting: ``examples``: clients weigh as many as they have; ``equal``: all the same.
+        weighting: ``examples``: clients weigh as many as they have; ``equal``: all the same. Asynchronous algorithms
+            weigh payloads by their age alone.
         augment: whether images are shifted and mirrored at random.
         precision: ``float32`` or ``bfloat16``, of training alone.
         partition: ``iid``, ``dirichlet:A``, ``shards:S``, ``bootstrap:N`` or ``natural``.
@@ -355,6 +356,19 @@ def _check_together(made: Experiment, source: str) -> None:
         (controls and made.regions, f"{', '.join(controls)} keeps its control variates at one server: no regions"),
         (made.examples_per_second and not late, "examples_per_second is for asynchronous algorithms such as fedbuff()"),
         (late and made.mtu is not None, f"{', '.join(late)} sends payloads whole: no mtu"),
+        (
+            made.aggregation != "mean()" and (late or made.mtu is not None or budgets),
+            f"{made.aggregation} needs whole payloads of one round over the same coordinates: "
+            "no asynchronous algorithm, mtu or budgets",
+        ),
+        (
+            made.max_staleness is not None and len(late) < len(algorithms),
+            "max_staleness is for asynchronous algorithms",
+        ),
+        (
+            made.deadline_seconds is not None and late and len(budgets) < len(made.budgets),
+            f"deadline_seconds means nothing to {', '.join(late)} without budgets",
+        ),
         (made.regions > made.clients, f"regions must be at most clients {made.clients}, got {made.regions}"),
         (made.stop_at_target and made.target_accuracy is None, "stop_at_target needs target_accuracy"),
     ]

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.aggregate import Aggregator
 from gradwire.aggregation import parse_aggregation
 from gradwire.client import Client, Delivered
 from gradwire.compressor import Compressor, Round, Vector, decompress
@@ -30,6 +29,7 @@ from gradwire.federated.traffic import Traffic
 from gradwire.federated.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.training import Trained
 from gradwire.inbox import Inbox
+from gradwire.over_the_air import OverTheAir
 from gradwire.region import Region
 from gradwire.rng import Key
 from gradwire.server import Result, Server
@@ -125,21 +125,29 @@ class Federation:
         aggregator = None if str(rule) == "mean()" else partial(rule.make, seed=seed, compressor=compressor)
         if e.regions:
             forward = parse(e.forward)
-            self.server = Server(forward, self.layout, seed, downlink, self.step)
+            self.server = Server(forward, self.layout, seed, downlink, self.step, num_rounds=e.rounds)
             self.regions = [
                 Region(compressor, self.layout, r, seed, forward, e.rounds, staleness, aggregator, e.max_norm)
                 for r in range(e.regions)
             ]
         else:
             self.server = Server(
-                compressor, self.layout, seed, downlink, self.step, e.clients, staleness, aggregator, e.max_norm
+                compressor,
+                self.layout,
+                seed,
+                downlink,
+                self.step,
+                e.clients,
+                staleness,
+                aggregator,
+                e.max_norm,
+                e.rounds,
             )
             self.regions = []
         self.region_connections = parse_links(e.region_link).assign(e.regions, seed) if e.regions else []
         self.controls: Controls | None = None
         if self.algorithm.uses_controls:
-            control = getattr(self.algorithm, "control", None)
-            road = compressor if control is None else parse(control)
+            road = compressor if self.algorithm.road is None else parse(self.algorithm.road)
             self.controls = Controls(road, downlink, self.layout, seed, e.clients, e.rounds)
         self.ledger = Ledger(compressor, self.layout.d) if e.audit else None
         if e.clients_on_disk and folder is None:
@@ -150,16 +158,17 @@ class Federation:
             else Members(self._make_member)
         )
         self.fates: dict[int, dict[int, bool | frozenset[int]]] = {}
-        self.lengths: list[int] = []
+        self.control_fates: dict[int, dict[int, Vector]] = {}
+        self.lengths: list[list[int]] = []
         self.last_blobs: list[bytes] = []
         self.seconds = 0.0
         self.conservation_error = 0.0
         self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
         self.traffic = Traffic()
         self.watch = Stopwatch()
-        self._model_blob: tuple[int, bytes] | None = None
+        self._whole: tuple[int, list[bytes]] | None = None
         self.model = self.trainer.initial()
-        self.model = decompress(decode(self.model_blob()))
+        self.model = decompress(decode(self.whole_blobs()[0]))
 
     # ---- clients
 
@@ -252,56 +261,102 @@ class Federation:
                 raise StateError(f"{name}: {error:.1e} of its updates are missing, expected {LARGEST_ERROR}")
 
     def catch_up(self, member: Member) -> None:
-        """Bring a client to the present: the blobs it missed, or the model where that is shorter."""
+        """Bring a client to the present: the blobs it missed, or everything where that is shorter.
+
+        Bytes are counted here; the time they take is the caller's, by ``member.owed_bytes``. Clients that are there at
+        second 0 have the initial model by then.
+        """
         now = self.server.round
         if member.version == now:
             return
         if member.version is None:
-            self.traffic.other_bytes += len(self.model_blob())
-            member.owed_bytes = len(self.model_blob()) if now else 0
+            whole = sum(map(len, self.whole_blobs()))
+            self.traffic.other_bytes += whole
+            member.owed_bytes = whole if self.seconds > 0 else 0
         else:
-            missed = sum(self.lengths[member.version :])
-            whole = len(self.model_blob()) + self.lengths[-1] if member.version < now - 1 else missed
-            if missed <= whole:
-                self.traffic.downlink_bytes += missed
+            missed = [sum(road) for road in zip(*self.lengths[member.version :], strict=True)]
+            whole = (
+                sum(map(len, self.whole_blobs())) + sum(self.lengths[-1]) if member.version < now - 1 else sum(missed)
+            )
+            if sum(missed) <= whole:
+                self.traffic.downlink_bytes += missed[0]
+                self.traffic.other_bytes += sum(missed[1:])
             else:
                 self.traffic.other_bytes += whole
-            member.owed_bytes += min(missed, whole)
+            member.owed_bytes += min(sum(missed), whole)
             self.tell(member)
         member.version = now
 
+    def download(self, member: Member, start: float) -> float:
+        """Let a client download what it is owed from some second on; return when it has it.
+
+        One that its session does not leave the time for begins again in the next one.
+        """
+        connection = self.connections[member.client.client_id]
+        ready = connection.downloaded(member.owed_bytes, max(start, member.busy_until))
+        if ready <= connection.leaves(start):
+            member.owed_bytes, member.busy_until = 0, ready
+        return ready
+
     def tell(self, member: Member) -> None:
         """Give a client the last blob of each road, and word of what became of its payloads."""
-        fates = self.fates.pop(member.client.client_id, {})
+        client_id = member.client.client_id
+        fates = self.fates.pop(client_id, {})
         delivered: dict[int, Delivered] = {sequence: fates.get(sequence, False) for sequence in member.pending}
         with self.watch:
             member.client.end_round(self.last_blobs[0], delivered)
-            if member.control is not None:
-                known = {n: fates.get(n, False) is not False for n in member.pending}
-                member.control.end_round(self.last_blobs[1], known)
+            if self.controls is not None and member.control is not None and member.variate is not None:
+                heard = self.control_fates.pop(client_id, {})
+                if not self.controls.keeps_what_is_lost:
+                    for change in heard.values():
+                        member.variate += change
+                member.control.end_round(self.last_blobs[1], {n: n in heard for n in member.pending})
         member.pending.clear()
 
-    def compress(self, member: Member, update: Vector, index: int, num_bytes: int | None) -> list[bytes]:
-        """Make a client's payload: one blob, or its packets."""
-        client, weight = member.client, self.weights[member.client.client_id]
-        if self.ledger is not None:
-            self.ledger.computed(client.client_id, update)
-        member.pending.append(client.sequence)
+    def compress(
+        self, member: Member, update: Vector, index: int, num_bytes: int | None = None, weight: float | None = None
+    ) -> list[bytes]:
+        """Make a client's payload: one blob, or its packets.
+
+        Args:
+            member: the client.
+            update: (d,) float32.
+            index: the round it belongs to.
+            num_bytes: its budget; a payload that cannot be made so small is sent as it is.
+            weight: the one ``receive`` will be called with; the client's own when None.
+        """
+        client, weight = member.client, self.weights[member.client.client_id] if weight is None else weight
+        sequence = client.sequence
         with self.watch:
             if self.experiment.mtu is not None:
-                return client.packets(update, self.experiment.mtu, weight=weight, round=index)
-            return [client.compress(update, weight=weight, round=index, num_bytes=num_bytes)]
+                blobs = client.packets(update, self.experiment.mtu, weight=weight, round=index)
+            else:
+                try:
+                    blobs = [client.compress(update, weight=weight, round=index, num_bytes=num_bytes)]
+                except ConfigError:
+                    if num_bytes is None:
+                        raise
+                    blobs = [client.compress(update, weight=weight, round=index)]
+        member.pending.append(sequence)
+        self.traffic.num_sent += 1
+        if self.ledger is not None:
+            self.ledger.computed(client.client_id, update)
+        return blobs
 
     def compress_control(
         self, member: Member, update: Vector, local_steps: int, rate: float, index: int
     ) -> bytes | None:
-        """Move a client's control variate, and make what tells the server; None where there are none."""
+        """Make what tells the server how a client's control variate changes; None where there are none.
+
+        The variate moves at once where the road keeps what is lost for later, else when it is known to have arrived.
+        """
         if self.controls is None or member.control is None or member.variate is None:
             return None
         change = control_update(self.layout, self.controls.value, update, local_steps, rate)
-        member.variate += change
+        if self.controls.keeps_what_is_lost:
+            member.variate += change
         with self.watch:
-            return member.control.compress(change, 1.0, index)
+            return member.control.compress(change, weight=1.0, round=index)
 
     # ---- servers
 
@@ -310,9 +365,11 @@ class Federation:
         return self.regions[client_id % len(self.regions)] if self.regions else self.server
 
     @property
-    def aggregator(self) -> Aggregator:
-        """What adds up the clients' payloads: the server's, or the first region's."""
-        return self.inbox_of(0).aggregator
+    def channel_uses(self) -> int | None:
+        """Of an analog channel, over all regions; None where there is none."""
+        inboxes: list[Inbox] = [*self.regions] or [self.server]
+        channels = [box.aggregator for box in inboxes if isinstance(box.aggregator, OverTheAir)]
+        return sum(channel.channel_uses for channel in channels) if channels else None
 
     def receive(self, blob: bytes, name: tuple[int, int, int | None], weight: float) -> bool:
         """Hand a blob to its server.
@@ -323,7 +380,11 @@ class Federation:
             weight: the client's.
 
         Returns:
-            False where it was refused for its age, counted before, or not heard.
+            False where it was counted before, or not heard.
+
+        Raises:
+            DecodeError: on a damaged blob.
+            ProtocolError: on one of another layout or too old a round.
         """
         client_id, sequence, packet = name
         inbox = self.inbox_of(client_id)
@@ -333,11 +394,6 @@ class Federation:
                 inbox.receive(blob, client_id, weight)
         except Duplicate:
             self.traffic.num_duplicates += 1
-            return False
-        except ProtocolError as error:
-            if "payload is of round" not in str(error):
-                raise
-            self.traffic.num_late += 1
             return False
         if packet is None and inbox.aggregator.num_received == before:
             return False
@@ -351,6 +407,12 @@ class Federation:
             payload = decode(blob)
             self.ledger.counted(name, decompress(payload, inbox.reference_of(payload)))
         return True
+
+    def receive_control(self, blob: bytes, client_id: int, sequence: int) -> None:
+        """Hand the change of a control variate to its server."""
+        if self.controls is not None:
+            with self.watch:
+                self.control_fates.setdefault(client_id, {})[sequence] = self.controls.receive(blob, client_id)
 
     def close_round(self) -> Result:
         """End the round: regions forward, the server steps, the model moves."""
@@ -383,18 +445,19 @@ class Federation:
         self.traffic.num_clipped += len(clipped)
         if self.ledger is not None:
             self.ledger.close(clipped)
-        self.lengths.append(sum(map(len, self.last_blobs)))
+        self.lengths.append([len(blob) for blob in self.last_blobs])
         self.model += result.applied
         return result
 
-    def model_blob(self) -> bytes:
-        """The model as it is, for who needs all of it."""
+    def whole_blobs(self) -> list[bytes]:
+        """The model as it is, and c where there is one that has moved, for who needs all of it."""
         version = self.server.round
-        if self._model_blob is None or self._model_blob[0] != version:
+        if self._whole is None or self._whole[0] != version:
+            vectors = [self.model] if self.controls is None or not version else [self.model, self.controls.value]
             compressor = dense()
-            payload, _ = compressor.compress(self.model, compressor.init(self.layout), Round(sum_weights=0.0))
-            self._model_blob = version, encode(payload)
-        return self._model_blob[1]
+            payloads = (compressor.compress(v, compressor.init(self.layout), Round(sum_weights=0.0)) for v in vectors)
+            self._whole = version, [encode(payload) for payload, _ in payloads]
+        return self._whole[1]
 
     # ---- state
 
@@ -412,15 +475,20 @@ class Federation:
                 for client, fates in self.fates.items()
                 for sequence, fate in fates.items()
             ],
-            "lengths": list(self.lengths),
+            "control_fates": [
+                [client, sequence, change.copy()]
+                for client, fates in self.control_fates.items()
+                for sequence, change in fates.items()
+            ],
+            "ledger": None if self.ledger is None else self.ledger.state_dict(),
+            "conservation_error": self.conservation_error,
+            "lengths": [list(lengths) for lengths in self.lengths],
             "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in self.last_blobs],
             **self.members.state_dict(self.server.round),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
-        if self.ledger is not None:
-            raise StateError("an audit has to see the run from its beginning and cannot be resumed")
         model = np.array(state["model"], np.float32)
         if model.shape != self.model.shape:
             raise StateError(f"model must have shape {self.model.shape}, got {model.shape}")
@@ -436,9 +504,15 @@ class Federation:
         for client, sequence, fate in state["fates"]:
             told = fate if isinstance(fate, bool) else frozenset(int(n) for n in fate)
             self.fates.setdefault(int(client), {})[int(sequence)] = told
-        self.lengths = [int(n) for n in state["lengths"]]
+        self.control_fates = {}
+        for client, sequence, change in state["control_fates"]:
+            self.control_fates.setdefault(int(client), {})[int(sequence)] = np.array(change, np.float32)
+        if self.ledger is not None:
+            self.ledger.load_state_dict(state["ledger"])
+        self.conservation_error = float(state["conservation_error"])
+        self.lengths = [[int(n) for n in lengths] for lengths in state["lengths"]]
         self.last_blobs = [np.asarray(blob, np.uint8).tobytes() for blob in state["last_blobs"]]
-        self.model, self.seconds, self._model_blob = model, float(state["virtual_seconds"]), None
+        self.model, self.seconds, self._whole = model, float(state["virtual_seconds"]), None
 
 
 def _partition_generator(seed: int) -> np.random.Generator:

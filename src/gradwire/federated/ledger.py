@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,19 @@ class Ledger:
                 missing -= update
         length = float(np.linalg.norm(account.raw))
         return float(np.linalg.norm(missing)) / length if length else float(np.linalg.norm(missing))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the books."""
+        accounts = [[i, a.raw.copy(), a.counted.copy(), a.cut.copy()] for i, a in self._accounts.items()]
+        return {"accounts": accounts, "open": [[*name, update.copy()] for name, update in self._open.items()]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken."""
+        self._accounts = {int(i): _Account(*(np.array(s, np.float64) for s in sums)) for i, *sums in state["accounts"]}
+        self._open = {
+            (int(client), int(sequence), None if packet is None else int(packet)): np.array(update, np.float32)
+            for client, sequence, packet, update in state["open"]
+        }
 
     def cut_norm(self) -> float:
         """Return the root of the sum over clients of |cut|^2."""

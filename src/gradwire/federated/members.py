@@ -119,6 +119,15 @@ class Members:
             made[int(i)].load_state_dict(saved)
         self._made = made
 
+    def forget_after(self, rounds_done: int) -> None:
+        """Drop what came after so many rounds, where more than one state of a client is kept."""
+
+    def forget_before(self, rounds_done: int) -> None:
+        """Drop what only an older state than that of so many rounds would need, where there is any."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
 
 class MembersOnDisk(Members):
     """Clients in a file; only those at work are in memory.

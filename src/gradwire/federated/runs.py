@@ -206,9 +206,10 @@ def run_experiment(
         started(simulation, number, len(folder.runs))
         try:
             stopped = _run_one(folder, simulation, progressed, stop)
-        except (UpdateError, ProtocolError) as error:
+        except (ConfigError, ProtocolError, StateError, UpdateError) as error:
             where = f"{variant.label}, seed {seed}, round {simulation.totals.rounds_done}"
-            raise type(error)(f"{where}: {error}; did training diverge?") from error
+            hint = "; did training diverge?" if isinstance(error, UpdateError) else ""
+            raise type(error)(f"{where}: {error}{hint}") from error
         finally:
             entry = simulation.summary()
             simulation.close()

@@ -17,7 +17,6 @@ from gradwire.compressor import Compressor
 from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.federation import Federation, Stopwatch
-from gradwire.federated.members import MembersOnDisk
 from gradwire.federated.synchronous import synchronous_round
 from gradwire.federated.tasks import Task
 from gradwire.federated.traffic import Traffic
@@ -70,7 +69,6 @@ class Totals(Traffic):
 
     Attributes:
         rounds_done: how many.
-        uploads: updates trained and compressed.
         seconds: wall time.
         compression_seconds: of these, in clients and servers.
         accuracy: the last one measured, or None.
@@ -82,7 +80,6 @@ class Totals(Traffic):
     """
 
     rounds_done: int = 0
-    uploads: int = 0
     seconds: float = 0.0
     compression_seconds: float = 0.0
     accuracy: float | None = None
@@ -95,7 +92,6 @@ class Totals(Traffic):
     def count(self, metrics: RoundMetrics, target: float | None) -> None:
         """Count a round."""
         self.rounds_done += 1
-        self.uploads += metrics.num_trained
         for name in (*_SUMMED, "seconds", "compression_seconds", "drift_norm"):
             setattr(self, name, getattr(self, name) + getattr(metrics, name))
         self.accuracy = metrics.accuracy if metrics.accuracy is not None else self.accuracy
@@ -215,7 +211,7 @@ class Simulation:
     def summary(self) -> dict[str, Any]:
         """Return this run's entry of summary.json, of the rounds done so far."""
         t, e = self.totals, self.experiment
-        dense_uplink_bytes = 4 * self.layout.d * t.uploads
+        dense_uplink_bytes = 4 * self.layout.d * t.num_sent
         return {
             "label": self.label,
             "method": str(self.compressor),
@@ -231,7 +227,7 @@ class Simulation:
             "other_bytes": t.other_bytes,
             "dense_uplink_bytes": dense_uplink_bytes,
             "compression_ratio": dense_uplink_bytes / t.uplink_bytes if t.uplink_bytes else None,
-            "bits_per_parameter": 8 * t.uplink_bytes / (self.layout.d * t.uploads) if t.uploads else None,
+            "bits_per_parameter": 8 * t.uplink_bytes / (self.layout.d * t.num_sent) if t.num_sent else None,
             "model_sha256": hashlib.sha256(self.model.astype("<f4").tobytes()).hexdigest(),
             "seconds": t.seconds,
             "status": "complete" if self.finished else "partial",
@@ -246,7 +242,7 @@ class Simulation:
             "num_late": t.num_late,
             "num_duplicates": t.num_duplicates,
             "num_clipped": t.num_clipped,
-            "channel_uses": getattr(self.federation.aggregator, "channel_uses", None),
+            "channel_uses": self.federation.channel_uses,
             "drift_norm": t.drift_norm / t.rounds_done if t.rounds_done else None,
             "conservation_error": self.federation.conservation_error if e.audit else None,
             "virtual_seconds": self.federation.seconds,
@@ -256,7 +252,7 @@ class Simulation:
             "target_uplink_bytes": t.target_uplink_bytes,
             "target_total_bytes": t.target_total_bytes,
             "compression_seconds": t.compression_seconds,
-            "client_rounds_per_second": t.uploads / t.seconds if t.seconds else None,
+            "client_rounds_per_second": t.num_sent / t.seconds if t.seconds else None,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -278,15 +274,12 @@ class Simulation:
 
     def forget(self) -> None:
         """Drop clients that an earlier process left on disk without a checkpoint."""
-        if isinstance(self.federation.members, MembersOnDisk):
-            self.federation.members.forget_after(0)
+        self.federation.members.forget_after(0)
 
     def saved(self) -> None:
         """Say that the last ``state_dict`` is safe: what only older ones lean on may go."""
-        if isinstance(self.federation.members, MembersOnDisk):
-            self.federation.members.forget_before(self.totals.rounds_done)
+        self.federation.members.forget_before(self.totals.rounds_done)
 
     def close(self) -> None:
         """Let go of files."""
-        if isinstance(self.federation.members, MembersOnDisk):
-            self.federation.members.close()
+        self.federation.members.close()

@@ -46,13 +46,17 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A blob at the server: when, of whom, of which payload, which of its blobs."""
+    """A blob at the server: when, of whom, of which payload, which packet of it, or None where it came whole.
+
+    The change of a control variate arrives right after the update it goes with.
+    """
 
     seconds: float
     client_id: int
     sequence: int
-    number: int
+    packet: int | None
     blob: bytes
+    is_control: bool = False
 
 
 def synchronous_round(federation: Federation) -> Trained:
@@ -75,14 +79,14 @@ def synchronous_round(federation: Federation) -> Trained:
     deadline = opened + f.seconds_of_round(index)
     with f.members.at_work(client_ids, index + 1) as members:
         turns = [_begin(f, members[i], opened, deadline) for i in client_ids]
-        training = [turn for turn in turns if turn.trained <= min(deadline, turn.leaves)]
+        training = [t for t in turns if t.trained < math.inf and t.trained <= min(deadline, t.leaves)]
         trained = _train(f, training, index)
         arrivals = [
             a
             for turn, update in zip(training, trained.updates, strict=True)
             for a in _send(f, turn, update, index, deadline)
         ]
-        for arrival in sorted(arrivals, key=lambda a: (a.seconds, a.client_id, a.number)):
+        for arrival in sorted(arrivals, key=lambda a: (a.seconds, a.client_id, a.packet or 0, a.is_control)):
             _deliver(f, arrival)
         f.seconds = _closing(turns, opened, deadline)
         closed_at = f.seconds
@@ -99,8 +103,7 @@ def _begin(f: Federation, member: Member, opened: float, deadline: float) -> _Tu
     """Bring a client up to date and see what it can do."""
     connection = f.connections[member.client.client_id]
     f.catch_up(member)
-    ready = connection.downloaded(member.owed_bytes, max(opened, member.busy_until))
-    member.owed_bytes, member.busy_until = 0, ready
+    ready = f.download(member, opened)
     plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), f.experiment.local_steps)
     trained = connection.computed(plan.local_steps, ready)
     return _Turn(member, connection, plan.local_steps, plan.num_bytes, trained, connection.leaves(opened))
@@ -120,22 +123,32 @@ def _train(f: Federation, turns: Sequence[_Turn], index: int) -> Trained:
 def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: float) -> list[_Arrival]:
     """Compress a client's update and put it on its link: what arrives, and when, by the deadline."""
     sequence = turn.member.client.sequence
-    blobs = f.compress(turn.member, update, index, turn.num_bytes)
-    for blob in blobs:
-        f.traffic.sent(blob)
-    if f.experiment.mtu is None:
-        rate = f.experiment.step_size_at(index)
-        control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
-        if control is not None:
-            f.traffic.other_bytes += len(control)
-            blobs.append(control)
-        arrived = turn.connection.uploaded(sum(map(len, blobs)), turn.trained)
-        turn.done = arrived if arrived <= turn.leaves else math.inf
-        return [_Arrival(arrived, turn.client_id, sequence, n, b) for n, b in enumerate(blobs) if turn.done <= deadline]
+    if f.experiment.mtu is not None:
+        return _send_packets(f, turn, sequence, f.compress(turn.member, update, index), index, deadline)
+    rate = f.experiment.step_size_at(index)
+    control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
+    left = turn.num_bytes if turn.num_bytes is None or control is None else max(1, turn.num_bytes - len(control))
+    [blob] = f.compress(turn.member, update, index, left)
+    f.traffic.sent(blob)
+    blobs = [blob] if control is None else [blob, control]
+    f.traffic.other_bytes += sum(map(len, blobs[1:]))
+    arrived = turn.connection.uploaded(sum(map(len, blobs)), turn.trained)
+    if arrived < math.inf and arrived <= turn.leaves:
+        turn.done = arrived
+    if turn.done == math.inf or turn.done > deadline:
+        return []
+    return [_Arrival(arrived, turn.client_id, sequence, None, b, n == 1) for n, b in enumerate(blobs)]
+
+
+def _send_packets(
+    f: Federation, turn: _Turn, sequence: int, blobs: list[bytes], index: int, deadline: float
+) -> list[_Arrival]:
     key = Key(f.seed, index, turn.client_id, "channel")
     sizes = [len(blob) for blob in blobs]
     delivery = send_packets(sizes, turn.connection, turn.trained, deadline, f.experiment.loss, key)
-    f.traffic.sent_again(delivery.sent_bytes - sum(sizes))
+    for blob in blobs[: delivery.num_fresh]:
+        f.traffic.sent(blob)
+    f.traffic.sent_again(delivery.sent_bytes - sum(sizes[: delivery.num_fresh]))
     if delivery.disconnected_at is not None:
         turn.leaves = min(turn.leaves, delivery.disconnected_at)
     first = {n: at for at, n in reversed(delivery.arrivals)}
@@ -144,18 +157,18 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
 
 
 def _deliver(f: Federation, arrival: _Arrival) -> None:
-    if f.controls is not None and arrival.number == 1:
-        f.controls.receive(arrival.blob, arrival.client_id)
-        return
-    packet = None if f.experiment.mtu is None else arrival.number
-    f.receive(arrival.blob, (arrival.client_id, arrival.sequence, packet), f.weights[arrival.client_id])
+    if arrival.is_control:
+        f.receive_control(arrival.blob, arrival.client_id, arrival.sequence)
+    else:
+        name = (arrival.client_id, arrival.sequence, arrival.packet)
+        f.receive(arrival.blob, name, f.weights[arrival.client_id])
 
 
 def _closing(turns: Sequence[_Turn], opened: float, deadline: float) -> float:
-    """When the server closes the round."""
+    """When the server closes the round: it has everything, the deadline is there, or who is missing has left."""
     if all(turn.done < math.inf for turn in turns):
         return max(opened, min(deadline, max(turn.done for turn in turns)))
     if deadline < math.inf:
         return deadline
-    ends = [turn.done if turn.done < math.inf else min(turn.leaves, turn.trained) for turn in turns]
-    return max(opened, *(end for end in ends if end < math.inf), opened)
+    ends = (turn.done if turn.done < math.inf else turn.leaves for turn in turns)
+    return max([opened, *(end for end in ends if end < math.inf)])

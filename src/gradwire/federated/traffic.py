@@ -23,6 +23,7 @@ class Traffic:
         other_bytes: initial models, resynchronisation, control variates.
         wan_uplink_bytes: regions to server.
         wan_downlink_bytes: server to regions.
+        num_sent: payloads that clients made.
         num_received: payloads accepted, in part or whole.
         num_late: payloads, or packets, refused for their age.
         num_duplicates: payloads, or packets, that came once more.
@@ -38,6 +39,7 @@ class Traffic:
     other_bytes: int = 0
     wan_uplink_bytes: int = 0
     wan_downlink_bytes: int = 0
+    num_sent: int = 0
     num_received: int = 0
     num_late: int = 0
     num_duplicates: int = 0
@@ -52,6 +54,6 @@ class Traffic:
         self.values_bytes += sizes["values_bytes"]
 
     def sent_again(self, num_bytes: int) -> None:
-        """Count what was sent more than once, and take back what never left where that is negative."""
+        """Count what was sent more than once."""
         self.uplink_bytes += num_bytes
         self.again_bytes += num_bytes
