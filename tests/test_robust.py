@@ -23,13 +23,34 @@ LAYOUT = gw.Layout.flat(D)
 MODEL = gw.Layout.from_arrays(
     {"w": np.zeros((6, 5), np.float32), "b": np.zeros(7, np.float32), "running_mean": np.zeros(5, np.float32)}
 )
-WHOLE = ["dense()", "fp16()", "qsgd(1)", "ternary()", "uniform(3)", "sign(scope=8)", "powersgd(1)",
-         "randk(0.3, shared=True)", "randk(0.3, unbiased=True, shared=True) | uniform(4)", "cyclic(0.3)",
-         "cyclic(0.3) | fixed(8, 4.0)", "ef(randk(0.3, shared=True))", "momentum_correction(cyclic(0.2))",
-         "warmup(randk(0.3, shared=True), 1)", "by_tensor(uniform(4), others=fp16(), min_elements=1)"]  # fmt: skip
-NONE = ["topk(0.3)", "randk(0.3)", "threshold(0.5)", "ef(topk(0.1) | fp16())", "warmup(topk(0.3), 9)",
-        "adaptopk(0.1, rounds=5)", "regtopk(0.1)", "by_tensor(topk(0.3))",
-        "warmup(dense(), 1, first=randk(0.1))"]  # fmt: skip
+WHOLE = [
+    "dense()",
+    "fp16()",
+    "qsgd(1)",
+    "ternary()",
+    "uniform(3)",
+    "sign(scope=8)",
+    "powersgd(1)",
+    "randk(0.3, shared=True)",
+    "randk(0.3, unbiased=True, shared=True) | uniform(4)",
+    "cyclic(0.3)",
+    "cyclic(0.3) | fixed(8, 4.0)",
+    "ef(randk(0.3, shared=True))",
+    "momentum_correction(cyclic(0.2))",
+    "warmup(randk(0.3, shared=True), 1)",
+    "by_tensor(uniform(4), others=fp16(), min_elements=1)",
+]
+NONE = [
+    "topk(0.3)",
+    "randk(0.3)",
+    "threshold(0.5)",
+    "ef(topk(0.1) | fp16())",
+    "warmup(topk(0.3), 9)",
+    "adaptopk(0.1, rounds=5)",
+    "regtopk(0.1)",
+    "by_tensor(topk(0.3))",
+    "warmup(dense(), 1, first=randk(0.1))",
+]
 RULES = [median(), trimmed_mean(0.0), trimmed_mean(0.2), trimmed_mean(0.4)]
 
 

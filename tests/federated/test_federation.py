@@ -159,8 +159,13 @@ def test_a_late_payload_goes_back_into_the_residual(digits, tmp_path, monkeypatc
 
 
 def test_who_is_away_sits_out_and_catches_up(digits, tmp_path):
-    links = trace(tmp_path, "0,0,8000000,8000000,0,1,1", "1,0,8000000,8000000,0,1,1", "1,3.5,8000000,8000000,0,1,0",
-                  "1,16.5,8000000,8000000,0,1,1")  # fmt: skip
+    links = trace(
+        tmp_path,
+        "0,0,8000000,8000000,0,1,1",
+        "1,0,8000000,8000000,0,1,1",
+        "1,3.5,8000000,8000000,0,1,0",
+        "1,16.5,8000000,8000000,0,1,1",
+    )
     sim = simulation(digits, clients=2, links=links, rounds=8, audit=True)
     metrics = run(sim)
     assert [m.num_trained for m in metrics] == [2, 1, 1, 1, 1, 1, 2, 2]
@@ -174,8 +179,13 @@ def test_who_is_away_sits_out_and_catches_up(digits, tmp_path):
 
 
 def test_the_whole_model_where_that_is_shorter(digits, tmp_path):
-    links = trace(tmp_path, "0,0,8000000,8000000,0,1,1", "1,0,8000000,8000000,0,1,1", "1,1,8000000,8000000,0,1,0",
-                  "1,46,8000000,8000000,0,1,1")  # fmt: skip
+    links = trace(
+        tmp_path,
+        "0,0,8000000,8000000,0,1,1",
+        "1,0,8000000,8000000,0,1,1",
+        "1,1,8000000,8000000,0,1,0",
+        "1,46,8000000,8000000,0,1,1",
+    )
     sim = simulation(digits, "dense()", clients=2, links=links, rounds=18)
     metrics = run(sim)
     back = next(m for m in metrics[1:] if m.num_trained == 2)
@@ -495,11 +505,14 @@ CASES = {
     "budgets": {"links": ["4g:3,lora:2"], "deadline_seconds": 4.0, "budgets": ["fit()"]},
     "fedbuff": {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["fibre:2,4g:3"], "rounds": 9},
     "fedasync": {
-        "algorithms": ["fedasync()"], "links": ["fibre:2,lora:3"], "rounds": 30, "participation": 0.6,
+        "algorithms": ["fedasync()"],
+        "links": ["fibre:2,lora:3"],
+        "rounds": 30,
+        "participation": 0.6,
         "examples_per_second": 30.0,
     },
     "air": {"methods": ["ef(randk(0.1, shared=True))"], "aggregation": "over_the_air(fading='rayleigh')"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
@@ -686,8 +699,10 @@ def test_a_schedule_on_the_way_down_knows_how_long_the_run_is(digits):
 
 def test_an_interrupted_download_is_not_free(digits, tmp_path):
     rows = ["0,0,8000000,8000000,0.01,100,1"]
-    rows += [f"1,{t},8000000,{rate},0.01,100,{there}" for t, rate, there in
-             [(0, 8_000_000, 1), (0.5, 4000, 0), (2, 4000, 1), (3, 4000, 0), (8, 4000, 1)]]  # fmt: skip
+    rows += [
+        f"1,{t},8000000,{rate},0.01,100,{there}"
+        for t, rate, there in [(0, 8_000_000, 1), (0.5, 4000, 0), (2, 4000, 1), (3, 4000, 0), (8, 4000, 1)]
+    ]
     settings = {"clients": 2, "algorithms": ["fedasync()"], "rounds": 300, "downlink": "ef(topk(0.01))"}
     sim = simulation(digits, links=trace(tmp_path, *rows), **settings)
     times = {}

@@ -237,7 +237,7 @@ def test_figures_that_do_not_add_up_are_pointed_at(tmp_path: Path) -> None:
 
 
 def test_what_was_sent_again_counts(tmp_path: Path) -> None:
-    for again in (600, -600):
+    for again in (600, 0):
         record = run("topk(0.01)", uplink_bytes=2400 + again, again_bytes=again)
         assert "add up" not in page(write(tmp_path, [record])).text
     found = page(write(tmp_path, [run("topk(0.01)", again_bytes=600)]))

@@ -51,7 +51,7 @@ def test_directory_must_be_one(tmp_path: Path) -> None:
         (json.dumps({"runs": [run("a", label="c"), run("b", label="c")]}), r"runs\[1\] repeats run 'c' with seed 0"),
         (json.dumps({"runs": [run("a", label=3)]}), "label must be a string, got 3"),
         (json.dumps({"runs": [run("a", links=["4g"])]}), r"links must be a string, got \['4g'\]"),
-        (json.dumps({"runs": [run("a", again_bytes=0.5)]}), "again_bytes must be an integer of 64 bits, got 0.5"),
+        (json.dumps({"runs": [run("a", again_bytes=0.5)]}), "again_bytes must be an integer >= 0, got 0.5"),
         (json.dumps({"runs": [run("a", wan_uplink_bytes=-1)]}), "wan_uplink_bytes must be an integer >= 0, got -1"),
         (
             json.dumps({"runs": [run("a", virtual_seconds=-1)]}),

@@ -224,7 +224,7 @@ def _run(record: Mapping[str, Any], where: str) -> Run:
         header_bytes=_optional_whole(record, "header_bytes", where),
         support_bytes=_optional_whole(record, "support_bytes", where),
         values_bytes=_optional_whole(record, "values_bytes", where),
-        again_bytes=_optional_whole(record, "again_bytes", where, minimum=-_MAX_INT) or 0,
+        again_bytes=_optional_whole(record, "again_bytes", where) or 0,
         wan_uplink_bytes=_optional_whole(record, "wan_uplink_bytes", where) or None,
         virtual_seconds=virtual_seconds or None,  # a clock that stood still measured nothing
         target_accuracy=_fraction(record, "target_accuracy", where, required=False),
