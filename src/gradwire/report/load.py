@@ -293,8 +293,8 @@ def _whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0)
     return value
 
 
-def _optional_whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0) -> int | None:
-    return None if record.get(key) is None else _whole(record, key, where, minimum=minimum)
+def _optional_whole(record: Mapping[str, Any], key: str, where: str) -> int | None:
+    return None if record.get(key) is None else _whole(record, key, where)
 
 
 def _number(record: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> float | None:
