@@ -108,7 +108,7 @@ class Inbox:
         self._covered: dict[tuple[int, int], tuple[int, NDArray[np.int64]]] = {}
         self._lengths: dict[tuple[int, int], float] = {}
         self._clipped: list[Clipped] = []
-        self._partial: dict[tuple[int, int], tuple[int, set[int]]] = {}
+        self._partial: dict[tuple[int, int], set[int]] = {}
         self._counted: dict[int, list[list[int]]] = {}
         self._references: dict[bytes, bytes] = {}
         self._decoded: tuple[bytes, Reference] | None = None
@@ -162,9 +162,8 @@ class Inbox:
         numbers = self._arrived.setdefault(name, set())
         if payload.packet is not None:
             numbers.add(payload.packet[0])
-            _, these = self._partial.setdefault(name, (payload.round, set()))
-            these.add(payload.packet[0])
-            if len(these) < payload.packet[1]:
+            self._partial.setdefault(name, set()).add(payload.packet[0])
+            if len(self._partial[name]) < payload.packet[1]:
                 return
             del self._partial[name]
         _insert(self._counted.setdefault(client_id, []), payload.sequence)
@@ -176,8 +175,6 @@ class Inbox:
         self._references[reference_digest(blob)] = blob
         while len(self._references) > self.max_staleness + 1:
             del self._references[next(iter(self._references))]
-        oldest = self.round + 1 - self.max_staleness  # further packets of older payloads are refused for their age
-        self._partial = {name: part for name, part in self._partial.items() if part[0] >= oldest}
 
     def _packets(self) -> dict[tuple[int, int], frozenset[int]]:
         """The packet numbers that arrived of each payload that came in packets."""
@@ -201,8 +198,10 @@ class Inbox:
             )
         if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
             raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
-        _, numbers = self._partial.get((client_id, payload.sequence), (0, set()))
-        if numbers and (payload.packet is None or payload.packet[0] in numbers):
+        # kept after the round: a packet that was counted is no lost one, however late it comes again
+        if (numbers := self._partial.get((client_id, payload.sequence))) is not None and (
+            payload.packet is None or payload.packet[0] in numbers
+        ):
             raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already, in this packet")
         if not self.round - self.max_staleness <= payload.round <= self.round:
             raise ProtocolError(
@@ -264,7 +263,7 @@ class Inbox:
             **self._aggregator.state_dict(),
             "accepted": [list(pair) for pair in self._accepted],
             "arrived": _plain(self._arrived),
-            "partial": [[*name, index, sorted(numbers)] for name, (index, numbers) in self._partial.items()],
+            "partial": _plain(self._partial),
             "covered": [[*name, count, indices.copy()] for name, (count, indices) in self._covered.items()],
             "lengths": [[*name, length] for name, length in self._lengths.items()],
             "clipped": [[c.client_id, c.sequence, c.packet, c.factor] for c in self._clipped],
@@ -280,11 +279,7 @@ class Inbox:
             aggregator.load_state_dict(state)
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
             counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
-            arrived = _unplain(state["arrived"])
-            partial = {
-                (int(client), int(sequence)): (int(index), {int(n) for n in numbers})
-                for client, sequence, index, numbers in state["partial"]
-            }
+            arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])
             covered = {
                 (int(client), int(sequence)): (int(count), np.array(indices, np.int64))
                 for client, sequence, count, indices in state["covered"]

@@ -736,10 +736,3 @@ def test_an_audit_goes_on(digits):
     run(other)
     run(sim)
     assert other.summary()["conservation_error"] == sim.summary()["conservation_error"] > 0
-
-
-def test_what_was_never_finished_is_forgotten(digits):
-    sim = simulation(digits, rounds=30, **LOSSY)
-    run(sim)
-    assert not sim.federation.server.state_dict()["partial"]
-    assert all(m >= 0 for m in [sim.totals.again_bytes])
