@@ -134,7 +134,7 @@ def run(
                 raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
             return _run(RunFolder.open(resume), None, interruption)
         settings = {**(read_toml(experiment) if experiment else {}), **given}
-        checked = Experiment.build(_with_data_dir(settings), str(experiment) if experiment else "options")
+        checked = Experiment.build(_with_traces(_with_data_dir(settings)), str(experiment) if experiment else "options")
         task = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
         return _run(folder, task, interruption)
@@ -150,6 +150,23 @@ def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(found, str) or settings.get("data", "digits") == "digits":
         return settings
     return {**settings, "data_dir": str(Path(found).expanduser().resolve())}
+
+
+def _with_traces(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the paths of trace files written out, for the same reason."""
+
+    def whole(text: object) -> object:
+        kind, _, path = text.partition(":") if isinstance(text, str) else ("", "", "")
+        return f"trace:{Path(path).expanduser().resolve()}" if kind == "trace" and path else text
+
+    found = dict(settings)
+    if isinstance(found.get("links"), list):
+        found["links"] = [whole(text) for text in found["links"]]
+    if "region_link" in found:
+        found["region_link"] = whole(found["region_link"])
+    if isinstance(found.get("runs"), list):
+        found["runs"] = [_with_traces(table) if isinstance(table, dict) else table for table in found["runs"]]
+    return found
 
 
 class Interruption:
