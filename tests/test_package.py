@@ -29,7 +29,7 @@ ORDER = [
     {"compressor"},
     {"pipeline"},
     {"sparsify", "quantize", "coders", "lowrank", "feedback", "rules", "papers", "selection"},
-    {"spec", "aggregate", "packets", "clipping", "robust", "over_the_air", "aggregation"},
+    {"spec", "aggregate", "packets", "clipping", "sharing", "robust", "over_the_air", "aggregation"},
     {"client"},
     {"inbox", "server", "region"},
     {"store", "safetensors_io"},

@@ -16,7 +16,8 @@ import gradwire as gw
 import gradwire.robust
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
-from gradwire.robust import Aggregation, Median, TrimmedMean, mean, median, shared_support, trimmed_mean
+from gradwire.robust import Aggregation, Median, TrimmedMean, mean, median, trimmed_mean
+from gradwire.sharing import shared_support
 
 D = 40
 LAYOUT = gw.Layout.flat(D)

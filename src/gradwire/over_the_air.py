@@ -17,8 +17,9 @@ from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.references import Reference
 from gradwire.rng import Key
-from gradwire.robust import Aggregation, Numbers, check_coordinates, check_support, numbers_of
+from gradwire.robust import Aggregation
 from gradwire.saved import reading_state
+from gradwire.sharing import Numbers, check_coordinates, check_support, numbers_of
 
 __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 

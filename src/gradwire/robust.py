@@ -5,186 +5,31 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.aggregate import Aggregator, check_weight
 from gradwire.checks import check_integer, check_number
-from gradwire.compressor import Compressor, Vector, resolve
+from gradwire.compressor import Compressor, Vector
 from gradwire.errors import ConfigError, ProtocolError, StateError
-from gradwire.feedback import ef, ef21, momentum_correction
 from gradwire.layout import Layout
-from gradwire.lowrank import powersgd
-from gradwire.papers.cyclic import cyclic
-from gradwire.papers.tcs import tcs
-from gradwire.payload import Explicit, Known, Payload, Seeded
-from gradwire.pipeline import Sparsifier, Stage
+from gradwire.payload import Payload
 from gradwire.references import Reference
-from gradwire.rules import by_tensor, warmup
 from gradwire.saved import reading_state
-from gradwire.sparsify import dense, randk
+from gradwire.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 
 __all__ = [
     "Aggregation",
     "Median",
-    "Numbers",
     "TrimmedMean",
-    "check_coordinates",
-    "check_support",
     "mean",
     "median",
-    "numbers_of",
-    "shared_support",
     "trimmed_mean",
 ]
 
 _CELLS = 2**20  # numbers sorted at a time
-_USE_INSTEAD = "use dense(), a quantizer alone, randk(density, shared=True) or cyclic(density)"
-_WHY_SHARED = f"where supports differ most clients send nothing at most coordinates; {_USE_INSTEAD}"
-
-
-def shared_support(compressor: Compressor) -> Literal["whole", "partly", "none"]:
-    """Tell how far the payloads that clients compress in one round are over the same coordinates.
-
-    Args:
-        compressor: what the clients compress with.
-
-    Returns:
-        ``'whole'``: all of them, as of ``dense()``, of quantizers alone, of ``randk(density, shared=True)`` and of
-        ``cyclic(density)``; a coordinate that is not listed is then zero, or sent by nobody. ``'partly'``: those that
-        the reference gives and some of each client's own, as of ``tcs``. ``'none'``: each client chooses its own.
-
-    Example:
-        >>> import gradwire as gw
-        >>> from gradwire.robust import shared_support
-        >>> shared_support(gw.parse("ef(randk(0.1, shared=True) | fp16())")), shared_support(gw.topk(0.1))
-        ('whole', 'none')
-    """
-    match compressor:
-        case ef() | ef21() | momentum_correction():
-            return shared_support(compressor.compressor)
-        case warmup():
-            inner = {shared_support(compressor.compressor), shared_support(compressor.first)}
-        case by_tensor():
-            inner = {shared_support(compressor.compressor), shared_support(compressor.others)}
-        case powersgd():
-            return "whole"
-        case Stage():
-            return _shared_by(next((s for s in compressor.stages if isinstance(s, Sparsifier)), None))
-        case _:
-            return "none"
-    return "none" if "none" in inner else "partly" if "partly" in inner else "whole"
-
-
-def _shared_by(sparsifier: Sparsifier | None) -> Literal["whole", "partly", "none"]:
-    match sparsifier:
-        case None | dense() | cyclic() | randk(shared=True):
-            return "whole"
-        case tcs():
-            return "partly"
-        case _:
-            return "none"
-
-
-def check_support(compressor: Compressor, rule: Aggregation, partly: bool = False) -> bool:
-    """Refuse an aggregation whose clients would not send the coordinates it needs.
-
-    Args:
-        compressor: what the clients compress with.
-        rule: the aggregation.
-        partly: whether a support that is shared in part is enough.
-
-    Returns:
-        Whether coordinates that a payload leaves out are zeros: ``zeros_are_values`` of the aggregators.
-
-    Raises:
-        ConfigError: on a compressor whose clients choose their own coordinates, or that keeps mirrors.
-    """
-    if compressor.mirrored:
-        raise ConfigError(f"{rule} needs updates, {compressor} sends steps of a mirror, which can only be summed")
-    shared = shared_support(compressor)
-    if shared == "none" or (shared == "partly" and not partly):
-        raise ConfigError(f"{rule} needs clients that all send the same coordinates, got {compressor}: {_WHY_SHARED}")
-    return shared == "whole"
-
-
-class Numbers(NamedTuple):
-    """The numbers of one part of a payload, the shared ones first.
-
-    Attributes:
-        start: where the part begins in the model.
-        indices: (k,) int64, coordinates of the model; increasing among the shared ones.
-        numbers: (k,) float32.
-        num_shared: how many of them are at coordinates that every client sends.
-    """
-
-    start: int
-    indices: NDArray[np.int64]
-    numbers: NDArray[np.float32]
-    num_shared: int
-
-
-def numbers_of(
-    payload: Payload,
-    layout: Layout,
-    reference: Vector | Reference | None = None,
-    zeros_are_values: bool = False,
-    count: bool = True,
-) -> list[Numbers]:
-    """Tell which numbers of a payload are at coordinates that all clients of a round send.
-
-    Shared are: every coordinate, those drawn without a client's name, a window that moves with the round, and those
-    known from the reference. Running statistics travel whole: ones that are left out are zeros.
-
-    Args:
-        payload: from ``compress`` or ``decode``.
-        layout: the model's layout.
-        reference: the vector the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
-        zeros_are_values: whether coordinates that a list leaves out are zeros, as ``dense()`` leaves zeros out, and
-            not coordinates that were not chosen.
-        count: as for ``Aggregator.add``.
-
-    Returns:
-        The numbers, part by part.
-
-    Raises:
-        ProtocolError: on a payload of another length, one in packets, or numbers that are not finite.
-    """
-    if payload.d != layout.d:
-        raise ProtocolError(f"payload must have d = {layout.d}, got {payload.d}")
-    if payload.packet is not None or not count:
-        raise ProtocolError(f"payloads must come whole here, got packet {payload.packet}: use Client.compress")
-    found: list[Numbers] = []
-    start = 0
-    for part in resolve(payload, reference):
-        support, numbers, indices = part.support, part.numbers(), part.support.indices
-        if not np.isfinite(numbers).all():
-            raise ProtocolError(f"payload's numbers must be finite, part {len(found)}'s are not")
-        num_shared = numbers.size
-        if isinstance(support, Explicit) and (zeros_are_values or start >= layout.num_parameters):
-            numbers, indices = np.zeros(part.length, np.float32), np.arange(part.length, dtype=np.int64)
-            numbers[support.chosen] = part.numbers()
-            num_shared = part.length
-        elif isinstance(support, Known):
-            num_shared = support.count
-        elif isinstance(support, Explicit) or (isinstance(support, Seeded) and support.key.client is not None):
-            num_shared = 0
-        found.append(Numbers(start, start + indices, numbers, num_shared))
-        start += part.length
-    return found
-
-
-def check_coordinates(name: str, saved: Any, d: int) -> NDArray[np.int64] | None:
-    """Return a copy of saved coordinates, (k,) int64 increasing in [0, d), or None as it is; or raise StateError."""
-    if saved is None:
-        return None
-    if not isinstance(saved, np.ndarray) or saved.dtype != np.int64 or saved.ndim != 1:
-        raise StateError(f"state's {name} must be (k,) int64 or None, got {type(saved).__name__} {np.shape(saved)}")
-    if saved.size and not (saved[0] >= 0 and saved[-1] < d and (np.diff(saved) > 0).all()):
-        raise StateError(f"state's {name} must be increasing coordinates below {d}")
-    return saved.copy()
 
 
 class _Collector(Aggregator):
@@ -242,7 +87,7 @@ class _Collector(Aggregator):
         found = numbers_of(payload, self.layout, reference, self.zeros_are_values, count)
         for number, part in enumerate(found):
             if part.num_shared < part.numbers.size:
-                raise ProtocolError(f"payload's part {number} is over its client's own coordinates: {_WHY_SHARED}")
+                raise ProtocolError(f"payload's part {number} is over its client's own coordinates: {WHY_SHARED}")
         indices = np.concatenate([part.indices for part in found])
         self._check_same(indices)
         return indices, np.concatenate([part.numbers for part in found])

@@ -84,7 +84,7 @@ class Federation:
         folder: where clients are kept that are not in memory.
 
     Attributes:
-        seconds: the virtual clock. It starts when the clients of round 0 hold the initial model.
+        seconds: the virtual clock. Clients that can be reached at second 0 hold the initial model then.
         model: (d,) float32, the global model.
         traffic: bytes and counts of the round that is open.
         watch: wall time spent in Client and Server.
