@@ -736,3 +736,14 @@ def test_an_audit_goes_on(digits):
     run(other)
     run(sim)
     assert other.summary()["conservation_error"] == sim.summary()["conservation_error"] > 0
+
+
+def test_payloads_lean_on_references_of_closed_rounds(digits, monkeypatch):
+    road = Road(monkeypatch)
+    settings = {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["fibre:2,4g:3"], "rounds": 20}
+    run(simulation(digits, "ef(tcs(0.05, 0.01))", audit=True, **settings))
+    old = 0
+    for _, blob, _, index in road.accepted:
+        payload = gw.decode(blob)
+        old += payload.reference_digest is not None and payload.round < index
+    assert old > 3
