@@ -7,11 +7,11 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from benchmarks import speed
 
 from gradwire import cli
 from gradwire.bench import flower, machine, peers, scaling, small
@@ -22,9 +22,6 @@ from gradwire.bench.updates import RESNET50, adversarial, layout_of, log_normal_
 from gradwire.federated.models import build_model
 from gradwire.federated.tasks import load_task
 from gradwire.layout import Layout
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks import speed
 
 D = 60_000
 ABOUT = {"machine", "d", "threads", "rounds", "omp_wait_policy"}

@@ -16,7 +16,7 @@ import pytest
 
 import gradwire as gw
 from gradwire import cli
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
 from gradwire.store import save_state
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
+import fuzz
 import pytest
 
 import gradwire as gw
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "attacks"))
-import fuzz
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -49,7 +49,7 @@ def reference_of(name: str) -> np.ndarray | None:
 
 
 def content_of(payload: gw.Payload, reference: np.ndarray | None) -> tuple[list[int], list[str]]:
-    from gradwire.compressor import resolve
+    from gradwire.compressors.compressor import resolve
 
     indices, bits, start = [], [], 0
     for part in resolve(payload, reference):

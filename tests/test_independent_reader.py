@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import fuzz
 import numpy as np
 import pytest
 
@@ -19,9 +20,6 @@ from gradwire.kernels import ops
 from gradwire.payload import Cyclic, Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values
 from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "attacks"))
-import fuzz
 
 SOURCE = Path(other.__file__)
 
@@ -84,7 +82,7 @@ def agree(payload: gw.Payload, reference: np.ndarray | None = None, blob: bytes 
     header, indices, numbers = other.read_container(blob, None if reference is None else reference.tolist())
     assert header["d"] == payload.d
     assert header["round"] == payload.round
-    from gradwire.compressor import resolve
+    from gradwire.compressors.compressor import resolve
 
     parts = resolve(payload, reference)
     starts = np.cumsum([0, *(p.length for p in parts)]).tolist()

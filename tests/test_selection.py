@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 import gradwire as gw
 from gradwire import selection
+from gradwire.compressors.sparsify import num_kept_of
 from gradwire.files import GwReader, compress_file, decompress_file
 from gradwire.kernels import ops
 from gradwire.safetensors_io import SafetensorsReader
-from gradwire.sparsify import num_kept_of
 
 RNG = np.random.default_rng(0)
 ONE_CLASS = (np.float32(1).view(np.int32) + np.arange(4096, dtype=np.int32)).view(np.float32)

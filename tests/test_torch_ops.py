@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradwire.compressors.quantize import _inner_edges
 from gradwire.kernels import reference, torch_ops
 from gradwire.kernels.sampling import sample_plan
-from gradwire.quantize import _inner_edges
 
 no_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 on_devices = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=no_cuda)])

@@ -11,8 +11,20 @@ Importing this package loads neither torch nor plotting nor numba.
 
 from gradwire.aggregate import Aggregator
 from gradwire.client import Client
-from gradwire.coders import ans, auto, huffman, rle
-from gradwire.compressor import Compressor, Round, State, accumulate, decompress
+from gradwire.compressors.coders import ans, auto, huffman, rle
+from gradwire.compressors.compressor import Compressor, Round, State, accumulate, decompress
+from gradwire.compressors.feedback import ef, ef21, momentum_correction
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
+from gradwire.compressors.papers.cyclic import cyclic
+from gradwire.compressors.papers.regtopk import regtopk
+from gradwire.compressors.papers.tcs import tcs
+from gradwire.compressors.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
+from gradwire.compressors.references import Reference
+from gradwire.compressors.rules import by_tensor, warmup
+from gradwire.compressors.sparsify import dense, randk, threshold, topk
+from gradwire.compressors.spec import parse
 from gradwire.errors import (
     BackendUnavailable,
     BadChecksum,
@@ -30,24 +42,12 @@ from gradwire.errors import (
     UnsupportedVersion,
     UpdateError,
 )
-from gradwire.feedback import ef, ef21, momentum_correction
-from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.inbox import Clipped
 from gradwire.layout import Layout
-from gradwire.lowrank import powersgd
-from gradwire.papers.adaptopk import adaptopk, adaptopk_online
-from gradwire.papers.cyclic import cyclic
-from gradwire.papers.regtopk import regtopk
-from gradwire.papers.tcs import tcs
 from gradwire.payload import Part, Payload
-from gradwire.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
-from gradwire.references import Reference
 from gradwire.region import Forwarded, Region
 from gradwire.rng import Key
-from gradwire.rules import by_tensor, warmup
 from gradwire.server import Result, Server
-from gradwire.sparsify import dense, randk, threshold, topk
-from gradwire.spec import parse
 from gradwire.wire import Limits, decode, encode, inspect
 
 __version__ = "0.1.0.dev0"

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressor import Vector, accumulate
+from gradwire.compressors.compressor import Vector, accumulate
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Levels, Part, Payload
-from gradwire.references import Reference
 from gradwire.saved import check_memory, reading_state
 
 __all__ = ["Aggregator", "Mirrors", "check_weight"]

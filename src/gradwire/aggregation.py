@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gradwire.compressors.spec import read_call
 from gradwire.over_the_air import over_the_air
 from gradwire.robust import Aggregation, mean, median, trimmed_mean
-from gradwire.spec import read_call
 
 __all__ = ["Aggregation", "mean", "median", "over_the_air", "parse_aggregation", "trimmed_mean"]
 

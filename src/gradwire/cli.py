@@ -252,8 +252,8 @@ def compress(
 ) -> None:
     """Compress a safetensors update, tensor by tensor."""
     from gradwire import progress
+    from gradwire.compressors.spec import parse
     from gradwire.files import compress_file
-    from gradwire.spec import parse
 
     compressor = parse(spec)
     with progress.FileProgress(source) as bar:

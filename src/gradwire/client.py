@@ -11,12 +11,12 @@ import numpy as np
 
 from gradwire.aggregate import check_weight
 from gradwire.checks import check_bytes, check_integer
-from gradwire.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.packets import cut_packets
 from gradwire.payload import Payload
-from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.wire import Limits, decode, encode

@@ -18,11 +18,12 @@ from typing import IO, Any
 import numpy as np
 
 from gradwire.aggregate import Aggregator
-from gradwire.compressor import Compressor, Round, Vector, accumulate, decompress
+from gradwire.compressors.compressor import Compressor, Round, Vector, accumulate, decompress
+from gradwire.compressors.feedback import ef
+from gradwire.compressors.pipeline import Pipeline, Sparsifier, Stage
+from gradwire.compressors.sparsify import topk
 from gradwire.errors import BadChecksum, ConfigError, DecodeError, LimitExceeded, Malformed, Truncated, UpdateError
-from gradwire.feedback import ef
 from gradwire.layout import Layout, check_finite
-from gradwire.pipeline import Pipeline, Sparsifier, Stage
 from gradwire.rng import Key
 from gradwire.safetensors_io import (
     DTYPES,
@@ -34,7 +35,6 @@ from gradwire.safetensors_io import (
     to_float32,
 )
 from gradwire.selection import Candidates, find_border
-from gradwire.sparsify import topk
 from gradwire.wire import Limits, decode, encode, inspect
 from gradwire.wire.reader import Reader, varint
 

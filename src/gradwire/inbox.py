@@ -13,11 +13,11 @@ from gradwire.aggregate import Aggregator, Mirrors, check_weight
 from gradwire.checks import check_integer, check_number
 from gradwire.client import reference_digest
 from gradwire.clipping import clip_payload
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference
 from gradwire.layout import Layout
 from gradwire.payload import Payload
-from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.saved import check_state, reading_state, to_bytes
 from gradwire.wire import Limits, decode

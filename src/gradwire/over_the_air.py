@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from gradwire.aggregate import Aggregator, check_weight
 from gradwire.checks import check_integer, check_number
-from gradwire.compressor import Compressor, Vector
+from gradwire.compressors.compressor import Compressor, Vector
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
 from gradwire.layout import Layout
 from gradwire.payload import Payload
-from gradwire.references import Reference
 from gradwire.rng import Key
 from gradwire.robust import Aggregation
 from gradwire.saved import reading_state

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
 from gradwire.report import tables
 
 if TYPE_CHECKING:

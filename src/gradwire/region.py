@@ -8,14 +8,14 @@ from typing import Any
 
 from gradwire.aggregate import Aggregator
 from gradwire.client import Client, Delivered
-from gradwire.compressor import Compressor, Vector
+from gradwire.compressors.compressor import Compressor, Vector
+from gradwire.compressors.feedback import ef
+from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError, ProtocolError
-from gradwire.feedback import ef
 from gradwire.inbox import Clipped, Inbox
 from gradwire.layout import Layout
 from gradwire.rng import Key
 from gradwire.saved import reading_state
-from gradwire.sparsify import dense
 
 __all__ = ["Forwarded", "Region"]
 

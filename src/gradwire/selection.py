@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressor import Round, State, Vector
-from gradwire.guarantee import Guarantee, Unknown
+from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.guarantee import Guarantee, Unknown
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.sparsify import num_kept_of, part_at
 from gradwire.payload import Part
-from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import num_kept_of, part_at
 
 __all__ = ["Border", "Candidates", "Chosen", "find_border"]
 

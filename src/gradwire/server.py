@@ -8,13 +8,13 @@ from typing import Any
 
 from gradwire.aggregate import Aggregator
 from gradwire.checks import check_integer
-from gradwire.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError, StateError
 from gradwire.inbox import Clipped, Inbox
 from gradwire.layout import Layout, as_update
 from gradwire.rng import Key
 from gradwire.saved import check_memory, copy_memory, reading_state
-from gradwire.sparsify import dense
 from gradwire.wire import encode
 
 __all__ = ["Result", "Server"]

@@ -7,18 +7,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressor import Compressor, Vector, resolve
+from gradwire.compressors.compressor import Compressor, Vector, resolve
+from gradwire.compressors.feedback import ef, ef21, momentum_correction
+from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.papers.cyclic import cyclic
+from gradwire.compressors.papers.tcs import tcs
+from gradwire.compressors.pipeline import Sparsifier, Stage
+from gradwire.compressors.references import Reference
+from gradwire.compressors.rules import by_tensor, warmup
+from gradwire.compressors.sparsify import dense, randk
 from gradwire.errors import ConfigError, ProtocolError, StateError
-from gradwire.feedback import ef, ef21, momentum_correction
 from gradwire.layout import Layout
-from gradwire.lowrank import powersgd
-from gradwire.papers.cyclic import cyclic
-from gradwire.papers.tcs import tcs
 from gradwire.payload import Explicit, Known, Payload, Seeded
-from gradwire.pipeline import Sparsifier, Stage
-from gradwire.references import Reference
-from gradwire.rules import by_tensor, warmup
-from gradwire.sparsify import dense, randk
 
 __all__ = ["WHY_SHARED", "Numbers", "check_coordinates", "check_support", "numbers_of", "shared_support"]
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.models import build_model
@@ -15,7 +16,6 @@ from gradwire.federated.tasks import Task, load_task
 from gradwire.federated.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.layout import Layout
 from gradwire.rng import Key
-from gradwire.sparsify import dense
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gradwire.bench.measure import peak_bytes
 from gradwire.bench.ours import Payloads, aggregation
 from gradwire.client import Client
+from gradwire.compressors.spec import parse
 from gradwire.layout import Layout
-from gradwire.spec import parse
 
 __all__ = ["memory"]
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from gradwire.bench.measure import Operation
 from gradwire.bench.updates import adversarial
 from gradwire.client import Client
-from gradwire.compressor import Compressor, Round
+from gradwire.compressors.compressor import Compressor, Round
+from gradwire.compressors.spec import parse
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.server import Result, Server
-from gradwire.spec import parse
 from gradwire.wire import decode, encode
 
 __all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs", "step_name"]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gradwire.bench.measure import seconds_of
 from gradwire.client import Client
+from gradwire.compressors.spec import parse
 from gradwire.layout import Layout
-from gradwire.spec import parse
 
 __all__ = ["mlp_layout", "small"]
 

@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_flag, check_integer, check_number
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
+from gradwire.compressors.spec import parse, read_call
 from gradwire.errors import ConfigError, nearest
 from gradwire.federated.steps import AdaptiveStep, BufferedStep, MomentumStep, Step, scaled_step
 from gradwire.layout import Layout
-from gradwire.spec import parse, read_call
 
 __all__ = [
     "Algorithm",

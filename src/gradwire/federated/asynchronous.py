@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
 from gradwire.errors import ProtocolError
 from gradwire.federated.federation import Federation, Job
 from gradwire.federated.steps import BufferedStep

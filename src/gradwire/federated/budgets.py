@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.feedback import ef, momentum_correction
+from gradwire.compressors.papers.adaptopk import adaptopk
+from gradwire.compressors.pipeline import Stage
+from gradwire.compressors.spec import read_call
 from gradwire.errors import ConfigError
 from gradwire.federated.links import Connection
-from gradwire.feedback import ef, momentum_correction
-from gradwire.papers.adaptopk import adaptopk
-from gradwire.pipeline import Stage
-from gradwire.spec import read_call
 
 __all__ = ["Budget", "Plan", "fit", "none", "parse_budget", "round_shares"]
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from gradwire.checks import check_integer
 from gradwire.client import Client
-from gradwire.compressor import Compressor, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Vector, decompress
+from gradwire.compressors.feedback import has_feedback
 from gradwire.errors import ConfigError
 from gradwire.federated.algorithms import check_positive
-from gradwire.feedback import has_feedback
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
 from gradwire.saved import check_memory, reading_state

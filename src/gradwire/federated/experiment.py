@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gradwire.aggregation import parse_aggregation
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
 from gradwire.federated.algorithms import Algorithm, parse_algorithm
 from gradwire.federated.budgets import Budget, parse_budget
 from gradwire.federated.channel import Loss
 from gradwire.federated.links import parse_links
 from gradwire.federated.partition import parse_partition
-from gradwire.spec import parse
 
 try:
     import tomli_w

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from gradwire.aggregation import parse_aggregation
 from gradwire.client import Client, Delivered
-from gradwire.compressor import Compressor, Round, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Round, Vector, decompress
+from gradwire.compressors.sparsify import dense
+from gradwire.compressors.spec import parse
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
 from gradwire.federated.budgets import round_shares
 from gradwire.federated.controls import Controls, control_correction, control_update
@@ -33,8 +35,6 @@ from gradwire.over_the_air import OverTheAir
 from gradwire.region import Region
 from gradwire.rng import Key
 from gradwire.server import Result, Server
-from gradwire.sparsify import dense
-from gradwire.spec import parse
 from gradwire.wire import decode, encode
 
 __all__ = ["Federation", "Job", "Stopwatch"]

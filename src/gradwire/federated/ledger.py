@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressor import Compressor, Vector
+from gradwire.compressors.compressor import Compressor, Vector
+from gradwire.compressors.feedback import ef
 from gradwire.errors import ConfigError
-from gradwire.feedback import ef
 from gradwire.inbox import Clipped
 
 __all__ = ["Ledger"]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.client import Client
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
 from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.federation import Federation, Stopwatch

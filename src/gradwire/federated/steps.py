@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradwire.aggregate import check_weight
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
 from gradwire.errors import StateError
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state

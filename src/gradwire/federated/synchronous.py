@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
 from gradwire.federated.channel import send_packets
 from gradwire.federated.federation import Federation
 from gradwire.federated.links import Connection

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
 
 __all__ = ["Trained"]
 

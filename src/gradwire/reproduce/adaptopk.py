@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.compressor import Compressor, Round, State, Vector
-from gradwire.feedback import ef
-from gradwire.guarantee import Contractive, Guarantee
+from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.feedback import ef
+from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.papers.adaptopk import adaptopk, hindsight_schedule
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.sparsify import num_kept_of, part_at, topk
 from gradwire.kernels import ops
-from gradwire.papers.adaptopk import adaptopk, hindsight_schedule
 from gradwire.payload import Part
-from gradwire.pipeline import Sparsifier
 from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
 from gradwire.reproduce.statistics import accuracies, compare, curve, show
 from gradwire.reproduce.units import Paper, Unit, thinned
-from gradwire.sparsify import num_kept_of, part_at, topk
 
 __all__ = ["PAPER"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from paper_oracles import ACTIONS, Network, Talk, buffered_layout, check_errors, s_top, same, support_of, vectors
 
 import gradwire as gw
-from gradwire.papers.adaptopk import hindsight_schedule, turning_point
+from gradwire.compressors.papers.adaptopk import hindsight_schedule, turning_point
 
 
 def amounts(density: float, gamma: float, d: int) -> tuple[int, int]:

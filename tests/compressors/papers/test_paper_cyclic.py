@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paper_oracles import ACTIONS, Network, Talk, buffered_layout, check_errors, same, vectors
 
 import gradwire as gw
-from gradwire.compressor import Round
+from gradwire.compressors.compressor import Round
 from gradwire.payload import Cyclic
 
 

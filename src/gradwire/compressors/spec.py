@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from gradwire.compressor import Compressor
+from gradwire.compressors.compressor import Compressor
 from gradwire.errors import ConfigError, nearest
 
 __all__ = ["parse", "read_call"]
@@ -56,7 +56,7 @@ def read_call(text: str, base: type, registry: Mapping[str, type], kind: str, ex
 
     Example:
         >>> from fractions import Fraction
-        >>> from gradwire.spec import read_call
+        >>> from gradwire.compressors.spec import read_call
         >>> read_call("fraction(3, 6)", Fraction, {"fraction": Fraction}, "number", "fraction(1, 2)")
         Fraction(1, 2)
     """

@@ -11,12 +11,12 @@ from functools import cached_property
 
 import numpy as np
 
-from gradwire.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee, compose
+from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
-from gradwire.guarantee import Contractive, Guarantee, compose
 from gradwire.layout import Layout
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
-from gradwire.references import Reference, as_reference
 from gradwire.rng import Key
 from gradwire.wire import encode
 

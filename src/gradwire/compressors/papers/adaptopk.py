@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_density, check_integer, check_number
-from gradwire.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.sparsify import largest_of, listed_part, num_kept_of, part_at
 from gradwire.errors import ConfigError
-from gradwire.guarantee import Contractive, Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
-from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import largest_of, listed_part, num_kept_of, part_at
 
 __all__ = ["adaptopk", "adaptopk_online", "hindsight_schedule", "turning_point"]
 
@@ -243,7 +243,7 @@ def turning_point(alpha: float, beta: float, learning_rate: float, mu: float, de
             float64 holds.
 
     Example:
-        >>> from gradwire.papers.adaptopk import turning_point
+        >>> from gradwire.compressors.papers.adaptopk import turning_point
         >>> [turning_point(5888, 256, 0.1, mu, 1 / 128) for mu in (0.01, 0.1, 1.0)]
         [1704, 531, 160]
 
@@ -285,7 +285,7 @@ def hindsight_schedule(square_norms: NDArray[np.float64], d: int, k: int, contra
 
     Example:
         >>> import numpy as np
-        >>> from gradwire.papers.adaptopk import hindsight_schedule
+        >>> from gradwire.compressors.papers.adaptopk import hindsight_schedule
         >>> hindsight_schedule(np.array([4.0, 1.0, 9.0, 2.0]), d=10, k=4, contraction=0.0).tolist()
         [6, 0, 10, 0]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gradwire.pipeline import Coder
+from gradwire.compressors.pipeline import Coder
 
 __all__ = ["ans", "auto", "huffman", "rle"]
 

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
-from gradwire.sparsify import threshold
+from gradwire.compressors.sparsify import threshold
 
 LARGEST = float(np.finfo(np.float32).max)
 NUMBERS = st.one_of(

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_density, check_number
-from gradwire.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.references import Reference, as_reference
+from gradwire.compressors.sparsify import largest_of, listed_part, num_kept_of, part_at
 from gradwire.errors import ConfigError, nearest
-from gradwire.guarantee import Contractive, Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
-from gradwire.pipeline import Sparsifier
-from gradwire.references import Reference, as_reference
-from gradwire.sparsify import largest_of, listed_part, num_kept_of, part_at
 
 __all__ = ["LIKELIHOODS", "distortion", "regtopk"]
 
@@ -51,7 +51,7 @@ def distortion(
 
     Example:
         >>> import numpy as np
-        >>> from gradwire.papers.regtopk import distortion
+        >>> from gradwire.compressors.papers.regtopk import distortion
         >>> distortion(np.array([0.0, 1.0]), np.array([2.0, 2.0]), 0.5, np.array([2.0, 2.0])).tolist()
         [-1.0, 0.0]
 

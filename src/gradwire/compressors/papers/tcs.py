@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gradwire.checks import check_density
-from gradwire.compressor import Round, State, Vector
-from gradwire.guarantee import Contractive, Guarantee
+from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.references import as_reference
+from gradwire.compressors.sparsify import largest_of, listed_part, num_kept_of
 from gradwire.kernels import ops
 from gradwire.payload import Floats, Known, Part
-from gradwire.pipeline import Sparsifier
-from gradwire.references import as_reference
-from gradwire.sparsify import largest_of, listed_part, num_kept_of
 
 __all__ = ["tcs"]
 

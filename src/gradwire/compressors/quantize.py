@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_integer, check_number, check_scope
-from gradwire.compressor import Vector
+from gradwire.compressors.compressor import Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
+from gradwire.compressors.pipeline import Quantizer
 from gradwire.errors import ConfigError
-from gradwire.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.kernels import ops
 from gradwire.payload import Floats, Levels, Part, Support, Symbols, block_ranks
-from gradwire.pipeline import Quantizer
 from gradwire.rng import Key
 
 __all__ = ["bf16", "fixed", "fp16", "fractional", "qsgd", "sign", "ternary", "uniform"]

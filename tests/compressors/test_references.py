@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from gradwire.compressors.references import as_reference
 from gradwire.kernels import reference as plain
-from gradwire.references import as_reference
 
 SPECS = ["dense()", "topk(0.3)", "topk(0.2, scope='tensor')", "by_tensor(topk(0.2))", "randk(0.4)", "cyclic(0.3)",
          "topk(0.3) | sign()", "topk(1e-9)"]  # fmt: skip

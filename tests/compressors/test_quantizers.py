@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from gradwire.compressors.quantize import fixed, fractional, qsgd, sign, ternary, uniform
 from gradwire.payload import Every, Floats, Levels, Part, Symbols
-from gradwire.quantize import fixed, fractional, qsgd, sign, ternary, uniform
 
 UNIT = 2.0**-149
 LARGEST = float(np.finfo(np.float32).max)

@@ -13,16 +13,16 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_integer
-from gradwire.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.feedback import has_feedback
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
+from gradwire.compressors.references import Reference
+from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
-from gradwire.feedback import has_feedback
-from gradwire.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.layout import Layout, TensorSpec
 from gradwire.payload import Every, Explicit, Floats, Part, Payload
-from gradwire.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
-from gradwire.references import Reference
 from gradwire.rng import Key
-from gradwire.sparsify import dense
 from gradwire.wire import encode
 
 __all__ = ["by_tensor", "warmup", "weaker"]
@@ -43,7 +43,7 @@ def weaker(a: Guarantee, b: Guarantee) -> Guarantee:
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.rules import weaker
+        >>> from gradwire.compressors.rules import weaker
         >>> weaker(gw.Contractive(0.5), gw.Contractive(0.1)), weaker(gw.Contractive(1.0), gw.Unbiased(2.0))
         (Contractive(delta=0.1), Unbiased(omega=2.0))
     """
@@ -82,7 +82,7 @@ class warmup(Compressor):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.rules import warmup
+        >>> from gradwire.compressors.rules import warmup
         >>> client = gw.Client(warmup(gw.topk(0.25), 2), gw.Layout.flat(4))
         >>> update = np.array([1, 2, 3, 4], np.float32)
         >>> [gw.inspect(client.compress(update, round=r))["num_kept"] for r in range(4)]
@@ -216,7 +216,7 @@ class by_tensor(Compressor):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.rules import by_tensor
+        >>> from gradwire.compressors.rules import by_tensor
         >>> arrays = {"weight": np.ones((64, 64), np.float32), "bias": np.ones(64, np.float32)}
         >>> layout = gw.Layout.from_arrays(arrays)
         >>> blob = gw.Client(by_tensor(gw.topk(0.01)), layout).compress(layout.flatten(arrays))

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_number
-from gradwire.compressor import Compressor, Round, State, Vector, accumulate, decompress
+from gradwire.compressors.compressor import Compressor, Round, State, Vector, accumulate, decompress
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
-from gradwire.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload
-from gradwire.references import Reference
 
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
@@ -203,7 +203,7 @@ class ef21(_Feedback):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.feedback import ef21
+        >>> from gradwire.compressors.feedback import ef21
         >>> layout = gw.Layout.flat(2)
         >>> client, server = gw.Client(ef21(gw.topk(0.5)), layout), gw.Server(ef21(gw.topk(0.5)), layout, num_clients=1)
         >>> for _ in range(2):
@@ -280,7 +280,7 @@ class momentum_correction(_Feedback):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.feedback import momentum_correction
+        >>> from gradwire.compressors.feedback import momentum_correction
         >>> compressor = momentum_correction(gw.topk(0.5), momentum=0.5)
         >>> state = compressor.init(gw.Layout.flat(2))
         >>> for _ in range(2):

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import cases
 import gradwire as gw
 import test_laws
-from gradwire.feedback import ef, momentum_correction
-from gradwire.lowrank import powersgd
+from gradwire.compressors.feedback import ef, momentum_correction
+from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.rules import by_tensor, warmup, weaker
 from gradwire.payload import Every, Explicit
-from gradwire.rules import by_tensor, warmup, weaker
 
 D = 40
 

@@ -16,7 +16,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import _orthogonalize
 
 import gradwire as gw
-from gradwire.lowrank import _orthonormal, powersgd
+from gradwire.compressors.lowrank import _orthonormal, powersgd
 from gradwire.packets import cut_packets
 from gradwire.payload import Every, Explicit, Factors, Floats
 from gradwire.wire.reader import varint
@@ -487,7 +487,7 @@ def test_phases_of_hard_updates(name):
 
 SCRIPT = """
 import hashlib, numpy as np, gradwire as gw
-from gradwire.lowrank import _orthonormal, _product, _transposed_product, powersgd
+from gradwire.compressors.lowrank import _orthonormal, _product, _transposed_product, powersgd
 layout = gw.Layout.from_arrays({"a": np.zeros((700, 900), np.float32), "b": np.zeros((3000, 40), np.float32)})
 client = gw.Client(gw.ef(powersgd(3)), layout)
 digest = hashlib.sha256()

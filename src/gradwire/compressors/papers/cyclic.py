@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from gradwire.checks import check_density
-from gradwire.compressor import Round, State, Vector
-from gradwire.guarantee import Contractive, Guarantee
+from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.sparsify import num_kept_of, part_at
 from gradwire.payload import Cyclic, Floats, Part
-from gradwire.pipeline import Sparsifier
-from gradwire.sparsify import num_kept_of, part_at
 
 __all__ = ["cyclic"]
 

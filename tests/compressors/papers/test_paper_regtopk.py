@@ -23,8 +23,8 @@ from paper_oracles import (
 )
 
 import gradwire as gw
-from gradwire.compressor import Round
-from gradwire.papers.regtopk import distortion
+from gradwire.compressors.compressor import Round
+from gradwire.compressors.papers.regtopk import distortion
 
 D, N, K = 50, 3, 10
 WEIGHTS = (1.0, 2.5, 0.25)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import cases
 import gradwire as gw
 import test_laws
-from gradwire.feedback import ef, ef21, has_feedback, momentum_correction
-from gradwire.lowrank import powersgd
-from gradwire.rules import warmup
+from gradwire.compressors.feedback import ef, ef21, has_feedback, momentum_correction
+from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.rules import warmup
 
 D = 40
 LAYOUTS = {"flat": gw.Layout.flat(D), "model": cases.model_layout(D)}

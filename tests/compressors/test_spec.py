@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
-from gradwire.spec import read_call
+from gradwire.compressors.spec import read_call
 
 # --- round trips ----------------------------------------------------------------------------------
 

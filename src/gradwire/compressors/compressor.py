@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.compressors.guarantee import Guarantee
+from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
-from gradwire.guarantee import Guarantee
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Every, Known, Part, Payload
-from gradwire.references import Reference, as_reference
 from gradwire.rng import Key
 
 __all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]

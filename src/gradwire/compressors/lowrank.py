@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
-from gradwire.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.errors import ConfigError, UpdateError
-from gradwire.guarantee import Contractive, Guarantee
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Every, Explicit, Factors, Floats, Part, Payload
 from gradwire.rng import Key
@@ -71,7 +71,7 @@ class powersgd(Compressor):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.lowrank import powersgd
+        >>> from gradwire.compressors.lowrank import powersgd
         >>> arrays = {"weight": np.outer(np.arange(1, 65), np.ones(48)).astype(np.float32)}
         >>> layout = gw.Layout.from_arrays(arrays)
         >>> blob = gw.Client(powersgd(1), layout).compress(layout.flatten(arrays))

@@ -24,7 +24,7 @@ from paper_oracles import (
 )
 
 import gradwire as gw
-from gradwire.compressor import Round
+from gradwire.compressors.compressor import Round
 from gradwire.payload import Explicit, Known
 
 D, N = 60, 3

@@ -1,0 +1,1 @@
+"""update <-> payload: the pure core, its stages and wrappers; papers/ inside, a published scheme a file."""
