@@ -15,11 +15,11 @@ from gradwire.compressors.compressor import Compressor, Round, State, Vector, de
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
-from gradwire.packets import cut_packets
 from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
 from gradwire.wire import Limits, decode, encode
+from gradwire.wire.packets import cut_packets
 
 __all__ = ["Client", "reference_digest"]
 

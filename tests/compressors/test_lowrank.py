@@ -17,8 +17,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import _orthogona
 
 import gradwire as gw
 from gradwire.compressors.lowrank import _orthonormal, powersgd
-from gradwire.packets import cut_packets
 from gradwire.payload import Every, Explicit, Factors, Floats
+from gradwire.wire.packets import cut_packets
 from gradwire.wire.reader import varint
 
 F32_MAX = float(np.finfo(np.float32).max)

@@ -17,7 +17,7 @@ from gradwire.payload import Known
 from gradwire.safetensors_io import SafetensorsReader
 from gradwire.wire import container, entropy, index, values
 
-V1 = Path(__file__).parent / "golden" / "v1"
+V1 = Path(__file__).parents[1] / "golden" / "v1"
 EXPECTED = json.loads((V1 / "expected.json").read_text())
 BLOBS = sorted(name for name in EXPECTED if name.endswith(".blob"))
 FILES = sorted(name for name in EXPECTED if name.endswith(".gw"))
@@ -172,7 +172,7 @@ def test_damaged_files_are_noticed(name, tmp_path):
 
 # docs/format.md
 
-PAGE = (Path(__file__).parent.parent / "docs" / "format.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
 
 def test_python_in_the_format_page_runs():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ATTACKS = Path(__file__).parent.parent / "attacks"
+ATTACKS = Path(__file__).parents[2] / "attacks"
 SCRIPTS = sorted(p.stem for p in ATTACKS.glob("*.py") if p.stem not in ("forge", "fuzz"))
 sys.path.insert(0, str(ATTACKS))
 import forge  # noqa: E402

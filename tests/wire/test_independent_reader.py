@@ -10,16 +10,16 @@ import zlib
 from pathlib import Path
 
 import fuzz
+import independent_reader as other
 import numpy as np
 import pytest
+from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
 
 import gradwire as gw
-import independent_reader as other
 from gradwire import files
 from gradwire.kernels import ops
 from gradwire.payload import Cyclic, Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values
-from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
 
 SOURCE = Path(other.__file__)
 
