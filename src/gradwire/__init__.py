@@ -9,7 +9,7 @@
 Importing this package loads neither torch nor plotting nor numba.
 """
 
-from gradwire.aggregate import Aggregator
+from gradwire.aggregation.aggregator import Aggregator
 from gradwire.client import Client
 from gradwire.compressors.coders import ans, auto, huffman, rle
 from gradwire.compressors.compressor import Compressor, Round, State, accumulate, decompress

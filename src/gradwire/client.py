@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.aggregate import check_weight
+from gradwire.aggregation.aggregator import check_weight
 from gradwire.checks import check_bytes, check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.compressors.references import Reference

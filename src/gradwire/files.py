@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from gradwire.aggregate import Aggregator
+from gradwire.aggregation.aggregator import Aggregator
 from gradwire.compressors.compressor import Compressor, Round, Vector, accumulate, decompress
 from gradwire.compressors.feedback import ef
 from gradwire.compressors.pipeline import Pipeline, Sparsifier, Stage

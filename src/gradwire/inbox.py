@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.aggregate import Aggregator, Mirrors, check_weight
+from gradwire.aggregation.aggregator import Aggregator, Mirrors, check_weight
+from gradwire.aggregation.clipping import clip_payload
 from gradwire.checks import check_integer, check_number
 from gradwire.client import reference_digest
-from gradwire.clipping import clip_payload
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradwire.aggregate import Aggregator
+from gradwire.aggregation.aggregator import Aggregator
 from gradwire.client import Client, Delivered
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef

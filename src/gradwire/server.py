@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gradwire.aggregate import Aggregator
+from gradwire.aggregation.aggregator import Aggregator
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense

@@ -10,7 +10,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from gradwire.aggregation import parse_aggregation
+from gradwire.aggregation.text import parse_aggregation
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.aggregation import parse_aggregation
+from gradwire.aggregation.over_the_air import OverTheAir
+from gradwire.aggregation.text import parse_aggregation
 from gradwire.client import Client, Delivered
 from gradwire.compressors.compressor import Compressor, Round, Vector, decompress
 from gradwire.compressors.sparsify import dense
@@ -31,7 +32,6 @@ from gradwire.federated.traffic import Traffic
 from gradwire.federated.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.training import Trained
 from gradwire.inbox import Inbox
-from gradwire.over_the_air import OverTheAir
 from gradwire.region import Region
 from gradwire.rng import Key
 from gradwire.server import Result, Server

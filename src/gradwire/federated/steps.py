@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradwire.aggregate import check_weight
+from gradwire.aggregation.aggregator import check_weight
 from gradwire.compressors.compressor import Vector
 from gradwire.errors import StateError
 from gradwire.layout import Layout, as_update, check_finite

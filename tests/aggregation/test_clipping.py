@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gradwire as gw
-from gradwire.clipping import clip_payload
+from gradwire.aggregation.clipping import clip_payload
 
 LAYOUT = gw.Layout.flat(200)
 SPECS = ["dense()", "topk(0.1)", "topk(0.1) | uniform(4)", "randk(0.1) | qsgd(8)", "sign()", "powersgd(1)"]

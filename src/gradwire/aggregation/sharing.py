@@ -39,7 +39,7 @@ def shared_support(compressor: Compressor) -> Literal["whole", "partly", "none"]
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.sharing import shared_support
+        >>> from gradwire.aggregation.sharing import shared_support
         >>> shared_support(gw.parse("ef(randk(0.1, shared=True) | fp16())")), shared_support(gw.topk(0.1))
         ('whole', 'none')
     """

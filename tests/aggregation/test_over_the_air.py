@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
-from gradwire.over_the_air import OverTheAir, gaussians, over_the_air
+from gradwire.aggregation.over_the_air import OverTheAir, gaussians, over_the_air
+from gradwire.aggregation.robust import Aggregation
 from gradwire.payload import Every, Floats, Part, Payload
 from gradwire.rng import Key
-from gradwire.robust import Aggregation
 
 D = 50
 LAYOUT = gw.Layout.flat(D)

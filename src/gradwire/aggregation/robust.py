@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.aggregate import Aggregator, check_weight
+from gradwire.aggregation.aggregator import Aggregator, check_weight
+from gradwire.aggregation.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
@@ -18,7 +19,6 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.saved import reading_state
-from gradwire.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 
 __all__ = [
     "Aggregation",
@@ -200,7 +200,7 @@ class Median(_Collector):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.robust import Median
+        >>> from gradwire.aggregation.robust import Median
         >>> layout = gw.Layout.flat(2)
         >>> aggregator = Median(layout, zeros_are_values=True)
         >>> for update in ([1, 2], [3, 4], [1e30, -1e30]):
@@ -242,7 +242,7 @@ class TrimmedMean(_Collector):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.robust import TrimmedMean
+        >>> from gradwire.aggregation.robust import TrimmedMean
         >>> layout = gw.Layout.flat(1)
         >>> aggregator = TrimmedMean(layout, 0.25, zeros_are_values=True)
         >>> for number in (1, 2, 4, 1e30):
@@ -270,7 +270,7 @@ class Aggregation(ABC):
     """How a server makes one update of many: a frozen value, whose ``str()`` is the text that builds an equal one.
 
     Example:
-        >>> from gradwire.robust import Aggregation, trimmed_mean
+        >>> from gradwire.aggregation.robust import Aggregation, trimmed_mean
         >>> str(trimmed_mean(0.1)), Aggregation.registry["trimmed_mean"](0.1) == trimmed_mean(0.1)
         ('trimmed_mean(0.1)', True)
     """
@@ -318,7 +318,7 @@ class mean(Aggregation):
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.robust import mean
+        >>> from gradwire.aggregation.robust import mean
         >>> mean().make(gw.Layout.flat(2)).mean().tolist()
         [0.0, 0.0]
 
@@ -340,7 +340,7 @@ class median(Aggregation):
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.robust import median
+        >>> from gradwire.aggregation.robust import median
         >>> median().make(gw.Layout.flat(2), compressor=gw.dense()).mean().tolist()
         [0.0, 0.0]
 
@@ -368,7 +368,7 @@ class trimmed_mean(Aggregation):
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.robust import trimmed_mean
+        >>> from gradwire.aggregation.robust import trimmed_mean
         >>> trimmed_mean(0.1).make(gw.Layout.flat(2), compressor=gw.dense()).mean().tolist()
         [0.0, 0.0]
 

@@ -26,7 +26,7 @@ def clip_payload(payload: Payload, max_norm: float) -> tuple[Payload, float, flo
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.clipping import clip_payload
+        >>> from gradwire.aggregation.clipping import clip_payload
         >>> blob = gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.array([3, 4], np.float32))
         >>> clipped, norm, factor = clip_payload(gw.decode(blob), 1.0)
         >>> gw.decompress(clipped).round(3).tolist(), round(norm, 3), factor

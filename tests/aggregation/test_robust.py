@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import gradwire as gw
-import gradwire.robust
+import gradwire.aggregation.robust
+from gradwire.aggregation.robust import Aggregation, Median, TrimmedMean, mean, median, trimmed_mean
+from gradwire.aggregation.sharing import shared_support
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
-from gradwire.robust import Aggregation, Median, TrimmedMean, mean, median, trimmed_mean
-from gradwire.sharing import shared_support
 
 D = 40
 LAYOUT = gw.Layout.flat(D)
@@ -108,7 +108,7 @@ def test_equals_numpy_and_scipy(spec, rule):
 
 
 def test_many_coordinates_are_worked_on_in_pieces(monkeypatch):
-    monkeypatch.setattr(gradwire.robust, "_CELLS", 30)
+    monkeypatch.setattr(gradwire.aggregation.robust, "_CELLS", 30)
     aggregator = Median(LAYOUT)
     vectors = updates(7, D)
     for vector in vectors:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from gradwire.aggregation.over_the_air import over_the_air
+from gradwire.aggregation.robust import Aggregation, mean, median, trimmed_mean
 from gradwire.compressors.spec import read_call
-from gradwire.over_the_air import over_the_air
-from gradwire.robust import Aggregation, mean, median, trimmed_mean
 
 __all__ = ["Aggregation", "mean", "median", "over_the_air", "parse_aggregation", "trimmed_mean"]
 
@@ -22,7 +22,7 @@ def parse_aggregation(text: str) -> Aggregation:
         ConfigError: on a text that cannot be read or a parameter out of range.
 
     Example:
-        >>> from gradwire.aggregation import parse_aggregation
+        >>> from gradwire.aggregation.text import parse_aggregation
         >>> parse_aggregation("trimmed_mean( share = 0.1 )")
         trimmed_mean(0.1)
     """

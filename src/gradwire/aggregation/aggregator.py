@@ -155,7 +155,7 @@ class Mirrors(Aggregator):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.aggregate import Mirrors
+        >>> from gradwire.aggregation.aggregator import Mirrors
         >>> layout = gw.Layout.flat(2)
         >>> mirrors = Mirrors(layout, 4)
         >>> mirrors.add(gw.decode(gw.Client(gw.dense(), layout).compress(np.array([4, 8], np.float32))), 7.0)

@@ -9,7 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.aggregate import Aggregator, check_weight
+from gradwire.aggregation.aggregator import Aggregator, check_weight
+from gradwire.aggregation.robust import Aggregation
+from gradwire.aggregation.sharing import Numbers, check_coordinates, check_support, numbers_of
 from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
@@ -17,9 +19,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.robust import Aggregation
 from gradwire.saved import reading_state
-from gradwire.sharing import Numbers, check_coordinates, check_support, numbers_of
 
 __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 
@@ -43,7 +43,7 @@ def gaussians(key: Key, num_values: int) -> NDArray[np.float64]:
         (num_values,) float64; their last bits are the mathematical library's.
 
     Example:
-        >>> from gradwire.over_the_air import gaussians
+        >>> from gradwire.aggregation.over_the_air import gaussians
         >>> from gradwire.rng import Key
         >>> gaussians(Key(0), 3).shape
         (3,)
@@ -98,7 +98,7 @@ class OverTheAir(Aggregator):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.over_the_air import OverTheAir
+        >>> from gradwire.aggregation.over_the_air import OverTheAir
         >>> layout = gw.Layout.flat(2)
         >>> aggregator = OverTheAir(layout, snr_db=30.0)
         >>> for update in ([1, 2], [3, 4], [5, 6]):
@@ -265,7 +265,7 @@ class over_the_air(Aggregation):
         ConfigError: on a parameter outside these.
 
     Example:
-        >>> from gradwire.over_the_air import over_the_air
+        >>> from gradwire.aggregation.over_the_air import over_the_air
         >>> str(over_the_air(10.0, fading="rayleigh"))
         "over_the_air(snr_db=10.0, fading='rayleigh')"
 

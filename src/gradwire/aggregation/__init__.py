@@ -1,0 +1,1 @@
+"""Many payloads -> one: means, medians, an analog channel, and the text that names them."""
