@@ -18,7 +18,7 @@ import numpy as np
 from forge import container, escaped, floats, golomb, refused, varint
 
 import gradwire as gw
-from gradwire.client import reference_digest
+from gradwire.ends.client import reference_digest
 
 LAYOUT = gw.Layout.flat(4)
 X = np.array([3.0, 0.0, -1.0, 0.0], np.float32)

@@ -10,7 +10,6 @@ Importing this package loads neither torch nor plotting nor numba.
 """
 
 from gradwire.aggregation.aggregator import Aggregator
-from gradwire.client import Client
 from gradwire.compressors.coders import ans, auto, huffman, rle
 from gradwire.compressors.compressor import Compressor, Round, State, accumulate, decompress
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
@@ -25,6 +24,10 @@ from gradwire.compressors.references import Reference
 from gradwire.compressors.rules import by_tensor, warmup
 from gradwire.compressors.sparsify import dense, randk, threshold, topk
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client
+from gradwire.ends.inbox import Clipped
+from gradwire.ends.region import Forwarded, Region
+from gradwire.ends.server import Result, Server
 from gradwire.errors import (
     BackendUnavailable,
     BadChecksum,
@@ -42,12 +45,9 @@ from gradwire.errors import (
     UnsupportedVersion,
     UpdateError,
 )
-from gradwire.inbox import Clipped
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
-from gradwire.region import Forwarded, Region
 from gradwire.rng import Key
-from gradwire.server import Result, Server
 from gradwire.wire import Limits, decode, encode, inspect
 
 __version__ = "0.1.0.dev0"

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import gradwire as gw
-from gradwire.client import Client
+from gradwire.ends.client import Client
+from gradwire.ends.inbox import Inbox
+from gradwire.ends.server import Server
 from gradwire.errors import ConfigError, StateError
 from gradwire.federated import federation as federation_module
 from gradwire.federated.controls import Controls
@@ -16,9 +18,7 @@ from gradwire.federated.members import MembersOnDisk
 from gradwire.federated.simulate import Simulation
 from gradwire.federated.tasks import load_task
 from gradwire.federated.train import draw_batches
-from gradwire.inbox import Inbox
 from gradwire.rng import Key
-from gradwire.server import Server
 
 BASE = {"rounds": 6, "clients": 5, "local_steps": 3, "batch_size": 8, "partition": "dirichlet:0.5"}
 LOSSY = {

@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional
 
 import gradwire as gw
-from gradwire.client import Client
+from gradwire.ends.client import Client
+from gradwire.ends.server import Server
 from gradwire.errors import UpdateError
 from gradwire.federated import federation
 from gradwire.federated.experiment import Experiment
@@ -22,7 +23,6 @@ from gradwire.federated.simulate import Simulation
 from gradwire.federated.tasks import Task, load_task
 from gradwire.federated.train import draw_batches
 from gradwire.rng import Key
-from gradwire.server import Server
 
 SMALL = {"rounds": 4, "clients": 5, "local_steps": 3, "batch_size": 8}
 METHODS = [

@@ -24,7 +24,7 @@ import forge  # noqa: E402
 
 import gradwire as gw  # noqa: E402
 from gradwire import files  # noqa: E402
-from gradwire.client import reference_digest  # noqa: E402
+from gradwire.ends.client import reference_digest  # noqa: E402
 from gradwire.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gradwire.bench.measure import peak_bytes
 from gradwire.bench.ours import Payloads, aggregation
-from gradwire.client import Client
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client
 from gradwire.layout import Layout
 
 __all__ = ["memory"]

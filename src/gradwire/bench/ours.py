@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from gradwire.bench.measure import Operation
 from gradwire.bench.updates import adversarial
-from gradwire.client import Client
 from gradwire.compressors.compressor import Compressor, Round
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client
+from gradwire.ends.server import Result, Server
 from gradwire.layout import Layout
 from gradwire.payload import Payload
-from gradwire.server import Result, Server
 from gradwire.wire import decode, encode
 
 __all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs", "step_name"]

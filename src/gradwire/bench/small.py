@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.bench.measure import seconds_of
-from gradwire.client import Client
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client
 from gradwire.layout import Layout
 
 __all__ = ["mlp_layout", "small"]

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from gradwire.checks import check_integer
-from gradwire.client import Client
 from gradwire.compressors.compressor import Compressor, Vector, decompress
 from gradwire.compressors.feedback import has_feedback
+from gradwire.ends.client import Client
+from gradwire.ends.server import Server
 from gradwire.errors import ConfigError
 from gradwire.federated.algorithms import check_positive
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
 from gradwire.saved import check_memory, reading_state
-from gradwire.server import Server
 from gradwire.wire import decode
 
 __all__ = ["Controls", "control_correction", "control_update"]

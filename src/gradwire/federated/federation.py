@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from gradwire.aggregation.over_the_air import OverTheAir
 from gradwire.aggregation.text import parse_aggregation
-from gradwire.client import Client, Delivered
 from gradwire.compressors.compressor import Compressor, Round, Vector, decompress
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client, Delivered
+from gradwire.ends.inbox import Inbox
+from gradwire.ends.region import Region
+from gradwire.ends.server import Result, Server
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
 from gradwire.federated.budgets import round_shares
 from gradwire.federated.controls import Controls, control_correction, control_update
@@ -31,10 +34,7 @@ from gradwire.federated.tasks import Task
 from gradwire.federated.traffic import Traffic
 from gradwire.federated.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.training import Trained
-from gradwire.inbox import Inbox
-from gradwire.region import Region
 from gradwire.rng import Key
-from gradwire.server import Result, Server
 from gradwire.wire import decode, encode
 
 __all__ = ["Federation", "Job", "Stopwatch"]

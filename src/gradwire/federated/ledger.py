@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
+from gradwire.ends.inbox import Clipped
 from gradwire.errors import ConfigError
-from gradwire.inbox import Clipped
 
 __all__ = ["Ledger"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.client import Client
+from gradwire.ends.client import Client
 from gradwire.errors import StateError
 from gradwire.store import pack_state, unpack_state
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.client import Client
 from gradwire.compressors.compressor import Compressor
+from gradwire.ends.client import Client
 from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.federation import Federation, Stopwatch

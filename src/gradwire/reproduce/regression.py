@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.client import Client
 from gradwire.compressors.papers.regtopk import LIKELIHOODS, distortion
 from gradwire.compressors.sparsify import num_kept_of
 from gradwire.compressors.spec import parse
+from gradwire.ends.client import Client
+from gradwire.ends.server import Server
 from gradwire.errors import ConfigError
 from gradwire.layout import Layout
 from gradwire.payload import SUPPORT_PURPOSE
 from gradwire.rng import Key
-from gradwire.server import Server
 
 __all__ = [
     "CONTROLS", "CONVERGED", "CONVERGED_SHARE", "KINDS", "Found", "Method", "Problem", "draw_data", "run_regression",

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradwire.aggregation.aggregator import Aggregator
-from gradwire.client import Client, Delivered
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
 from gradwire.compressors.sparsify import dense
+from gradwire.ends.client import Client, Delivered
+from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, ProtocolError
-from gradwire.inbox import Clipped, Inbox
 from gradwire.layout import Layout
 from gradwire.rng import Key
 from gradwire.saved import reading_state

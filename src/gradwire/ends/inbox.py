@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from gradwire.aggregation.aggregator import Aggregator, Mirrors, check_weight
 from gradwire.aggregation.clipping import clip_payload
 from gradwire.checks import check_integer, check_number
-from gradwire.client import reference_digest
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
+from gradwire.ends.client import reference_digest
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference
 from gradwire.layout import Layout
 from gradwire.payload import Payload

@@ -10,8 +10,8 @@ from gradwire.aggregation.aggregator import Aggregator
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense
+from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, StateError
-from gradwire.inbox import Clipped, Inbox
 from gradwire.layout import Layout, as_update
 from gradwire.rng import Key
 from gradwire.saved import check_memory, copy_memory, reading_state
