@@ -15,8 +15,8 @@ import forge
 from forge import container, escaped, floats, refused, varint
 
 import gradwire as gw
-from gradwire.files import aggregate_files, compress_file, decompress_file, inspect_file
-from gradwire.safetensors_io import SafetensorsReader
+from gradwire.files.archive import aggregate_files, compress_file, decompress_file, inspect_file
+from gradwire.files.safetensors_io import SafetensorsReader
 
 SPEC = gw.topk(0.5)
 ONE = container(2, bytes([forge.EVERY, forge.FLOAT32]) + floats(1.0, 2.0))

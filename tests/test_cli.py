@@ -17,7 +17,7 @@ import pytest
 import gradwire as gw
 from gradwire import cli
 from gradwire.compressors.compressor import Compressor
-from gradwire.store import save_state
+from gradwire.files.store import save_state
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 FAST = ["--rounds", "2", "--clients", "2", "--local-steps", "1", "--batch-size", "4"]

@@ -227,7 +227,7 @@ def inspect(
 ) -> None:
     """Tell what a .gw file or a payload holds and what each piece of it costs."""
     from gradwire import progress
-    from gradwire.files import MAGIC, inspect_file
+    from gradwire.files.archive import MAGIC, inspect_file
     from gradwire.wire import inspect as inspect_blob
 
     data = _read(file, len(MAGIC))
@@ -253,7 +253,7 @@ def compress(
     """Compress a safetensors update, tensor by tensor."""
     from gradwire import progress
     from gradwire.compressors.spec import parse
-    from gradwire.files import compress_file
+    from gradwire.files.archive import compress_file
 
     compressor = parse(spec)
     with progress.FileProgress(source) as bar:
@@ -268,7 +268,7 @@ def decompress(
 ) -> None:
     """Turn a .gw file back into safetensors."""
     from gradwire import progress
-    from gradwire.files import decompress_file
+    from gradwire.files.archive import decompress_file
 
     with progress.FileProgress(source) as bar:
         decompress_file(source, output, bar.advance)
@@ -282,7 +282,7 @@ def aggregate(
 ) -> None:
     """Average .gw files into one safetensors update."""
     from gradwire import progress
-    from gradwire.files import aggregate_files
+    from gradwire.files.archive import aggregate_files
 
     with progress.FileProgress(sources[0]) as bar:
         aggregate_files(sources, output, weight or None, bar.advance)

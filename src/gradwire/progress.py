@@ -222,8 +222,8 @@ class FileProgress:
 def _num_tensor_bytes(path: Path) -> int | None:
     """Bytes of a file's tensors when they are whole, or None where the file does not say."""
     from gradwire.errors import GradwireError
-    from gradwire.files import GwReader
-    from gradwire.safetensors_io import SafetensorsReader
+    from gradwire.files.archive import GwReader
+    from gradwire.files.safetensors_io import SafetensorsReader
 
     for reader in (SafetensorsReader, GwReader):
         try:

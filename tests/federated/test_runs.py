@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from gradwire.errors import ConfigError, GradwireError, StateError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.files.store import load_state, save_state
 from gradwire.report.load import parse_runs, read_metrics, read_summary
-from gradwire.store import load_state, save_state
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 METHODS = ["ef(topk(0.01) | uniform(4, stochastic=True), unchecked=True)", "ef(randk(0.02))", "dense()"]

@@ -25,7 +25,7 @@ import forge  # noqa: E402
 import gradwire as gw  # noqa: E402
 from gradwire import files  # noqa: E402
 from gradwire.ends.client import reference_digest  # noqa: E402
-from gradwire.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
+from gradwire.files.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
 SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic"]

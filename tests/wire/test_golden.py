@@ -13,8 +13,8 @@ import pytest
 
 import gradwire as gw
 from gradwire import files
+from gradwire.files.safetensors_io import SafetensorsReader
 from gradwire.payload import Known
-from gradwire.safetensors_io import SafetensorsReader
 from gradwire.wire import container, entropy, index, values
 
 V1 = Path(__file__).parents[1] / "golden" / "v1"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradwire.ends.client import Client
 from gradwire.errors import StateError
-from gradwire.store import pack_state, unpack_state
+from gradwire.files.store import pack_state, unpack_state
 
 __all__ = ["Member", "Members", "MembersOnDisk"]
 

@@ -17,7 +17,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.federated.experiment import Experiment, Variant, read_toml
 from gradwire.federated.simulate import RoundMetrics, Simulation
 from gradwire.federated.tasks import Task, load_task
-from gradwire.store import load_state, save_state, write_atomically
+from gradwire.files.store import load_state, save_state, write_atomically
 
 __all__ = ["RunFolder", "prepare", "run_experiment"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import gradwire
 from gradwire.errors import ConfigError, nearest
+from gradwire.files.store import write_atomically
 from gradwire.report.offline import replace_file
 from gradwire.reproduce.page import render
 from gradwire.reproduce.units import Paper, Unit, thinned
-from gradwire.store import write_atomically
 
 __all__ = ["PAPERS", "SCALES", "find_config", "load_paper", "read_results", "rebuild_report", "reproduce"]
 

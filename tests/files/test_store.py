@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as npst
 from safetensors.numpy import save, save_file
 
 from gradwire.errors import StateError
-from gradwire.store import load_state, save_state, write_atomically
+from gradwire.files.store import load_state, save_state, write_atomically
 
 _DTYPES = ["uint8", "int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64", "bool"]
 

@@ -23,9 +23,7 @@ from gradwire.compressors.feedback import ef
 from gradwire.compressors.pipeline import Pipeline, Sparsifier, Stage
 from gradwire.compressors.sparsify import topk
 from gradwire.errors import BadChecksum, ConfigError, DecodeError, LimitExceeded, Malformed, Truncated, UpdateError
-from gradwire.layout import Layout, check_finite
-from gradwire.rng import Key
-from gradwire.safetensors_io import (
+from gradwire.files.safetensors_io import (
     DTYPES,
     SafetensorsReader,
     SafetensorsWriter,
@@ -34,7 +32,9 @@ from gradwire.safetensors_io import (
     open_output,
     to_float32,
 )
-from gradwire.selection import Candidates, find_border
+from gradwire.files.selection import Candidates, find_border
+from gradwire.layout import Layout, check_finite
+from gradwire.rng import Key
 from gradwire.wire import Limits, decode, encode, inspect
 from gradwire.wire.reader import Reader, varint
 

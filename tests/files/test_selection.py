@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 import gradwire as gw
 from gradwire import selection
 from gradwire.compressors.sparsify import num_kept_of
-from gradwire.files import GwReader, compress_file, decompress_file
+from gradwire.files.archive import GwReader, compress_file, decompress_file
+from gradwire.files.safetensors_io import SafetensorsReader
 from gradwire.kernels import ops
-from gradwire.safetensors_io import SafetensorsReader
 
 RNG = np.random.default_rng(0)
 ONE_CLASS = (np.float32(1).view(np.int32) + np.arange(4096, dtype=np.int32)).view(np.float32)
@@ -219,7 +219,7 @@ def open_in(folder):
 def test_nothing_is_left_behind(update, tmp_path, monkeypatch, at, error, feedback):
     source, residual = update
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("gradwire.files.Candidates", Interrupted)
+    monkeypatch.setattr("gradwire.files.archive.Candidates", Interrupted)
     monkeypatch.setattr(Interrupted, "at", at, raising=False)
     monkeypatch.setattr(Interrupted, "error", error, raising=False)
     call = (source, tmp_path / "out.gw", gw.parse("topk(0.1)"), residual if feedback else None)

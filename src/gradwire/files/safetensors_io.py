@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
+from gradwire.files.store import AtomicFile
 from gradwire.kernels import ops
-from gradwire.store import AtomicFile
 
 __all__ = ["DTYPES", "SafetensorsReader", "SafetensorsWriter", "TensorInfo", "open_output"]
 

@@ -1,0 +1,1 @@
+"""Model updates and states on disk: .gw archives, safetensors, the store."""
