@@ -27,8 +27,8 @@ import torch
 
 import gradwire as gw
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
-from gradwire.federated.models import build_model
-from gradwire.federated.tasks import Task
+from gradwire.federated.data.models import build_model
+from gradwire.federated.data.tasks import Task
 
 D = 11_173_962
 ROUNDS = 51

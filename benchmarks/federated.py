@@ -18,10 +18,10 @@ from typing import Any
 
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
 from gradwire.errors import ConfigError
+from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment, read_toml
 from gradwire.federated.runs import RunFolder, run_experiment
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.tasks import load_task
 from gradwire.report.tables import format_bytes
 
 FOLDER = Path(__file__).parent.parent / "experiments"

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
 from gradwire.errors import ConfigError
-from gradwire.federated.tasks import load_task
+from gradwire.federated.data.tasks import load_task
 from gradwire.report.plots import styles_of
 from gradwire.reproduce.blocks import Block, Chart, Heading, Table
 from gradwire.reproduce.run import PAPERS, load_paper, reproduce

@@ -200,7 +200,8 @@ def test_imports_point_one_way():
 
 def test_the_direction_check_notices():
     """Meta: the import finder sees every form of import."""
-    code = "import gradwire.ends.server\nfrom gradwire.ends.client import Client\nfrom gradwire import report\nimport numpy\n"
+    code = "import gradwire.ends.server\nfrom gradwire.ends.client import Client\nfrom gradwire import report\n"
+    code += "import numpy\n"
     code += "def f():\n    from gradwire.wire.index import NAMES\n"
     code += "if TYPE_CHECKING:\n    from gradwire.cli import main\n"
     assert imports_of(ast.parse(code)) == {"server", "client", "report", "wire"}

@@ -20,8 +20,8 @@ import typer
 from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError
 
 if TYPE_CHECKING:
+    from gradwire.federated.data.tasks import Task
     from gradwire.federated.runs import RunFolder
-    from gradwire.federated.tasks import Task
 
 __all__ = ["app", "main"]
 

@@ -19,8 +19,8 @@ from gradwire.bench.cost import LINKS, break_even, round_seconds
 from gradwire.bench.measure import Operation, Samples, measure, peak_bytes
 from gradwire.bench.ours import METHODS
 from gradwire.bench.updates import RESNET50, adversarial, layout_of, log_normal_update, resnet50_shapes, windows
-from gradwire.federated.models import build_model
-from gradwire.federated.tasks import load_task
+from gradwire.federated.data.models import build_model
+from gradwire.federated.data.tasks import load_task
 from gradwire.layout import Layout
 
 D = 60_000

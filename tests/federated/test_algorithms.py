@@ -34,9 +34,9 @@ from gradwire.federated.algorithms import (
     scaffold,
 )
 from gradwire.federated.controls import control_correction, control_update
+from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.train import Trainer, draw_batches
 from gradwire.federated.steps import BufferedStep
-from gradwire.federated.tasks import Task
-from gradwire.federated.train import Trainer, draw_batches
 from gradwire.rng import Key
 
 D = 50

@@ -13,11 +13,11 @@ from gradwire.ends.server import Server
 from gradwire.errors import ConfigError, StateError
 from gradwire.federated import federation as federation_module
 from gradwire.federated.controls import Controls
+from gradwire.federated.data.tasks import load_task
+from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.members import MembersOnDisk
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.tasks import load_task
-from gradwire.federated.train import draw_batches
 from gradwire.rng import Key
 
 BASE = {"rounds": 6, "clients": 5, "local_steps": 3, "batch_size": 8, "partition": "dirichlet:0.5"}

@@ -17,11 +17,11 @@ from gradwire.ends.client import Client
 from gradwire.ends.server import Server
 from gradwire.errors import UpdateError
 from gradwire.federated import federation
+from gradwire.federated.data.models import build_model
+from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.models import build_model
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.tasks import Task, load_task
-from gradwire.federated.train import draw_batches
 from gradwire.rng import Key
 
 SMALL = {"rounds": 4, "clients": 5, "local_steps": 3, "batch_size": 8}
@@ -265,7 +265,7 @@ import sys
 import gradwire as gw
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.tasks import load_task
+from gradwire.federated.data.tasks import load_task
 e = Experiment.build({"rounds": 4, "clients": 5, "local_steps": 3, "batch_size": 8, "methods": sys.argv[2:]})
 task = load_task("digits")
 for method in e.compressors():

@@ -17,8 +17,8 @@ from gradwire.errors import BackendUnavailable, ConfigError, nearest
 from gradwire.federated.algorithms import Algorithm, parse_algorithm
 from gradwire.federated.budgets import Budget, parse_budget
 from gradwire.federated.channel import Loss
+from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.links import parse_links
-from gradwire.federated.partition import parse_partition
 
 try:
     import tomli_w

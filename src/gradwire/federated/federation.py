@@ -24,16 +24,16 @@ from gradwire.ends.server import Result, Server
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
 from gradwire.federated.budgets import round_shares
 from gradwire.federated.controls import Controls, control_correction, control_update
+from gradwire.federated.data.models import build_model
+from gradwire.federated.data.partition import parse_partition
+from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.train import Trainer, draw_batches, draw_shifts
+from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.ledger import Ledger
 from gradwire.federated.links import Connection, parse_links
 from gradwire.federated.members import Member, Members, MembersOnDisk
-from gradwire.federated.models import build_model
-from gradwire.federated.partition import parse_partition
-from gradwire.federated.tasks import Task
 from gradwire.federated.traffic import Traffic
-from gradwire.federated.train import Trainer, draw_batches, draw_shifts
-from gradwire.federated.training import Trained
 from gradwire.rng import Key
 from gradwire.wire import decode, encode
 

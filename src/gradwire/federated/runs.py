@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
+from gradwire.federated.data.tasks import Task, load_task
 from gradwire.federated.experiment import Experiment, Variant, read_toml
 from gradwire.federated.simulate import RoundMetrics, Simulation
-from gradwire.federated.tasks import Task, load_task
 from gradwire.files.store import load_state, save_state, write_atomically
 
 __all__ = ["RunFolder", "prepare", "run_experiment"]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from gradwire.compressors.compressor import Compressor
 from gradwire.ends.client import Client
 from gradwire.federated.asynchronous import AsynchronousRounds
+from gradwire.federated.data.tasks import Task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.federation import Federation, Stopwatch
 from gradwire.federated.synchronous import synchronous_round
-from gradwire.federated.tasks import Task
 from gradwire.federated.traffic import Traffic
 from gradwire.layout import Layout
 

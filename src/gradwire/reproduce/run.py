@@ -88,7 +88,7 @@ def reproduce(
         ConfigError: on a folder of something else, or data that is not there.
         GradwireError: where a unit failed.
     """
-    from gradwire.federated.tasks import check_data
+    from gradwire.federated.data.tasks import check_data
 
     paper, config = load_paper(name), find_config(name, scale)
     for data in sorted({unit.settings["data"] for unit in paper.units(config) if "data" in unit.settings}):
@@ -295,6 +295,6 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
 
 @lru_cache(maxsize=1)
 def _task(name: str, data_dir: Path | None) -> Any:
-    from gradwire.federated.tasks import load_task
+    from gradwire.federated.data.tasks import load_task
 
     return load_task(name, data_dir)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gradwire.errors import BackendUnavailable, ConfigError
-from gradwire.federated.tasks import TASK_NAMES, load_task, speaker_texts
+from gradwire.federated.data.tasks import TASK_NAMES, load_task, speaker_texts
 
 MNIST_FILES = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
-from gradwire.federated.partition import Dirichlet, Iid, Natural, Shards, parse_partition
-from gradwire.federated.partition import _dirichlet_shares as dirichlet_shares
+from gradwire.federated.data.partition import Dirichlet, Iid, Natural, Shards, parse_partition
+from gradwire.federated.data.partition import _dirichlet_shares as dirichlet_shares
 
 alphas = st.floats(min_value=5e-324, max_value=1.7e308, allow_nan=False)
 texts = st.one_of(

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
-from gradwire.federated.cifar_pickles import PICKLE_FILES, read_pickled_batch
+from gradwire.federated.data.cifar_pickles import PICKLE_FILES, read_pickled_batch
 
 if TYPE_CHECKING:
     import torch

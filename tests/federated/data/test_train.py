@@ -9,11 +9,11 @@ from torch import nn
 
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
+from gradwire.federated.data.models import build_model
+from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.models import build_model
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.tasks import Task, load_task
-from gradwire.federated.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.layout import Layout
 from gradwire.rng import Key
 

@@ -15,7 +15,7 @@ except ImportError as error:
     raise BackendUnavailable(f"models need torch, got {error}: pip install 'gradwire[sim]'") from error
 
 if TYPE_CHECKING:
-    from gradwire.federated.tasks import Task
+    from gradwire.federated.data.tasks import Task
 
 __all__ = ["MODEL_NAMES", "accuracy", "build_model", "cross_entropy", "loss_and_metric"]
 
@@ -41,7 +41,7 @@ def build_model(name: str, task: Task, seed: int) -> nn.Module:
         ConfigError: the name or seed is not valid, or the model does not take such inputs.
 
     Example:
-        >>> from gradwire.federated.tasks import load_task
+        >>> from gradwire.federated.data.tasks import load_task
         >>> sum(p.numel() for p in build_model("mlp", load_task("digits"), seed=0).parameters())
         9610
 

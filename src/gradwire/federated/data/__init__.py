@@ -1,0 +1,1 @@
+"""What is trained on, and how: tasks, models, partitions, local training."""
