@@ -12,7 +12,7 @@ import pytest
 
 import gradwire
 from gradwire.federated.algorithms import Algorithm
-from gradwire.federated.budgets import Budget
+from gradwire.federated.network.budgets import Budget
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]

@@ -15,10 +15,10 @@ from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
 from gradwire.federated.algorithms import Algorithm, parse_algorithm
-from gradwire.federated.budgets import Budget, parse_budget
-from gradwire.federated.channel import Loss
 from gradwire.federated.data.partition import parse_partition
-from gradwire.federated.links import parse_links
+from gradwire.federated.network.budgets import Budget, parse_budget
+from gradwire.federated.network.channel import Loss
+from gradwire.federated.network.links import parse_links
 
 try:
     import tomli_w

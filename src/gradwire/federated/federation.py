@@ -22,7 +22,6 @@ from gradwire.ends.inbox import Inbox
 from gradwire.ends.region import Region
 from gradwire.ends.server import Result, Server
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
-from gradwire.federated.budgets import round_shares
 from gradwire.federated.controls import Controls, control_correction, control_update
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.partition import parse_partition
@@ -31,9 +30,10 @@ from gradwire.federated.data.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.ledger import Ledger
-from gradwire.federated.links import Connection, parse_links
 from gradwire.federated.members import Member, Members, MembersOnDisk
-from gradwire.federated.traffic import Traffic
+from gradwire.federated.network.budgets import round_shares
+from gradwire.federated.network.links import Connection, parse_links
+from gradwire.federated.network.traffic import Traffic
 from gradwire.rng import Key
 from gradwire.wire import decode, encode
 

@@ -18,8 +18,8 @@ from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.data.tasks import Task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.federation import Federation, Stopwatch
+from gradwire.federated.network.traffic import Traffic
 from gradwire.federated.synchronous import synchronous_round
-from gradwire.federated.traffic import Traffic
 from gradwire.layout import Layout
 
 __all__ = ["RoundMetrics", "Simulation", "Totals"]

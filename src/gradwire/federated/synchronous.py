@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradwire.compressors.compressor import Vector
-from gradwire.federated.channel import send_packets
 from gradwire.federated.data.training import Trained
 from gradwire.federated.federation import Federation
-from gradwire.federated.links import Connection
 from gradwire.federated.members import Member
+from gradwire.federated.network.channel import send_packets
+from gradwire.federated.network.links import Connection
 from gradwire.rng import Key
 
 __all__ = ["synchronous_round"]

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import gradwire as gw
 from gradwire.errors import ConfigError
-from gradwire.federated.budgets import Plan, fit, none, parse_budget, round_shares
-from gradwire.federated.links import PROFILES, Profile
+from gradwire.federated.network.budgets import Plan, fit, none, parse_budget, round_shares
+from gradwire.federated.network.links import PROFILES, Profile
 from gradwire.rng import Key
 
 

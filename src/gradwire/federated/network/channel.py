@@ -11,7 +11,7 @@ import numpy as np
 
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
-from gradwire.federated.traces import Connection
+from gradwire.federated.network.traces import Connection
 from gradwire.rng import Key
 
 __all__ = ["Delivery", "Loss", "send_packets"]
@@ -114,7 +114,7 @@ def send_packets(
         ConfigError: a size is below 1, or a time is negative or not a number.
 
     Example:
-        >>> from gradwire.federated.links import PROFILES
+        >>> from gradwire.federated.network.links import PROFILES
         >>> sent = send_packets([500] * 4, PROFILES["lora"].connection(Key(1, client=0)), 0.0, 4.0, Loss(), Key(1))
         >>> sent.arrivals, sent.end_seconds
         (((1.8, 0), (2.6, 1), (3.4000000000000004, 2)), 4.0)

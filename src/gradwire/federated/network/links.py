@@ -13,7 +13,7 @@ import numpy as np
 
 from gradwire.checks import check_density, check_integer, check_number
 from gradwire.errors import ConfigError, nearest
-from gradwire.federated.traces import ALWAYS, Conditions, Connection, Sessions, read_trace
+from gradwire.federated.network.traces import ALWAYS, Conditions, Connection, Sessions, read_trace
 from gradwire.rng import Key
 
 __all__ = ["PROFILES", "Connection", "Links", "Mix", "Profile", "Trace", "parse_links"]

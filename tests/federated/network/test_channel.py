@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
-from gradwire.federated.channel import Loss, send_packets
-from gradwire.federated.traces import Conditions, Connection, ListedSessions
+from gradwire.federated.network.channel import Loss, send_packets
+from gradwire.federated.network.traces import Conditions, Connection, ListedSessions
 from gradwire.rng import Key
 
 LINE = Connection((Conditions(0, 8000, 8000, 0.25, 1),))  # 1000 bytes a second

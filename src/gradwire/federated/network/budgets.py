@@ -16,7 +16,7 @@ from gradwire.compressors.papers.adaptopk import adaptopk
 from gradwire.compressors.pipeline import Stage
 from gradwire.compressors.spec import read_call
 from gradwire.errors import ConfigError
-from gradwire.federated.links import Connection
+from gradwire.federated.network.links import Connection
 
 __all__ = ["Budget", "Plan", "fit", "none", "parse_budget", "round_shares"]
 
@@ -92,7 +92,7 @@ class fit(Budget):
         most_bytes: budget of clients that have time for more, or None.
 
     Example:
-        >>> from gradwire.federated.links import PROFILES
+        >>> from gradwire.federated.network.links import PROFILES
         >>> from gradwire.rng import Key
         >>> connection = PROFILES["lora"].connection(Key(0, client=0))
         >>> fit().plan(connection, start=0.0, seconds=10.0, local_steps=20)

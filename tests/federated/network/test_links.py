@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
 from gradwire.federated import channel, links, traces
-from gradwire.federated.links import PROFILES, Mix, Profile, Trace, parse_links
-from gradwire.federated.traces import UNLIMITED_BYTES, Conditions, Connection, ListedSessions, read_trace
+from gradwire.federated.network.links import PROFILES, Mix, Profile, Trace, parse_links
+from gradwire.federated.network.traces import UNLIMITED_BYTES, Conditions, Connection, ListedSessions, read_trace
 from gradwire.rng import Key
 
 HEADER = "client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,available"
