@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import gradwire
-from gradwire.federated.algorithms import Algorithm
+from gradwire.federated.algorithms.algorithm import Algorithm
 from gradwire.federated.network.budgets import Budget
 
 ROOT = Path(__file__).parent.parent

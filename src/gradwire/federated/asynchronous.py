@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Vector
 from gradwire.errors import ProtocolError
+from gradwire.federated.algorithms.steps import BufferedStep
 from gradwire.federated.data.training import Trained
 from gradwire.federated.federation import Federation, Job
-from gradwire.federated.steps import BufferedStep
 from gradwire.rng import Key
 
 __all__ = ["AsynchronousRounds"]

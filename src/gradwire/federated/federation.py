@@ -22,7 +22,7 @@ from gradwire.ends.inbox import Inbox
 from gradwire.ends.region import Region
 from gradwire.ends.server import Result, Server
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
-from gradwire.federated.controls import Controls, control_correction, control_update
+from gradwire.federated.algorithms.controls import Controls, control_correction, control_update
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.data.tasks import Task

@@ -19,7 +19,7 @@ from gradwire.checks import check_flag, check_integer, check_number
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.spec import parse, read_call
 from gradwire.errors import ConfigError, nearest
-from gradwire.federated.steps import AdaptiveStep, BufferedStep, MomentumStep, Step, scaled_step
+from gradwire.federated.algorithms.steps import AdaptiveStep, BufferedStep, MomentumStep, Step, scaled_step
 from gradwire.layout import Layout
 
 __all__ = [
@@ -53,7 +53,7 @@ class Algorithm(ABC):
         uses_controls: whether clients and server keep control variates, see ``control_correction``.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedavgm, parse_algorithm
+        >>> from gradwire.federated.algorithms.algorithm import fedavgm, parse_algorithm
         >>> parse_algorithm("fedavgm(momentum=0.5)") == fedavgm(0.5)
         True
     """
@@ -131,7 +131,7 @@ def parse_algorithm(text: str) -> Algorithm:
         ConfigError: on a spec that cannot be read or a parameter out of range; the message points at the character.
 
     Example:
-        >>> from gradwire.federated.algorithms import parse_algorithm
+        >>> from gradwire.federated.algorithms.algorithm import parse_algorithm
         >>> parse_algorithm("fedprox(mu=0.1, server_learning_rate=1)").proximal
         0.1
     """
@@ -154,7 +154,7 @@ class fedavg(Algorithm):
 
     Example:
         >>> import gradwire as gw
-        >>> from gradwire.federated.algorithms import fedavg
+        >>> from gradwire.federated.algorithms.algorithm import fedavg
         >>> fedavg().make_step(gw.Layout.flat(3)) is None
         True
 
@@ -187,7 +187,7 @@ class fedprox(Algorithm):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedprox
+        >>> from gradwire.federated.algorithms.algorithm import fedprox
         >>> fedprox(mu=0.1).proximal
         0.1
 
@@ -231,7 +231,7 @@ class fedavgm(Algorithm):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedavgm
+        >>> from gradwire.federated.algorithms.algorithm import fedavgm
         >>> str(fedavgm(momentum=0.5))
         'fedavgm(momentum=0.5)'
 
@@ -301,7 +301,7 @@ class fedadam(Adaptive):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.federated.algorithms import fedadam
+        >>> from gradwire.federated.algorithms.algorithm import fedadam
         >>> step = fedadam(0.1, initial=0.0, bias_correction=True).make_step(gw.Layout.flat(2))
         >>> [round(float(x), 3) for x in step(np.array([1, -100], np.float32))]
         [0.099, -0.1]
@@ -357,7 +357,7 @@ class fedyogi(Adaptive):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedyogi
+        >>> from gradwire.federated.algorithms.algorithm import fedyogi
         >>> str(fedyogi(0.01))
         'fedyogi(server_learning_rate=0.01)'
 
@@ -403,7 +403,7 @@ class fedadagrad(Adaptive):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedadagrad
+        >>> from gradwire.federated.algorithms.algorithm import fedadagrad
         >>> str(fedadagrad(0.03, initial=0))
         'fedadagrad(initial=0.0)'
 
@@ -446,7 +446,7 @@ class scaffold(Algorithm):
         ConfigError: on a learning rate outside [1e-18, 1e18], or a text that is no compressor's.
 
     Example:
-        >>> from gradwire.federated.algorithms import scaffold
+        >>> from gradwire.federated.algorithms.algorithm import scaffold
         >>> scaffold(control="topk(density=0.1)")
         scaffold(control='topk(0.1)')
 
@@ -497,7 +497,7 @@ class fedasync(Algorithm):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedasync
+        >>> from gradwire.federated.algorithms.algorithm import fedasync
         >>> fedasync().weight(3), fedasync(staleness="hinge").weight(5)
         (0.5, 0.09090909090909091)
 
@@ -556,7 +556,7 @@ class fedbuff(Algorithm):
         ConfigError: on a value outside these.
 
     Example:
-        >>> from gradwire.federated.algorithms import fedbuff
+        >>> from gradwire.federated.algorithms.algorithm import fedbuff
         >>> fedbuff(buffer_size=3).buffer_size, fedbuff().weight(3)
         (3, 0.5)
 

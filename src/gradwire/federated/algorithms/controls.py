@@ -12,7 +12,7 @@ from gradwire.compressors.feedback import has_feedback
 from gradwire.ends.client import Client
 from gradwire.ends.server import Server
 from gradwire.errors import ConfigError
-from gradwire.federated.algorithms import check_positive
+from gradwire.federated.algorithms.algorithm import check_positive
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
 from gradwire.saved import check_memory, reading_state
@@ -106,7 +106,7 @@ def control_correction(server_control: Vector, client_control: Vector) -> Vector
 
     Example:
         >>> import numpy as np
-        >>> from gradwire.federated.controls import control_correction
+        >>> from gradwire.federated.algorithms.controls import control_correction
         >>> control_correction(np.float32([1, 2]), np.float32([[0, 0], [1, 3]])).tolist()
         [[1.0, 2.0], [0.0, -1.0]]
 
@@ -141,7 +141,7 @@ def control_update(
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.federated.controls import control_update
+        >>> from gradwire.federated.algorithms.controls import control_update
         >>> control_update(gw.Layout.flat(2), np.float32([1, 0]), np.float32([-2, 1]), 4, 0.5).tolist()
         [0.0, -0.5]
 

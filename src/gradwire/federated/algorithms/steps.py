@@ -14,7 +14,7 @@ from gradwire.layout import Layout, as_update, check_finite
 from gradwire.saved import check_memory, check_state, copy_memory, reading_state
 
 if TYPE_CHECKING:
-    from gradwire.federated.algorithms import Adaptive, Algorithm, fedavgm
+    from gradwire.federated.algorithms.algorithm import Adaptive, Algorithm, fedavgm
 
 __all__ = ["AdaptiveStep", "BufferedStep", "MomentumStep", "ScaledStep", "Step", "scaled_step"]
 
@@ -30,7 +30,7 @@ class Step(ABC):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.federated.algorithms import fedavgm
+        >>> from gradwire.federated.algorithms.algorithm import fedavgm
         >>> step = fedavgm(momentum=0.5).make_step(gw.Layout.flat(2))
         >>> [step(np.array([1, 2], np.float32)).tolist() for _ in range(2)]
         [[1.0, 2.0], [1.5, 3.0]]
@@ -126,7 +126,7 @@ class BufferedStep(Step):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> from gradwire.federated.algorithms import fedbuff
+        >>> from gradwire.federated.algorithms.algorithm import fedbuff
         >>> algorithm = fedbuff(buffer_size=2)
         >>> step = algorithm.make_step(gw.Layout.flat(1))
         >>> weights = [algorithm.weight(0), algorithm.weight(3)]

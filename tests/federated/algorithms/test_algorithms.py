@@ -20,7 +20,7 @@ from torch import nn
 import gradwire as gw
 from gradwire.federated import algorithms, budgets, controls, ledger
 from gradwire.federated import steps as steps_module
-from gradwire.federated.algorithms import (
+from gradwire.federated.algorithms.algorithm import (
     Algorithm,
     fedadagrad,
     fedadam,
@@ -33,10 +33,10 @@ from gradwire.federated.algorithms import (
     parse_algorithm,
     scaffold,
 )
-from gradwire.federated.controls import control_correction, control_update
+from gradwire.federated.algorithms.controls import control_correction, control_update
+from gradwire.federated.algorithms.steps import BufferedStep
 from gradwire.federated.data.tasks import Task
 from gradwire.federated.data.train import Trainer, draw_batches
-from gradwire.federated.steps import BufferedStep
 from gradwire.rng import Key
 
 D = 50

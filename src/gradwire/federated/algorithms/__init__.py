@@ -1,0 +1,1 @@
+"""Federated algorithms, one family a file, with their steps and control variates."""
