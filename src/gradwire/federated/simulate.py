@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor
 from gradwire.ends.client import Client
-from gradwire.federated.asynchronous import AsynchronousRounds
 from gradwire.federated.data.tasks import Task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.federation import Federation, Stopwatch
 from gradwire.federated.network.traffic import Traffic
-from gradwire.federated.synchronous import synchronous_round
+from gradwire.federated.rounds.asynchronous import AsynchronousRounds
+from gradwire.federated.rounds.federation import Federation, Stopwatch
+from gradwire.federated.rounds.synchronous import synchronous_round
 from gradwire.layout import Layout
 
 __all__ = ["RoundMetrics", "Simulation", "Totals"]

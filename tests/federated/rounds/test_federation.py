@@ -16,7 +16,7 @@ from gradwire.federated.algorithms.controls import Controls
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.members import MembersOnDisk
+from gradwire.federated.rounds.members import MembersOnDisk
 from gradwire.federated.simulate import Simulation
 from gradwire.rng import Key
 

@@ -14,7 +14,7 @@ from gradwire.compressors.compressor import Vector
 from gradwire.errors import ProtocolError
 from gradwire.federated.algorithms.steps import BufferedStep
 from gradwire.federated.data.training import Trained
-from gradwire.federated.federation import Federation, Job
+from gradwire.federated.rounds.federation import Federation, Job
 from gradwire.rng import Key
 
 __all__ = ["AsynchronousRounds"]

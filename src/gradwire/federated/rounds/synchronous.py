@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from gradwire.compressors.compressor import Vector
 from gradwire.federated.data.training import Trained
-from gradwire.federated.federation import Federation
-from gradwire.federated.members import Member
 from gradwire.federated.network.channel import send_packets
 from gradwire.federated.network.links import Connection
+from gradwire.federated.rounds.federation import Federation
+from gradwire.federated.rounds.members import Member
 from gradwire.rng import Key
 
 __all__ = ["synchronous_round"]

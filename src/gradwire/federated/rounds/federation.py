@@ -29,11 +29,11 @@ from gradwire.federated.data.tasks import Task
 from gradwire.federated.data.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.ledger import Ledger
-from gradwire.federated.members import Member, Members, MembersOnDisk
 from gradwire.federated.network.budgets import round_shares
 from gradwire.federated.network.links import Connection, parse_links
 from gradwire.federated.network.traffic import Traffic
+from gradwire.federated.rounds.ledger import Ledger
+from gradwire.federated.rounds.members import Member, Members, MembersOnDisk
 from gradwire.rng import Key
 from gradwire.wire import decode, encode
 

@@ -1,0 +1,1 @@
+"""Rounds of either kind, and everything that exists while they run."""
