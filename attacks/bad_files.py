@@ -15,7 +15,7 @@ import forge
 from forge import container, escaped, floats, refused, varint
 
 import gradwire as gw
-from gradwire.files.archive import aggregate_files, compress_file, decompress_file, inspect_file
+from gradwire.files import aggregate_files, compress_file, decompress_file, inspect_file
 from gradwire.files.safetensors_io import SafetensorsReader
 
 SPEC = gw.topk(0.5)

@@ -23,8 +23,8 @@ sys.path.insert(0, str(HERE.parent.parent / "attacks"))
 import forge  # noqa: E402
 
 import gradwire as gw  # noqa: E402
-from gradwire import files  # noqa: E402
 from gradwire.ends.client import reference_digest  # noqa: E402
+from gradwire.files import archive as files  # noqa: E402
 from gradwire.files.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradwire as gw
-from gradwire import files
+from gradwire.files import archive as files
 from gradwire.files.safetensors_io import SafetensorsReader
 from gradwire.payload import Known
 from gradwire.wire import container, entropy, index, values

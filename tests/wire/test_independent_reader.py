@@ -16,7 +16,7 @@ import pytest
 from test_golden import BLOBS, EXPECTED, FILES, hex_bits, indices_of, read, values_of
 
 import gradwire as gw
-from gradwire import files
+from gradwire.files import archive as files
 from gradwire.kernels import ops
 from gradwire.payload import Cyclic, Every, Explicit, Factors, Floats, Known, Levels, Seeded, Symbols
 from gradwire.wire import container, entropy, index, values

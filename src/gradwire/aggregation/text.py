@@ -22,7 +22,7 @@ def parse_aggregation(text: str) -> Aggregation:
         ConfigError: on a text that cannot be read or a parameter out of range.
 
     Example:
-        >>> from gradwire.aggregation.text import parse_aggregation
+        >>> from gradwire.aggregation import parse_aggregation
         >>> parse_aggregation("trimmed_mean( share = 0.1 )")
         trimmed_mean(0.1)
     """
