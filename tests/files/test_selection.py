@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import gradwire as gw
-from gradwire import selection
 from gradwire.compressors.sparsify import num_kept_of
+from gradwire.files import selection
 from gradwire.files.archive import GwReader, compress_file, decompress_file
 from gradwire.files.safetensors_io import SafetensorsReader
 from gradwire.kernels import ops

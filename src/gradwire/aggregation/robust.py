@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
+from gradwire.named import Named
 from gradwire.payload import Payload
 from gradwire.saved import reading_state
 
@@ -266,7 +267,7 @@ class TrimmedMean(_Collector):
 
 
 @dataclass(frozen=True, repr=False)
-class Aggregation(ABC):
+class Aggregation(Named, kind="aggregation", example="median()"):
     """How a server makes one update of many: a frozen value, whose ``str()`` is the text that builds an equal one.
 
     Example:
@@ -274,14 +275,6 @@ class Aggregation(ABC):
         >>> str(trimmed_mean(0.1)), Aggregation.registry["trimmed_mean"](0.1) == trimmed_mean(0.1)
         ('trimmed_mean(0.1)', True)
     """
-
-    registry: ClassVar[dict[str, type[Aggregation]]] = {}
-    summary: ClassVar[str] = ""
-    citation: ClassVar[str] = ""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        Aggregation.registry[cls.__name__] = cls
 
     @abstractmethod
     def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> Aggregator:
@@ -298,18 +291,6 @@ class Aggregation(ABC):
         Raises:
             ConfigError: on a compressor whose payloads this aggregation cannot use; the message says why.
         """
-
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.default is MISSING:
-                parts.append(repr(value))
-            elif value != f.default:
-                parts.append(f"{f.name}={'1e309' if value == math.inf else repr(value)}")  # no literal is infinity
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, repr=False)

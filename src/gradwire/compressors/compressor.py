@@ -5,10 +5,9 @@ A compressor is a frozen value; what it remembers between rounds is a ``State`` 
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +18,7 @@ from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
 from gradwire.kernels import ops
 from gradwire.layout import Layout
+from gradwire.named import Named
 from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
@@ -93,7 +93,7 @@ class State:
     memory: dict[str, Any] = field(default_factory=dict)
 
 
-class Compressor(ABC):
+class Compressor(Named, kind="stage", example="topk(0.01)"):
     """update <-> Payload, as a pure value.
 
     Subclasses are frozen dataclasses whose fields are their parameters; ``str()`` is the spec text that builds
@@ -108,9 +108,7 @@ class Compressor(ABC):
         [0.0, -4.0, 2.0, 0.0]
     """
 
-    registry: ClassVar[dict[str, type[Compressor]]] = {}
-    summary: ClassVar[str] = ""
-    citation: ClassVar[str] = ""
+    joins: ClassVar[bool] = True
 
     @property
     def uses_reference(self) -> bool:
@@ -126,11 +124,6 @@ class Compressor(ABC):
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not inspect.isabstract(cls) and cls.__name__.islower() and not cls.__name__.startswith("_"):
-            Compressor.registry[cls.__name__] = cls
 
     @abstractmethod
     def init(self, layout: Layout) -> State:
@@ -217,22 +210,6 @@ class Compressor(ABC):
         if not isinstance(other, Compressor):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
-
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.default is not MISSING and value == f.default:
-                continue
-            positional = f.default is MISSING or f.metadata.get("positional", False)
-            parts.append(_text(value) if positional else f"{f.name}={_text(value)}")
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    __repr__ = __str__
-
-
-def _text(value: object) -> str:
-    return str(value) if isinstance(value, Compressor) else repr(value)
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
