@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Vector, accumulate
+from gradwire.compressors.compressor import LARGEST, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Levels, Part, Payload
 from gradwire.saved import check_memory, reading_state
 
-__all__ = ["Aggregator", "Mirrors", "check_weight"]
+__all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
 
 _LARGEST_SUM = float(np.finfo(np.float32).max) / 2
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.999  # some room for rounding
 
 
 class Aggregator:
@@ -29,6 +29,8 @@ class Aggregator:
     Attributes:
         sum_weights: total weight added so far.
         num_received: payloads added so far.
+        largest_mean: what magnitude the mean's entries may have; payloads with which they could be larger are refused.
+        largest_sum_weights: what the weights may add up to.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -46,6 +48,8 @@ class Aggregator:
         self._sum = np.zeros(layout.d, np.float32)
         self.sum_weights = 0.0
         self.num_received = 0
+        self.largest_mean = LARGEST
+        self.largest_sum_weights = math.inf
         self._bound = 0.0
 
     def add(
@@ -68,14 +72,23 @@ class Aggregator:
         if payload.d != self.layout.d:
             raise ProtocolError(f"payload must have d = {self.layout.d}, got {payload.d}")
         largest = max((_largest(part) for part in payload.parts if part.support.num_kept), default=0.0)
-        divisor = self._divisor(self.sum_weights + (weight if count else 0.0))
-        if self._bound + weight * largest > min(_LARGEST_SUM, _LARGEST_MEAN * divisor):
-            raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
+        sum_weights = self.sum_weights + (weight if count else 0.0)
+        self.check_sum_weights(sum_weights)
+        if self._bound + weight * largest > min(_LARGEST_SUM, self.largest_mean * self._divisor(sum_weights)):
+            room = "" if self.largest_mean == LARGEST else f"; the mean may reach {self.largest_mean:g}"
+            raise ProtocolError(
+                f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum{room}"
+            )
         accumulate(self._sum, payload, weight, reference)
         self._bound += weight * largest
         if count:
             self.sum_weights += weight
             self.num_received += 1
+
+    def check_sum_weights(self, sum_weights: float) -> None:
+        """Refuse weights that add up to more than allowed, with ProtocolError."""
+        if sum_weights > self.largest_sum_weights:
+            raise ProtocolError(f"weights may add up to {self.largest_sum_weights:g}, got {sum_weights:g}")
 
     def _divisor(self, sum_weights: float) -> float:
         """What the sum is divided by for the mean, once this much weight was received."""
@@ -111,8 +124,8 @@ class Aggregator:
         return self._sum / np.float32(self.sum_weights) if self.num_received else self._sum.copy()
 
     def reset(self) -> None:
-        """Begin the next round: nothing received yet, in the same memory."""
-        self._sum.fill(0)
+        """Begin the next round: nothing received yet, in memory of its own."""
+        self._sum = np.zeros(self.layout.d, np.float32)
         self.sum_weights, self.num_received, self._bound = 0.0, 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -195,7 +208,7 @@ class Mirrors(Aggregator):
     def reset(self) -> None:
         """Begin the next round: nothing received yet, and the mirrors where they are."""
         self.sum_weights, self.num_received = 0.0, 0
-        self._bound = max(float(self._sum.max()), -float(self._sum.min())) if self._sum.size else 0.0
+        self._bound = largest_magnitude(self._sum)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts, and ``num_clients``."""
@@ -216,14 +229,17 @@ def _largest(part: Part) -> float:
     """A bound of the magnitudes of a part that is not empty: the largest, or what its levels or factors say."""
     if isinstance(part.values, (Factors, Levels)):
         return part.values.bound
-    numbers = part.numbers()
-    return max(float(numbers.max()), -float(numbers.min()))
+    return largest_magnitude(part.numbers())
+
+
+LARGEST_WEIGHT = 2.0**64
+"""The largest weight a payload may have."""
 
 
 def check_weight(weight: float) -> float:
     """Return a weight of [2^-64, 2^64] as a float, or raise ConfigError."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
         raise ConfigError(f"weight must be a number, got {weight!r}")
-    if not 2.0**-64 <= weight <= 2.0**64:
+    if not 1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT:
         raise ConfigError(f"weight must be positive, from 2^-64 to 2^64, got {weight!r}")
     return float(weight)

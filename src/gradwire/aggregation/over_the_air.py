@@ -26,7 +26,7 @@ __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 _FADINGS = ("none", "rayleigh")
 _LEAST_SNR_DB = -100.0
 _LARGEST_DRAW = 6.0  # no Gaussian made of 24-bit uniforms is larger
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.99  # some room for rounding
+_LARGEST_SHARE = 0.99  # of what the mean may reach: some more room for rounding
 
 
 def gaussians(key: Key, num_values: int) -> NDArray[np.float64]:
@@ -166,7 +166,7 @@ class OverTheAir(Aggregator):
             loudest = max(loudest, weight * math.sqrt(float(np.mean(np.square(numbers, dtype=np.float64))) / gain))
         largest = max((float(np.abs(part.numbers).max(initial=0.0)) for part in found), default=0.0)
         reach = self._bound + weight * largest + _LARGEST_DRAW * self._deviation * loudest
-        if reach > _LARGEST_MEAN * (self.sum_weights + weight):
+        if reach > _LARGEST_SHARE * self.largest_mean * (self.sum_weights + weight):
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the mean")
         super().add(payload, weight, reference)
         self._loudest = loudest

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradwire.aggregation.aggregator import Aggregator, check_weight
 from gradwire.aggregation.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Compressor, Vector
+from gradwire.compressors.compressor import Compressor, Vector, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
@@ -76,7 +76,11 @@ class _Collector(Aggregator):
                 one; nothing is changed.
         """
         weight = check_weight(weight)
-        self._indices, row = self._read(payload, reference, count)
+        indices, row = self._read(payload, reference, count)
+        self.check_sum_weights(self.sum_weights + weight)
+        if (largest := largest_magnitude(row)) > self.largest_mean:
+            raise ProtocolError(f"payload's largest entry may be {self.largest_mean:g}, got {largest:g}")
+        self._indices = indices
         self._rows.append(row)
         self.sum_weights += weight
         self.num_received += 1

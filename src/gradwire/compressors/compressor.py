@@ -16,15 +16,29 @@ from numpy.typing import NDArray
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
+from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.named import Named
 from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
-__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
+__all__ = [
+    "LARGEST",
+    "Compressor",
+    "Round",
+    "State",
+    "Vector",
+    "accumulate",
+    "decompress",
+    "largest_magnitude",
+    "resolve",
+]
 
 Vector = NDArray[np.float32]
+
+LARGEST = float(np.finfo(np.float32).max) * 0.999
+"""The largest magnitude that sums may have: float32's, with some room for rounding."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +96,7 @@ class State:
         layout: the layout it was made for.
         memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32. Empty vectors of a fresh
             state may have any length later, all the same one; those of int64 are lists of coordinates.
+        journal: how to take back what the last ``compress`` changed of its arrays in place.
 
     Example:
         >>> import gradwire as gw
@@ -91,6 +106,11 @@ class State:
 
     layout: Layout
     memory: dict[str, Any] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal, repr=False, compare=False)
+
+    def having(self, memory: dict[str, Any]) -> State:
+        """Return a state of another memory, some of it perhaps the same arrays: they share one journal."""
+        return State(self.layout, memory, self.journal)
 
 
 class Compressor(Named, kind="stage", example="topk(0.01)"):
@@ -142,7 +162,8 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
 
         Args:
             update: (d,) float32, finite, not modified.
-            state: from ``init`` or the last call; consumed: its buffers may be reused.
+            state: from ``init`` or the last call; consumed: its buffers may be reused, ``state.journal`` then knows
+                how to undo that.
             round: what both ends agree on; round 0 of seed 0 when None.
 
         Returns:
@@ -164,6 +185,17 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
             The number that ``Round.largest`` may hold, of the model's parameters; None where it would be of no use.
         """
         return None
+
+    def largest_update(self, state: State) -> float:
+        """Tell what magnitude an update's entries may have for ``compress`` to take it for certain.
+
+        Args:
+            state: what ``compress`` will be given.
+
+        Returns:
+            The magnitude, 0 or more; what is remembered and added to the update leaves less room in float32.
+        """
+        return LARGEST
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take back a payload that was not delivered.
@@ -210,6 +242,11 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         if not isinstance(other, Compressor):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
+
+
+def largest_magnitude(vector: Vector) -> float:
+    """Return the largest magnitude of a vector's entries, 0 where it has none."""
+    return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -103,6 +104,7 @@ class Inbox:
         self._limits = Limits(max_parameters=max(1, layout.d))
         self._make_aggregator = aggregator
         self._aggregator = self._new_aggregator()
+        self._limited = False
         self._accepted: list[tuple[int, int]] = []
         self._arrived: dict[tuple[int, int], set[int]] = {}
         self._covered: dict[tuple[int, int], tuple[int, NDArray[np.int64]]] = {}
@@ -148,6 +150,9 @@ class Inbox:
         first = name not in self._arrived
         covered = self._coverage(payload, name)
         clipped, length, factor = self._clip(payload, name)
+        if not self._limited:
+            self._set_limits()
+            self._limited = True
         before = self._aggregator.num_received
         self._aggregator.add(clipped, weight, self.reference_of(payload), count=first)
         if factor < 1:
@@ -169,12 +174,22 @@ class Inbox:
         _insert(self._counted.setdefault(client_id, []), payload.sequence)
 
     def _follow(self, blob: bytes) -> None:
-        """Go into the round after the one a server's blob closed, which may now be leant on."""
-        self._aggregator.reset()
+        """Go into the round after the one a server's blob closed, which may now be leant on.
+
+        What there was is left as it is: whoever kept it can go back to it.
+        """
+        references = {**self._references, reference_digest(blob): blob}
+        self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
         self._accepted, self._arrived, self._covered, self._lengths, self._clipped = [], {}, {}, {}, []
-        self._references[reference_digest(blob)] = blob
-        while len(self._references) > self.max_staleness + 1:
-            del self._references[next(iter(self._references))]
+        self._aggregator = copy.copy(self._aggregator)
+        self._aggregator.reset()
+        self._limited = False
+
+    def _set_limits(self) -> None:
+        """Tell a round's aggregator what its mean and weights may come to, for the round to be closed for certain.
+
+        Done when the first payload arrives: by then a step has its memory.
+        """
 
     def _packets(self) -> dict[tuple[int, int], frozenset[int]]:
         """The packet numbers that arrived of each payload that came in packets."""
@@ -299,7 +314,7 @@ class Inbox:
             self._arrived, self._partial, self._covered = arrived, partial, covered
             self._lengths, self._clipped = lengths, clipped
             self._references = {reference_digest(blob): blob for blob in blobs}
-            self.seed, self.round = seed, round_index
+            self.seed, self.round, self._limited = seed, round_index, False
 
         return take_over
 

@@ -17,6 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from gradwire.journal import Journal
 from gradwire.kernels import dense, reference, threads
 from gradwire.kernels.jit import array, inline, kernel, pair, trailing_zeros
 from gradwire.kernels.sampling import sample_plan
@@ -65,7 +66,7 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add and select in one pass; see ``reference.add_topk``."""
     addend, factor = np.ascontiguousarray(addend), np.float32(decay)
@@ -74,37 +75,26 @@ def add_topk(
         _sample_sum(total, addend, factor, sample)
         if reaching := _threshold(sample.view(np.uint32) & _SIGNLESS, plan[1]):
             threshold, pieces = reaching[0], _pieces(reaching[1], total.size)
+            added = dense.Added(total, addend, factor)
+            journal.note(added.take_out)
             tasks = [
-                partial(_add_collect, total[p.range], addend[p.range], factor, threshold, p.room, p.places, p.bits)
-                for p in pieces
+                partial(_add_collect, total[r], addend[r], factor, threshold, p.room, p.places, p.bits, done)
+                for r, p, done in zip(added.ranges, pieces, added.done, strict=True)
             ]
             counts = threads.run(tasks)
-            if min(counts) < 0:
-                _undo(total, addend, factor, pieces, counts)
+            if not added.complete:
+                added.take_out()
                 return None
             if (found := _among(counts, pieces, threshold, k)) is not None:
                 return found
             return _with_numbers(total, _without_sample(total.view(np.uint32), k))
-    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay) else None
+    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay, journal) else None
 
 
 def _with_numbers(
     values: NDArray[np.float32], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return chosen, dense.gather(values, chosen)
-
-
-def _undo(
-    total: NDArray[np.float32],
-    addend: NDArray[np.float32],
-    decay: np.float32,
-    pieces: list[_Piece],
-    counts: list[int],
-) -> None:
-    """Take the addend out again of what was added before something was not finite."""
-    for piece, count in zip(pieces, counts, strict=True):
-        done = -1 - count if count < 0 else piece.range.stop - piece.range.start
-        dense.undo(total[piece.range][:done], addend[piece.range][:done], decay)
 
 
 def _threshold(sample: Bits, rank: int) -> tuple[np.uint32, NDArray[np.bool_]] | None:
@@ -270,7 +260,7 @@ def _collect(bits: Bits, threshold: Any, room: int, places: Bits, found: Bits) -
     return count
 
 
-@kernel(types.int64, _OUT_F32, _F32, types.float32, types.uint32, types.int64, _OUT_U32, _OUT_U32)
+@kernel(types.int64, _OUT_F32, _F32, types.float32, types.uint32, types.int64, _OUT_U32, _OUT_U32, _OUT_I64)
 def _add_collect(
     total: NDArray[np.float32],
     addend: NDArray[np.float32],
@@ -279,8 +269,9 @@ def _add_collect(
     room: int,
     places: Bits,
     found: Bits,
+    done: NDArray[np.int64],
 ) -> int:
-    """Add up and collect at once; -1 - start where the block that starts there would not be finite, and is left."""
+    """Add up and collect at once, up to the first block that would not be finite."""
     scratch = np.empty(_BLOCK, np.float32)
     bits = scratch.view(np.uint32)
     count = 0
@@ -297,7 +288,7 @@ def _add_collect(
         mask = _reaching(bits, 0, threshold)
         if mask != _0:
             if _reaching(bits, 0, _INFINITE) != _0:
-                return -1 - start
+                return count
             while mask != _0:
                 j = np.int64(trailing_zeros(mask))
                 mask &= mask - _1
@@ -308,6 +299,7 @@ def _add_collect(
                 threshold = _INFINITE  # only what is not finite matters from here on
         for i in range(length):
             here[i] = scratch[i]
+        done[0] = start + length
     return count
 
 

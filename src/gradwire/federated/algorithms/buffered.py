@@ -46,6 +46,8 @@ class BufferedStep(Step):
         [1.5]
     """
 
+    algorithm: Algorithm
+
     def __init__(self, algorithm: Algorithm, layout: Layout, scale: float, rate: float = 1.0) -> None:
         super().__init__(algorithm, layout)
         self._scale = scale
@@ -67,6 +69,11 @@ class BufferedStep(Step):
         delta *= np.float32(self._scale * self._memory["counted"])
         delta[: self.layout.num_parameters] *= np.float32(self._rate)
         return {"counted": 0.0}
+
+    def largest_update(self, largest: float) -> float:
+        """Tell how large, of as many payloads as the algorithm waits for, each of weight 1 at most."""
+        whole = max(1.0, self._scale * max(self.algorithm.buffer_size, self._memory["counted"]))
+        return float(largest / (whole * max(1.0, self._rate)))
 
 
 @dataclass(frozen=True, repr=False)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_flag
-from gradwire.compressors.compressor import Vector
+from gradwire.compressors.compressor import LARGEST, Vector, largest_magnitude
 from gradwire.errors import StateError
 from gradwire.federated.algorithms.algorithm import Algorithm, check_below_one, check_not_negative, check_positive
 from gradwire.federated.algorithms.steps import Step
@@ -72,6 +72,12 @@ class MomentumStep(Step):
         momentum += step
         np.multiply(momentum, np.float32(self.algorithm.server_learning_rate), out=step)
         return {"momentum": momentum}
+
+    def largest_update(self, largest: float) -> float:
+        """Tell how large: eta (beta |v| + |u|) and the steps it makes in rounds to come have to fit together."""
+        beta = self.algorithm.momentum
+        room = largest * (1 - beta) / max(1.0, self.algorithm.server_learning_rate)
+        return max(0.0, room - beta * largest_magnitude(self._memory["momentum"]))
 
 
 class Adaptive(Algorithm):
@@ -272,6 +278,17 @@ class AdaptiveStep(Step):
         np.divide(momentum, divisor, out=step)
         step *= np.float32(self.algorithm.rate(rounds))
         return {"momentum": momentum, "squares": squares, "rounds": rounds}
+
+    def largest_update(self, largest: float) -> float:
+        """Tell how large: eta |m| / tau of this and all rounds to come has to fit, and v + u^2.
+
+        Squares are kept to a millionth of what float32 holds, so that no update fills them up for all that follow.
+        """
+        beta = self.algorithm.beta_1
+        room = largest * (1 - beta) * min(1.0, self.algorithm.tau / self.algorithm.rate(self._memory["rounds"] + 1))
+        room = max(0.0, room - beta * largest_magnitude(self._memory["momentum"]))
+        squares = min(LARGEST * 2.0**-20, max(0.0, LARGEST - largest_magnitude(self._memory["squares"])))
+        return float(min(room, squares**0.5))
 
     def _check_memory(self, memory: dict[str, Any]) -> None:
         if (memory["squares"] < 0).any():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,6 +62,21 @@ class Step(ABC):
         self._memory = memory
         return delta
 
+    def undo_point(self) -> Callable[[], None]:
+        """Return what puts the memory back as it is now."""
+        return partial(setattr, self, "_memory", dict(self._memory))
+
+    @abstractmethod
+    def largest_update(self, largest: float) -> float:
+        """Tell how large a mean's entries may be for a step that is finite and has none above ``largest``.
+
+        Args:
+            largest: > 0.
+
+        Returns:
+            The magnitude, 0 or more; what is remembered may leave less room than there was.
+        """
+
     @abstractmethod
     def _advance(self, delta: Vector) -> dict[str, Any]:
         """Turn the (d,) float32 mean into the step, in place; return the memory after it, leaving this one alone."""
@@ -107,6 +124,10 @@ class ScaledStep(Step):
     def _advance(self, delta: Vector) -> dict[str, Any]:
         delta[: self.layout.num_parameters] *= np.float32(self._rate)
         return {}
+
+    def largest_update(self, largest: float) -> float:
+        """Tell how large: ``largest`` over eta, where that is above 1."""
+        return largest / max(1.0, self._rate)
 
 
 def scaled_step(algorithm: Named, layout: Layout, rate: float) -> Step | None:
