@@ -17,7 +17,7 @@ import pytest
 import gradwire as gw
 from gradwire import cli
 from gradwire.compressors.compressor import Compressor
-from gradwire.files.store import save_state
+from gradwire.files.store import write_state
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 FAST = ["--rounds", "2", "--clients", "2", "--local-steps", "1", "--batch-size", "4"]
@@ -453,7 +453,7 @@ def test_damaged_files_of_a_run_are_named_and_kept(tmp_path, here):
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, here):
     folder = interrupted_copy(tmp_path)
-    save_state(folder / "checkpoint.safetensors", {"of": "something else"})
+    write_state(folder / "checkpoint.safetensors", {"of": "something else"})
     before = hashes(folder)
     refused(here("run", "--resume", folder), "checkpoint.safetensors")
     assert hashes(folder) == before
