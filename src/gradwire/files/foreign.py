@@ -7,6 +7,7 @@ from pathlib import Path
 __all__ = ["describe"]
 
 _SAVE = "save its tensors with safetensors.torch.save_file"
+_PICKLE = f"a pickle (an old PyTorch .pt or .bin?): load it with torch.load(weights_only=True) and {_SAVE}"
 _UNPACK = "unpack it first"
 _SIGNS = (
     (b"version https://git-lfs", "a Git LFS pointer in the place of the file: run 'git lfs pull'"),
@@ -15,7 +16,7 @@ _SIGNS = (
     (b"\x93NUMPY", "a NumPy array (.npy): save named arrays with safetensors.numpy.save_file"),
     (b"\x89HDF", "an HDF5 file (Keras .h5): save named arrays with safetensors.numpy.save_file"),
     (b"GGUF", "a GGUF file: gradwire reads safetensors"),
-    (b"\x80\2", f"a pickle (an old PyTorch .pt or .bin?): load it with torch.load(weights_only=True) and {_SAVE}"),
+    *((bytes([0x80, version]), _PICKLE) for version in range(2, 6)),
     (b"\x1f\x8b", f"a gzip archive: {_UNPACK}"),
     (b"\x28\xb5\x2f\xfd", f"a zstd archive: {_UNPACK}"),
     (b"\xfd7zXZ", f"an xz archive: {_UNPACK}"),
