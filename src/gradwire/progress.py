@@ -66,7 +66,7 @@ class _Bars:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text))
+        self._console.print(_plain(text))
 
 
 class RunDisplay(_Bars):
@@ -94,7 +94,7 @@ class RunDisplay(_Bars):
         e = simulation.experiment
         seed = f" seed {simulation.seed}" if len(e.seeds) > 1 else ""
         self._bar = self._progress.add_task(
-            escape(f"{number + 1}/{num_runs} {simulation.label}{seed}"),
+            _plain(f"{number + 1}/{num_runs} {simulation.label}{seed}"),
             total=e.rounds,
             completed=simulation.totals.rounds_done,
             accuracy="",
@@ -124,7 +124,7 @@ class RunDisplay(_Bars):
         self.say(tables.verdict(rows))
         if not complete:
             self.say(f"Stopped early; go on with: gradwire run --resume {self._folder}")
-        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+        self._console.print(f"Report: {_plain(report)}", soft_wrap=True)
 
 
 class ReproductionDisplay(_Bars):
@@ -157,7 +157,7 @@ class ReproductionDisplay(_Bars):
         """Print where the report is."""
         if not complete:
             self.say("Stopped early; the same command goes on from here.")
-        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+        self._console.print(f"Report: {_plain(report)}", soft_wrap=True)
 
     def _show(self) -> None:
         done = sum(share == 1.0 for share in self._shares.values())
@@ -439,5 +439,5 @@ def _results(rows: list[tables.Row]) -> Table:
     for row in rows:
         cells = [tables.cell_text(row, key) if key == "accuracy" else tables.cell_parts(row, key)[0] for key in shown]
         partial = f" ({row.rounds_done} of {row.rounds} rounds)" if row.status == "partial" else ""
-        table.add_row(escape(row.method) + partial, *map(escape, cells))
+        table.add_row(_plain(row.method) + partial, *map(escape, cells))
     return table
