@@ -16,7 +16,7 @@ from gradwire.federated.network.budgets import Budget
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]
-WITH_CODE = ["README.md", "docs/tutorial.md", "docs/federated.md", "docs/adding-an-algorithm.md"]
+WITH_CODE = ["README.md", "docs/tutorial.md", "docs/files.md", "docs/federated.md", "docs/adding-an-algorithm.md"]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
@@ -28,6 +28,7 @@ def test_python_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocks
     module = types.ModuleType("document")
     monkeypatch.setitem(sys.modules, "document", module)
+    monkeypatch.chdir(ROOT)  # and back, where a page goes elsewhere
     for number, block in enumerate(blocks):
         exec(compile(block, f"{name}, block {number + 1}", "exec"), module.__dict__)
 
