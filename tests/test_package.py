@@ -23,7 +23,7 @@ HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "
 # docs/architecture.md, from the ground up; nobody imports what stands after it. Rooms inside a room are ordered alike.
 ORDER = [
     "errors",
-    "checks layout rng payload saved",
+    "checks containers tensors layout rng payload saved",
     "kernels",
     "wire",
     "compressors",
