@@ -151,7 +151,7 @@ def test_what_was_given_comes_back(value):
         ({"w": ones(1), "_extra_state": None}, "entry '_extra_state'.*got None; leave it out"),
         ({"w": ones(1), "_extra_state": io.BytesIO()}, "entry '_extra_state'.*got BytesIO; leave it out"),
         ({"a": {"lr": 0.1}}, "entry 'a/lr'.*got the float 0.1; leave it out, or pass np.float32 of it"),
-        ({"state": {0: {"step": ones()}}, "param_groups": [{"lr": 0.1}]}, "entry 'param_groups/0/lr'.*got the float 0.1"),
+        ({"state": {0: ones()}, "groups": [{"lr": 0.1}]}, "entry 'groups/0/lr'.*got the float 0.1"),
         ({"epoch": 3, "w": ones(1)}, "entry 'epoch'.*got the int 3"),
         ({"w": [1.0, 2.0]}, "entry 'w'.*got a list of float; pass np.array"),
         ({"name": "resnet"}, "entry 'name'.*got str; leave it out"),

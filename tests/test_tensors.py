@@ -156,6 +156,16 @@ def test_a_lazy_module_must_run_first():
         gw.Layout.from_arrays(torch.nn.LazyLinear(3))
 
 
+def test_a_model_without_numbers_has_a_layout_but_no_vector():
+    model = torch.nn.Linear(3, 2, device="meta")
+    layout = gw.Layout.from_arrays(model)
+    assert layout == gw.Layout.from_arrays(torch.nn.Linear(3, 2))
+    with pytest.raises(gw.UpdateError, match="tensor 'weight' is on the meta device"):
+        layout.flatten(model)
+    with pytest.raises(gw.UpdateError, match="update is on the meta device"):
+        gw.Client(gw.dense(), layout).compress(torch.ones(8, device="meta"))
+
+
 @pytest.mark.parametrize(
     "update", [np.ones(2, complex), np.ones(2, int), torch.ones(2, dtype=torch.int64), [1, 2], "ab"]
 )

@@ -274,6 +274,8 @@ class Layout:
             if t.name not in named:
                 raise UpdateError(f"tensor {t.name!r} is missing, expected shape {t.shape}")
             check_tensor(t.name, named[t.name], UpdateError)
+            if (why := unreadable(named[t.name])) is not None:
+                raise UpdateError(f"tensor {t.name!r} {why}")
             if tuple(named[t.name].shape) != t.shape:
                 raise UpdateError(f"tensor {t.name!r}: shape must be {t.shape}, got {tuple(named[t.name].shape)}")
         device = next((named[t.name].device for t in self.tensors if is_torch(named[t.name])), None)

@@ -36,6 +36,13 @@ def is_torch(value: Any) -> bool:
 
 def unreadable(value: Any) -> str | None:
     """Say why a torch tensor has no numbers to read and what to pass instead; None where it has, or is none."""
+    if is_torch(value) and value.is_meta:
+        return "is on the meta device, where there are no numbers: pass one of another device"
+    return _without_shape(value)
+
+
+def _without_shape(value: Any) -> str | None:
+    """The same of tensors that have no shape to lay out either."""
     if not is_torch(value):
         return None
     torch = sys.modules["torch"]
@@ -60,7 +67,7 @@ def check_tensor(name: str, value: Any, error: type[GradwireError]) -> str:
     Raises:
         GradwireError: of the class given, on anything else; the message says what to pass instead.
     """
-    if (why := unreadable(value)) is not None:
+    if (why := _without_shape(value)) is not None:
         raise error(f"tensor {name!r} {why}")
     dtype = getattr(value, "dtype", None)
     if dtype is None or not hasattr(value, "shape"):

@@ -17,7 +17,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
+from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode, encode
 from gradwire.wire.packets import cut_packets
 
@@ -158,7 +158,7 @@ class Client:
     def _compress(self, update: Any, weight: float, round: int | None, num_bytes: int | None) -> Payload:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
-        vector = as_update(update, self.layout.d, check=not self.compressor.checks_update)
+        vector = as_update(update, self.layout.d, not self.compressor.checks_update, layout=self.layout)
         current = self.compressor.uses_reference and self._reference is not None and index == self._synced
         held = self._reference if current else None
         agreed = Round(
@@ -199,10 +199,7 @@ class Client:
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(
-                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
-                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
-            )
+            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
         if payload.round >= 2**63 - 1:
             raise ProtocolError(f"blob is of round {payload.round}, after which there is none")
         if payload.round < self._synced:
@@ -258,7 +255,7 @@ class Client:
             other memory).
         """
         memory = copy_memory(self._state.memory)
-        return {
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
             "layout": self.layout.digest.hex(),
@@ -275,6 +272,7 @@ class Client:
             "reference": None if self._reference is None else np.frombuffer(self._reference.blob, np.uint8).copy(),
             "scheme": memory,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken: the next bytes are the same.
@@ -285,6 +283,7 @@ class Client:
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         with reading_state():
             if state["client_id"] != self.client_id:
