@@ -19,7 +19,7 @@ import gradwire as gw
 from gradwire.aggregation.aggregator import Mirrors
 from gradwire.aggregation.over_the_air import over_the_air
 from gradwire.aggregation.robust import Median, TrimmedMean
-from gradwire.federated.algorithms.algorithm import fedadam, fedavgm, fedbuff
+from gradwire.federated.algorithms.algorithm import parse_algorithm
 from gradwire.federated.algorithms.controls import Controls
 from gradwire.saved import StateArray, from_saved, to_saved
 
@@ -116,9 +116,9 @@ HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "mirrors": (lambda: filled(Mirrors(LAYOUT, 3)), lambda: Mirrors(LAYOUT, 3)),
     "trimmed mean": (lambda: filled(TrimmedMean(LAYOUT, 0.1, True)), lambda: TrimmedMean(LAYOUT, 0.1, True)),
     "over the air": (lambda: filled(AIR.make(LAYOUT, 1, gw.dense())), lambda: AIR.make(LAYOUT, 1, gw.dense())),
-    "momentum step": (lambda: stepped(fedavgm().make_step(LAYOUT)), lambda: fedavgm().make_step(LAYOUT)),
-    "adaptive step": (lambda: stepped(fedadam().make_step(LAYOUT)), lambda: fedadam().make_step(LAYOUT)),
-    "buffered step": (lambda: stepped(fedbuff().make_step(LAYOUT)), lambda: fedbuff().make_step(LAYOUT)),
+    "momentum step": (lambda: stepped(parse_algorithm("fedavgm()").make_step(LAYOUT)), lambda: parse_algorithm("fedavgm()").make_step(LAYOUT)),
+    "adaptive step": (lambda: stepped(parse_algorithm("fedadam()").make_step(LAYOUT)), lambda: parse_algorithm("fedadam()").make_step(LAYOUT)),
+    "buffered step": (lambda: stepped(parse_algorithm("fedbuff()").make_step(LAYOUT)), lambda: parse_algorithm("fedbuff()").make_step(LAYOUT)),
     "controls": (run_controls, controls),
 }  # fmt: skip
 
@@ -319,9 +319,9 @@ def test_states_of_another_layout_say_how_to_compare():
     other = gw.Layout.from_arrays({"module.w": np.zeros((6, 5)), "module.b": np.zeros(8), "running_mean": np.zeros(2)})
     said = "state is of another layout: other names, shapes, order or running statistics.*client.layout.difference"
     holders = [gw.Client(gw.ef(gw.topk(0.2)), other), gw.Server(gw.ef(gw.topk(0.2)), other),
-               gw.Region(gw.ef(gw.topk(0.2)), other), fedavgm().make_step(other)]  # fmt: skip
+               gw.Region(gw.ef(gw.topk(0.2)), other), parse_algorithm("fedavgm()").make_step(other)]  # fmt: skip
     ours = [gw.Client(gw.ef(gw.topk(0.2)), LAYOUT), gw.Server(gw.ef(gw.topk(0.2)), LAYOUT),
-            gw.Region(gw.ef(gw.topk(0.2)), LAYOUT), fedavgm().make_step(LAYOUT)]  # fmt: skip
+            gw.Region(gw.ef(gw.topk(0.2)), LAYOUT), parse_algorithm("fedavgm()").make_step(LAYOUT)]  # fmt: skip
     for holder, own in zip(holders, ours, strict=True):
         with pytest.raises(gw.StateError, match=said):
             holder.load_state_dict(own.state_dict())

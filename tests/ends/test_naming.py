@@ -10,7 +10,7 @@ import gradwire as gw
 from gradwire.aggregation.robust import Median, TrimmedMean
 from gradwire.compressors.feedback import ef21, momentum_correction
 from gradwire.compressors.lowrank import powersgd
-from gradwire.federated.algorithms.algorithm import fedadam
+from gradwire.federated.algorithms.algorithm import parse_algorithm
 
 LAYOUT = gw.Layout.from_arrays({"enc.weight": np.ones((10, 10)), "attn.mask": np.ones(3), "bn.running_var": np.ones(2)})
 PLACES = [(37, r"index 37, in tensor 'enc.weight' at \[3, 7\]"), (101, r"index 101, in tensor 'attn.mask' at \[1\]"),
@@ -62,7 +62,7 @@ def test_server_names_the_tensor_of_a_step():
 
 
 def test_steps_name_the_tensor():
-    step = fedadam().make_step(LAYOUT)
+    step = parse_algorithm("fedadam()").make_step(LAYOUT)
     update = np.zeros(LAYOUT.d, np.float32)
     update[37] = np.nan
     with pytest.raises(gw.UpdateError, match=PLACES[0][1]):
