@@ -78,6 +78,10 @@ def filled(aggregator: Any, spec: str = "dense()") -> Any:
     return aggregator
 
 
+def step_of(algorithm: str) -> Any:
+    return parse_algorithm(algorithm).make_step(LAYOUT)
+
+
 def stepped(step: Any) -> Any:
     if hasattr(step, "count"):
         step.count(0.5)
@@ -116,9 +120,9 @@ HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "mirrors": (lambda: filled(Mirrors(LAYOUT, 3)), lambda: Mirrors(LAYOUT, 3)),
     "trimmed mean": (lambda: filled(TrimmedMean(LAYOUT, 0.1, True)), lambda: TrimmedMean(LAYOUT, 0.1, True)),
     "over the air": (lambda: filled(AIR.make(LAYOUT, 1, gw.dense())), lambda: AIR.make(LAYOUT, 1, gw.dense())),
-    "momentum step": (lambda: stepped(parse_algorithm("fedavgm()").make_step(LAYOUT)), lambda: parse_algorithm("fedavgm()").make_step(LAYOUT)),
-    "adaptive step": (lambda: stepped(parse_algorithm("fedadam()").make_step(LAYOUT)), lambda: parse_algorithm("fedadam()").make_step(LAYOUT)),
-    "buffered step": (lambda: stepped(parse_algorithm("fedbuff()").make_step(LAYOUT)), lambda: parse_algorithm("fedbuff()").make_step(LAYOUT)),
+    "momentum step": (lambda: stepped(step_of("fedavgm()")), lambda: step_of("fedavgm()")),
+    "adaptive step": (lambda: stepped(step_of("fedadam()")), lambda: step_of("fedadam()")),
+    "buffered step": (lambda: stepped(step_of("fedbuff()")), lambda: step_of("fedbuff()")),
     "controls": (run_controls, controls),
 }  # fmt: skip
 
@@ -321,7 +325,7 @@ def test_states_of_another_layout_say_how_to_compare():
     holders = [gw.Client(gw.ef(gw.topk(0.2)), other), gw.Server(gw.ef(gw.topk(0.2)), other),
                gw.Region(gw.ef(gw.topk(0.2)), other), parse_algorithm("fedavgm()").make_step(other)]  # fmt: skip
     ours = [gw.Client(gw.ef(gw.topk(0.2)), LAYOUT), gw.Server(gw.ef(gw.topk(0.2)), LAYOUT),
-            gw.Region(gw.ef(gw.topk(0.2)), LAYOUT), parse_algorithm("fedavgm()").make_step(LAYOUT)]  # fmt: skip
+            gw.Region(gw.ef(gw.topk(0.2)), LAYOUT), step_of("fedavgm()")]  # fmt: skip
     for holder, own in zip(holders, ours, strict=True):
         with pytest.raises(gw.StateError, match=said):
             holder.load_state_dict(own.state_dict())
