@@ -23,7 +23,7 @@ HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "
 # docs/architecture.md, from the ground up; nobody imports what stands after it. Rooms inside a room are ordered alike.
 ORDER = [
     "errors",
-    "checks journal layout named rng payload saved",
+    "checks containers journal tensors layout named rng payload saved",
     "kernels",
     "wire",
     "compressors",

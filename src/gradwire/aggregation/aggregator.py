@@ -13,7 +13,7 @@ from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Levels, Part, Payload
-from gradwire.saved import check_memory, reading_state
+from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
 __all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
 
@@ -107,7 +107,9 @@ class Aggregator:
         if type(other) is not type(self):
             raise ConfigError(f"aggregators must be of one kind, got {type(other).__name__} and {type(self).__name__}")
         if other.layout.digest != self.layout.digest:
-            raise ConfigError("aggregators can only be merged over the same layout")
+            raise ConfigError(
+                f"aggregators can only be merged over the same layout: {self.layout.difference(other.layout)}"
+            )
         if self._bound + other._bound > _LARGEST_SUM:
             raise ProtocolError("the merged sum could leave float32's range")
         self._sum += other._sum
@@ -130,12 +132,13 @@ class Aggregator:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
-        return {
+        state = {
             "sum": self._sum.copy(),
             "sum_weights": self.sum_weights,
             "num_received": self.num_received,
             "bound": self._bound,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -143,6 +146,7 @@ class Aggregator:
         Raises:
             StateError: on a sum of another length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             total = np.array(state["sum"], np.float32)
             sum_weights, bound = (

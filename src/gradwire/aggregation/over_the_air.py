@@ -19,7 +19,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import reading_state
+from gradwire.saved import from_saved, reading_state, to_saved
 
 __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 
@@ -220,7 +220,7 @@ class OverTheAir(Aggregator):
             What ``Aggregator.state_dict`` gives, and ``aggregation`` (the rule's text), ``air_seed``, ``air_round``,
             ``air_indices`` ((k,) int64 or None), ``loudest``, ``silent`` and ``channel_uses``.
         """
-        return super().state_dict() | {
+        state = super().state_dict() | {
             "aggregation": str(self.rule),
             "air_seed": self._seed,
             "air_round": self._round,
@@ -229,6 +229,7 @@ class OverTheAir(Aggregator):
             "silent": self.silent,
             "channel_uses": self.channel_uses,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -236,6 +237,7 @@ class OverTheAir(Aggregator):
         Raises:
             StateError: on a state of another rule or length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             if state["aggregation"] != str(self.rule):
                 raise StateError(f"state has aggregation {state['aggregation']!r}, expected {str(self.rule)!r}")

@@ -19,7 +19,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.named import Named
 from gradwire.payload import Payload
-from gradwire.saved import reading_state
+from gradwire.saved import from_saved, reading_state, to_saved
 
 __all__ = [
     "Aggregation",
@@ -117,7 +117,9 @@ class _Collector(Aggregator):
         if not isinstance(other, _Collector) or other.rule != self.rule:
             raise ConfigError(f"{self.rule} can only be merged with itself: it needs every client's numbers")
         if other.layout.digest != self.layout.digest:
-            raise ConfigError("aggregators can only be merged over the same layout")
+            raise ConfigError(
+                f"aggregators can only be merged over the same layout: {self.layout.difference(other.layout)}"
+            )
         if other._indices is not None:
             self._check_same(other._indices)
             self._indices = other._indices
@@ -154,13 +156,14 @@ class _Collector(Aggregator):
             ((n, k) float32), ``sum_weights`` and ``num_received``.
         """
         rows = np.stack(self._rows) if self._rows else np.empty((0, 0), np.float32)
-        return {
+        state = {
             "aggregation": str(self.rule),
             "indices": None if self._indices is None else self._indices.copy(),
             "rows": rows,
             "sum_weights": self.sum_weights,
             "num_received": self.num_received,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -168,6 +171,7 @@ class _Collector(Aggregator):
         Raises:
             StateError: on a state of another rule or length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             if state["aggregation"] != str(self.rule):
                 raise StateError(f"state has aggregation {state['aggregation']!r}, expected {str(self.rule)!r}")

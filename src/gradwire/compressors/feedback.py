@@ -161,7 +161,7 @@ class ef(_Feedback):
         mean, state = yield from self.compressor.phases(corrected, state, round)
         with np.errstate(over="ignore"):
             corrected -= mean
-        check_finite(corrected, "residual")
+        check_finite(corrected, "residual", state.layout)
         state.memory["residual"] = corrected
         return mean, state
 
@@ -190,7 +190,7 @@ class ef(_Feedback):
             added = largest is not None
         if not added:
             state.journal.undo()
-            check_finite(update, "update")
+            check_finite(update, "update", state.layout)
             self._corrected(update, state)  # says where
         return largest
 
@@ -198,7 +198,7 @@ class ef(_Feedback):
         residual: Vector = state.memory["residual"]
         with np.errstate(over="ignore"):
             corrected = residual + update if self.decay == 1.0 else residual * np.float32(self.decay) + update
-        check_finite(corrected, "residual + update")
+        check_finite(corrected, "residual + update", state.layout)
         return corrected
 
 
@@ -273,9 +273,9 @@ class ef21(_Feedback):
         mirror: Vector = state.memory["mirror"]
         with np.errstate(over="ignore"):
             difference = update - mirror
-        check_finite(difference, "update - mirror")
+        check_finite(difference, "update - mirror", state.layout)
         payload, state = self.compressor.compress(difference, state, round)
-        state.memory["mirror"] = _moved(mirror, payload, 1.0, None if round is None else round.reference)
+        state.memory["mirror"] = _moved(state, payload, 1.0, None if round is None else round.reference)
         return payload, state
 
     def largest_update(self, state: State) -> float:
@@ -285,14 +285,14 @@ class ef21(_Feedback):
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take a step that the server did not get out of the mirror again."""
         state = self.compressor.restore(payload, state, reference)
-        return State(state.layout, {**state.memory, "mirror": _moved(state.memory["mirror"], payload, -1.0, reference)})
+        return State(state.layout, {**state.memory, "mirror": _moved(state, payload, -1.0, reference)})
 
 
-def _moved(mirror: Vector, payload: Payload, sign: float, reference: Vector | Reference | None) -> Vector:
-    moved = mirror.copy()
+def _moved(state: State, payload: Payload, sign: float, reference: Vector | Reference | None) -> Vector:
+    moved: Vector = state.memory["mirror"].copy()
     with np.errstate(over="ignore"):
         accumulate(moved, payload, sign, reference)
-    check_finite(moved, "mirror")
+    check_finite(moved, "mirror", state.layout)
     return moved
 
 
@@ -355,7 +355,7 @@ class momentum_correction(_Feedback):
             momentum = state.memory["momentum"] * np.float32(self.momentum)
             momentum += update
             residual = state.memory["residual"] + momentum
-        check_finite(residual, "residual + momentum")
+        check_finite(residual, "residual + momentum", state.layout)
         payload, state = self.compressor.compress(residual, state, round)
         sent = decompress(payload, None if round is None else round.reference)
         residual -= sent
@@ -379,5 +379,5 @@ def _restored(payload: Payload, state: State, reference: Vector | Reference | No
     residual = state.memory["residual"].copy()
     with np.errstate(over="ignore"):
         accumulate(residual, payload, reference=reference)
-    check_finite(residual, "residual + what was not delivered")
+    check_finite(residual, "residual + what was not delivered", state.layout)
     return State(state.layout, {**state.memory, "residual": residual})

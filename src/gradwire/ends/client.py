@@ -17,7 +17,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
+from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode, encode
 from gradwire.wire.packets import cut_packets
 
@@ -189,7 +189,7 @@ class Client:
     ) -> tuple[Payload, State]:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
-        vector = as_update(update, self.layout.d, check=not self.compressor.checks_update)
+        vector = as_update(update, self.layout.d, not self.compressor.checks_update, layout=self.layout)
         standing = self._standing
         current = self.compressor.uses_reference and index == standing.synced
         held = standing.reference if current else None
@@ -230,10 +230,7 @@ class Client:
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(
-                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
-                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
-            )
+            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
         if payload.round >= 2**63 - 1:
             raise ProtocolError(f"blob is of round {payload.round}, after which there is none")
         standing = self._standing
@@ -291,7 +288,7 @@ class Client:
         """
         standing, held = self._standing, self._standing.reference
         memory = copy_memory(standing.state.memory)
-        return {
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
             "layout": self.layout.digest.hex(),
@@ -308,6 +305,7 @@ class Client:
             "reference": None if held is None else np.frombuffer(held.blob, np.uint8).copy(),
             "scheme": memory,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken: the next bytes are the same.
@@ -318,6 +316,7 @@ class Client:
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         with reading_state():
             if state["client_id"] != self.client_id:

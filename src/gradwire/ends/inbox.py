@@ -20,7 +20,7 @@ from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReferenc
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import check_state, reading_state, to_bytes
+from gradwire.saved import check_state, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode
 
 __all__ = ["Clipped", "Inbox"]
@@ -207,10 +207,7 @@ class Inbox:
         if payload.sum_weights is not None:
             raise ProtocolError("receive takes a client's blob, got a server's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(
-                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
-                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
-            )
+            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
         if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
             raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
         # kept after the round: a packet that was counted is no lost one, however late it comes again
@@ -269,7 +266,7 @@ class Inbox:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only."""
-        return {
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
             "layout": self.layout.digest.hex(),
@@ -285,9 +282,11 @@ class Inbox:
             "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
         }
+        return to_saved(state)
 
     def _checked_state(self, state: dict[str, Any]) -> Callable[[], None]:
         """Check a state, and return what takes it over: nothing is changed before."""
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         with reading_state():
             aggregator = self._new_aggregator()

@@ -14,7 +14,7 @@ from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.rng import Key
-from gradwire.saved import check_memory, copy_memory, reading_state
+from gradwire.saved import check_memory, copy_memory, from_saved, reading_state, to_saved
 from gradwire.wire import encode
 
 __all__ = ["Result", "Server", "ServerStep"]
@@ -160,7 +160,7 @@ class Server(Inbox):
         """What closing the round comes to, and the downlink's next state."""
         update = delta = self._aggregator.mean()
         if self.step is not None:
-            delta = as_update(self.step(update.copy()), self.layout.d)
+            delta = as_update(self.step(update.copy()), self.layout.d, what="what step gives", layout=self.layout)
         agreed = Round(
             index=self.round,
             key=Key(self.seed, self.round, purpose="downlink"),
@@ -199,7 +199,7 @@ class Server(Inbox):
             the past ``references``. The step's own state is the caller's.
         """
         memory = copy_memory(self._downlink_state.memory)
-        return super().state_dict() | {"downlink": str(self.downlink), "scheme": memory}
+        return to_saved(super().state_dict() | {"downlink": str(self.downlink), "scheme": memory})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -210,6 +210,7 @@ class Server(Inbox):
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         take_over = self._checked_state(state)
         downlink = state.get("downlink")
         if not isinstance(downlink, str) or downlink != str(self.downlink):

@@ -12,7 +12,7 @@ import numpy as np
 from gradwire.compressors.compressor import Vector
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.named import Named
-from gradwire.saved import check_memory, check_state, copy_memory, reading_state
+from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_saved
 
 __all__ = ["ScaledStep", "Step", "scaled_step"]
 
@@ -51,14 +51,14 @@ class Step(ABC):
         Raises:
             UpdateError: on a wrong shape, NaN or Inf, or a result that is not finite; nothing is changed then.
         """
-        delta = as_update(update, self.layout.d).copy()
+        delta = as_update(update, self.layout.d, layout=self.layout).copy()
         with np.errstate(all="ignore"):  # what is not finite is found below
             memory = self._advance(delta)
         name = type(self.algorithm).__name__
         for key, value in memory.items():
             if isinstance(value, np.ndarray):
-                check_finite(value, f"{name}'s {key}")
-        check_finite(delta, f"{name}'s step")
+                check_finite(value, f"{name}'s {key}", self.layout)
+        check_finite(delta, f"{name}'s step", self.layout)
         self._memory = memory
         return delta
 
@@ -90,12 +90,13 @@ class Step(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of what must survive a restart: ``format``, ``spec``, ``layout`` and ``memory``."""
-        return {
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.algorithm),
             "layout": self.layout.digest.hex(),
             "memory": copy_memory(self._memory),
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -106,6 +107,7 @@ class Step(ABC):
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.algorithm), self.layout)
         with reading_state():
             memory = copy_memory(state["memory"])
