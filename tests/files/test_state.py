@@ -76,7 +76,7 @@ def test_what_belongs_to_something_else_is_refused_and_changes_nothing(tmp_path)
         ("server", make("client"), "is the state of a 'server', expected one of a 'client'"),
         ("client", make("region"), "is the state of a 'client', expected one of a 'region'"),
         ("client", gw.Client(gw.ef(gw.topk(0.1)), LAYOUT, 3), "has spec"),
-        ("client", gw.Client(SPEC, gw.Layout.flat(LAYOUT.d), 3), "has layout"),
+        ("client", gw.Client(SPEC, gw.Layout.flat(LAYOUT.d), 3), "another layout"),
         ("client", gw.Client(SPEC, LAYOUT, 4), "is of client 3, expected 4"),
         ("server", gw.Server(gw.dense(), LAYOUT), "has spec"),
         ("none", make("client"), "No such file"),
