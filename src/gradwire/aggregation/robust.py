@@ -192,7 +192,7 @@ class Median(_Collector):
     Args:
         layout: the model's layout.
         zeros_are_values: whether coordinates that a payload's list leaves out are zeros, as they are where the clients'
-            compressor chooses none, such as ``dense()``; ``shared_support(compressor) == 'whole'`` says so. A payload
+            compressor chooses none, such as ``dense()``; ``compressor.shares == 'whole'`` says so. A payload
             with a list is refused otherwise.
 
     Attributes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,10 @@ from gradwire.named import Named
 from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
-__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
+__all__ = ["Compressor", "Round", "Sharing", "State", "Vector", "accumulate", "decompress", "least_shared", "resolve"]
 
 Vector = NDArray[np.float32]
+Sharing = Literal["none", "partly", "whole"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,15 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
 
+    @property
+    def shares(self) -> Sharing:
+        """How far the payloads that clients compress in one round are over the same coordinates.
+
+        ``'whole'``: all of them; a coordinate that is not listed is then zero, or sent by nobody. ``'partly'``: those
+        that the reference gives, and some of each client's own. ``'none'``: each client chooses its own.
+        """
+        return "none"
+
     @abstractmethod
     def init(self, layout: Layout) -> State:
         """Make the state before the first round.
@@ -210,6 +220,11 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         if not isinstance(other, Compressor):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
+
+
+def least_shared(*compressors: Compressor) -> Sharing:
+    """Tell what is shared by clients that use these compressors in turn, or on different coordinates."""
+    return min((c.shares for c in compressors), key=("none", "partly", "whole").index)
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:

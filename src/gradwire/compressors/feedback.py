@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_number
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, accumulate, decompress
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, accumulate, decompress
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
@@ -39,6 +39,11 @@ class _Feedback(Compressor):
     def uses_reference(self) -> bool:
         """Whether the inner compressor reads the reference."""
         return self.compressor.uses_reference
+
+    @property
+    def shares(self) -> Sharing:
+        """What the inner compressor says."""
+        return self.compressor.shares
 
     def guarantee(self, d: int) -> Guarantee:
         """Nothing about a single round: what one round loses a later one sends."""

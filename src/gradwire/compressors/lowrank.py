@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.errors import ConfigError, UpdateError
 from gradwire.layout import Layout, check_finite
@@ -93,6 +93,11 @@ class powersgd(Compressor):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", check_integer("rank", self.rank, 1))
+
+    @property
+    def shares(self) -> Sharing:
+        """Factors stand for every coordinate."""
+        return "whole"
 
     def init(self, layout: Layout) -> State:
         """Make the state: all matrices' Q, one after the other, the same at every end."""

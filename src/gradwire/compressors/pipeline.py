@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, compose
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
@@ -39,6 +39,12 @@ class Stage(Compressor):
             next((s for s in self.stages if isinstance(s, Quantizer)), None),
             next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), "auto"),
         )
+
+    @property
+    def shares(self) -> Sharing:
+        """What the sparsifier says; without one every client sends every coordinate."""
+        sparsifier = self._roles[0]
+        return "whole" if sparsifier is None else sparsifier.shares
 
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
@@ -88,6 +94,11 @@ class Sparsifier(Stage):
             The state for the next round.
         """
         return state
+
+    @property
+    def shares(self) -> Sharing:
+        """How far all clients of a round choose the same coordinates; a sparsifier that makes them says so here."""
+        return "none"
 
     @property
     def budget(self) -> int | None:

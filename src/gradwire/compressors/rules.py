@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
@@ -122,6 +122,11 @@ class warmup(Compressor):
     def summable(self) -> bool:
         """Whether both are."""
         return self.compressor.summable and self.first.summable
+
+    @property
+    def shares(self) -> Sharing:
+        """The less shared of both."""
+        return least_shared(self.compressor, self.first)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the later compressor's memory, and the first one's under names that begin with ``first.``."""
@@ -253,6 +258,11 @@ class by_tensor(Compressor):
         coders = sorted({type(s).__name__ for s in _stages(self) if isinstance(s, Coder)})
         if len(coders) > 1:
             raise ConfigError(f"a payload has one coder, got {' and '.join(coders)} in {self}")
+
+    @property
+    def shares(self) -> Sharing:
+        """The less shared of both."""
+        return least_shared(self.compressor, self.others)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""

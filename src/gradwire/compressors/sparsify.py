@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_bytes, check_density, check_flag, check_number, check_scope
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.errors import ConfigError
@@ -47,6 +47,11 @@ class dense(Sparsifier):
 
     summary: ClassVar[str] = "every coordinate, lossless"
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
+
+    @property
+    def shares(self) -> Sharing:
+        """Every client sends every coordinate."""
+        return "whole"
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Keep everything."""
@@ -184,6 +189,11 @@ class randk(Sparsifier):
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
+
+    @property
+    def shares(self) -> Sharing:
+        """All coordinates where the client is left out of the key, else none."""
+        return "whole" if self.shared else "none"
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Draw the coordinates."""

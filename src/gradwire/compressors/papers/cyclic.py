@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwire.checks import check_density
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import num_kept_of, part_at
@@ -55,6 +55,11 @@ class cyclic(Sparsifier):
     def scheduled(self) -> bool:
         """Whether what is kept depends on the round's number: yes."""
         return True
+
+    @property
+    def shares(self) -> Sharing:
+        """The window is the same for all clients."""
+        return "whole"
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Take the round's window."""
