@@ -263,6 +263,18 @@ def test_the_direction_check_notices():
     assert imports_of(ast.parse(code), types=True) == runtime | {"gradwire.cli"}
 
 
+def test_private_names_stay_in_their_module():
+    wrong = []
+    for importer, path in MODULES.items():
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradwire"):
+                private = [
+                    alias.name for alias in node.names if alias.name.startswith("_") and alias.name != "__version__"
+                ]
+                wrong += [f"{importer} imports {name} from {node.module}" for name in private]
+    assert wrong == []
+
+
 def test_no_module_named_utils():
     assert [p for p in FILES if "util" in p.stem or "helper" in p.stem or p.stem == "common"] == []
 

@@ -16,7 +16,7 @@ from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
-from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
+from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
@@ -281,7 +281,7 @@ class by_tensor(Compressor):
             return self._payload(update, layout, unbounded), state
         if adjustable:
             size = sum(tensor.num_elements for tensor in layout.tensors if self._matches(tensor))
-            made = _largest_fitting(
+            made = largest_fitting(
                 lambda num_kept: self._payload(update, layout, replace(unbounded, num_kept=num_kept)), size, num_bytes
             )
             return made, state
@@ -319,7 +319,7 @@ class by_tensor(Compressor):
         parts = [part for chosen, _ in stretches for part in next(pieces[chosen])]
         if layout.num_parameters < layout.d:
             statistics = update[layout.num_parameters :].copy()
-            parts.append(_prune(Part(Every(statistics.size), Floats(statistics))))
+            parts.append(pruned(Part(Every(statistics.size), Floats(statistics))))
         return Payload(
             layout.d,
             tuple(_join_empty(parts)),
