@@ -16,12 +16,11 @@ from gradwire.compressors.pipeline import Sparsifier
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.layout import check_finite
-from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
+from gradwire.payload import LARGEST, SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.rng import Key
 
 __all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
-_LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
 
 
@@ -261,8 +260,8 @@ class threshold(Sparsifier):
             object.__setattr__(self, "density", check_density(self.density))
             return
         object.__setattr__(self, "value", check_number("value", self.value))
-        if not 0 < (self.value or 0.0) <= _LARGEST:
-            raise ConfigError(f"value must be in (0, {_LARGEST!r}], got {self.value!r}")
+        if not 0 < (self.value or 0.0) <= LARGEST:
+            raise ConfigError(f"value must be in (0, {LARGEST!r}], got {self.value!r}")
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select what reaches the threshold."""
