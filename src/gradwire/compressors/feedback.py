@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_number
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, accumulate, decompress
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contractive
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
@@ -20,6 +20,7 @@ from gradwire.payload import Payload
 
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
+_ANY_LENGTH = 2**48
 _FEEDBACK = {"residual", "mirror", "momentum"}
 
 
@@ -56,6 +57,8 @@ class _Feedback(Compressor):
         if has_feedback(self.compressor):
             raise ConfigError(f"{name} cannot wrap {self.compressor}: one residual is enough")
         guarantee = self.compressor.guarantee(1024)
+        if isinstance(guarantee, Unbiased):  # contractive only where its omega is small at every length
+            guarantee = as_contractive(self.compressor.guarantee(_ANY_LENGTH))
         if not isinstance(guarantee, accepted):
             raise ConfigError(
                 f"{name} needs a contractive compressor, got {self.compressor} with guarantee {guarantee}: {else_}"
@@ -67,8 +70,8 @@ class ef(_Feedback):
     """Add the residual to the update, compress, keep what was not sent: e' = (u + decay e) - C(u + decay e).
 
     Args:
-        compressor: what compresses the corrected update; contractive or of bounded absolute error, since
-            anything else lets the residual grow without bound.
+        compressor: what compresses the corrected update; contractive, or unbiased with omega <= 1 at any length, or
+            of bounded absolute error, since anything else lets the residual grow without bound.
         decay: how much of the residual is kept from round to round, in (0, 1]; 1 loses nothing.
         unchecked: accept any compressor.
 

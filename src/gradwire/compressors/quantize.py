@@ -13,6 +13,7 @@ from gradwire.checks import check_flag, check_integer, check_number, check_scope
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Quantizer
+from gradwire.compressors.rounding import as_levels, dither
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.payload import LARGEST, Floats, Levels, Part, Support, Symbols, block_ranks
@@ -460,9 +461,7 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     # p - 1 for interval p: the inner edges that are not below the magnitude. A zero comes after all of them.
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
-    used = counts > 0
-    ranks = (used.cumsum() - used).astype(np.uint16)
-    return Levels(ops.signed_symbols(found, ranks, numbers), (sums[used] / counts[used]).astype(np.float32))
+    return as_levels(found, sums / np.maximum(counts, 1), numbers, counts)
 
 
 def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.float64]:
@@ -488,12 +487,9 @@ def _on_grid(
     key: Key | None,
 ) -> list[Part]:
     """Round each part's numbers to its grid: to nearest, or at random where a key is given."""
-    dither: list[Vector | None] = [None] * len(numbers)
-    if key is not None:
-        sizes = [x.size for x in numbers]
-        dither = list(np.split(key.derive(purpose="dither").uniform(sum(sizes)), np.cumsum(sizes)[:-1]))
+    draws = [None] * len(numbers) if key is None else dither(key, [x.size for x in numbers])
     out = []
-    for support, x, grid, u in zip(supports, numbers, grids, dither, strict=True):
+    for support, x, grid, u in zip(supports, numbers, grids, draws, strict=True):
         scales, zeros = grid
         if block:
             ranks = block_ranks(support, block)

@@ -15,7 +15,7 @@ import numpy as np
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contractive
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
@@ -58,8 +58,9 @@ def weaker(a: Guarantee, b: Guarantee) -> Guarantee:
             return Unbiased(max(x, y))
         case Absolute(x), Absolute(y):
             return Absolute(max(x, y))
-        case (Contractive(x), Unbiased(y)) | (Unbiased(y), Contractive(x)) if y <= 1:
-            return Contractive(min(x, 1 - y))
+    match as_contractive(a), as_contractive(b):
+        case Contractive(x), Contractive(y):
+            return Contractive(min(x, y))
         case _:
             return Unknown()
 
