@@ -75,7 +75,7 @@ def test_powers_of_two_and_zeros_arrive_exactly():
 @pytest.mark.parametrize("scale", [1.0, 2.0**-149, 2.0**100, -(2.0**-30)])
 @pytest.mark.parametrize("number", [4 / 3, 5 / 4, 3 / 2, 7 / 4, 1.01])
 def test_variance_in_closed_form(number, scale):
-    """(1 + m) 2^a has mean itself and variance m (1 - m) 4^a, which is 1/8 of its square at m = 1/3 and below it else."""
+    """(1 + m) 2^a has mean itself and variance m (1 - m) 4^a, at most 1/8 of its square, at m = 1/3."""
     number = 3 if scale == 2.0**-149 else number  # the smallest number between two powers
     x = np.full(100_000, number * scale, np.float32)
     low = 2.0 ** math.floor(math.log2(abs(float(x[0]))))

@@ -189,7 +189,6 @@ def test_warm_up_in_phases():
             total = yield update * self.factor
             return total, gw.State(state.layout, {"rounds": state.memory["rounds"] + 1})
 
-    gw.Compressor.registry.pop("summed")
     compressor = warmup(Summed(2), 2, Summed(3))
     assert compressor.summable
     assert not warmup(Summed(2), 2, gw.topk(0.1)).summable

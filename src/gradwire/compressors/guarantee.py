@@ -51,7 +51,7 @@ class Unknown(Guarantee):
 
 
 def as_contractive(guarantee: Guarantee) -> Guarantee:
-    """Return what an unbiased guarantee says of the error: with omega <= 1 it is Contractive(1 - omega); else itself."""
+    """Return a guarantee as one of the error: Unbiased(omega <= 1) is Contractive(1 - omega), all else itself."""
     match guarantee:
         case Unbiased(omega) if omega <= 1:
             return Contractive(1 - omega)
