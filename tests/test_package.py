@@ -329,15 +329,6 @@ def test_public_docstring_has_an_example(name):
     assert ">>> " in doc.split("Example:")[1]
 
 
-@pytest.mark.parametrize("name", sorted(gw.Compressor.registry))
-def test_stage_docstring_names_its_source(name):
-    doc = inspect.getdoc(gw.Compressor.registry[name]) or ""
-    assert "Source:" in doc
-    assert "Deviations:" in doc
-    assert gw.Compressor.registry[name].summary
-    assert gw.Compressor.registry[name].citation
-
-
 def test_everything_public_is_documented():
     missing = []
     for name in gw.__all__:

@@ -241,6 +241,8 @@ def _call(node: ast.Call, source: _Source, depth: int) -> Any:
     called = source.registry.get(name)
     if called is None:
         raise source.at(node, f"unknown {source.kind} {name!r}{source.hint(name)}")
+    if not getattr(getattr(called, "__dataclass_params__", None), "frozen", False):
+        raise source.at(node, f"{name} must be a frozen dataclass: write @dataclass(frozen=True, repr=False) above it")
     parameters = inspect.signature(called).parameters
     variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for argument in node.args:

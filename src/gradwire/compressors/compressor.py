@@ -100,6 +100,9 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     Subclasses are frozen dataclasses whose fields are their parameters; ``str()`` is the spec text that builds
     an equal one, and every subclass with a public name can be used in a spec.
 
+    Attributes:
+        typical: the spec that a stage's figures are measured with; empty where that is the stage without parameters.
+
     Example:
         >>> import numpy as np, gradwire as gw
         >>> compressor = gw.topk(0.5)
@@ -110,6 +113,7 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     """
 
     joins: ClassVar[bool] = True
+    typical: ClassVar[str] = ""
 
     @property
     def uses_reference(self) -> bool:

@@ -96,6 +96,7 @@ class ef(_Feedback):
 
     summary: ClassVar[str] = "error feedback round any compressor"
     citation: ClassVar[str] = "Karimireddy et al. 2019, arXiv:1901.09847"
+    typical: ClassVar[str] = "ef(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", check_number("decay", self.decay))
@@ -228,6 +229,7 @@ class ef21(_Feedback):
 
     summary: ClassVar[str] = "a mirror of the update at both ends; differences are sent"
     citation: ClassVar[str] = "Richtarik et al. 2021, arXiv:2106.05203"
+    typical: ClassVar[str] = "ef21(topk(0.01))"
 
     def __post_init__(self) -> None:
         self._check_inner((Contractive,), "its mirror need not come nearer to the update")
@@ -306,6 +308,7 @@ class momentum_correction(_Feedback):
 
     summary: ClassVar[str] = "momentum before the residual, masked where sent"
     citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+    typical: ClassVar[str] = "momentum_correction(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "momentum", check_number("momentum", self.momentum))

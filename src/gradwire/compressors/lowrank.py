@@ -89,6 +89,7 @@ class powersgd(Compressor):
 
     summary: ClassVar[str] = "matrices as products of two thin factors, warm-started"
     citation: ClassVar[str] = "Vogels et al. 2019, arXiv:1905.13727"
+    typical: ClassVar[str] = "powersgd(4)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", check_integer("rank", self.rank, 1))

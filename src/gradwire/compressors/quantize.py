@@ -136,6 +136,7 @@ class uniform(Quantizer):
 
     summary: ClassVar[str] = "evenly spaced integers with a scale"
     citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    typical: ClassVar[str] = "uniform(8)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 1, 8))
@@ -277,6 +278,7 @@ class qsgd(Quantizer):
 
     summary: ClassVar[str] = "random rounding to multiples of the norm's fraction"
     citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    typical: ClassVar[str] = "qsgd(16)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_integer("levels", self.levels, 1, 32767))
@@ -364,6 +366,7 @@ class fixed(Quantizer):
 
     summary: ClassVar[str] = "integers under a public scale, which add up"
     citation: ClassVar[str] = "Sapio et al. 2019, arXiv:1903.06701"
+    typical: ClassVar[str] = "fixed(8, 1.0)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 2, 16))
@@ -436,6 +439,7 @@ class fractional(Quantizer):
 
     summary: ClassVar[str] = "one of P magnitudes on a logarithmic scale, and a sign"
     citation: ClassVar[str] = "TCS, arXiv:2101.08837, Eq. (12)"
+    typical: ClassVar[str] = "topk(0.01) | fractional(16)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "intervals", check_integer("intervals", self.intervals, 1, _MAX_LEVELS))

@@ -100,6 +100,7 @@ class warmup(Compressor):
 
     summary: ClassVar[str] = "another compressor in the first rounds"
     citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+    typical: ClassVar[str] = "warmup(topk(0.01), 5)"
 
     def __post_init__(self) -> None:
         for name, inner in (("compressor", self.compressor), ("first", self.first)):
@@ -241,6 +242,7 @@ class by_tensor(Compressor):
 
     summary: ClassVar[str] = "matrices one way, biases, norms and small tensors another"
     citation: ClassVar[str] = "Vogels et al. 2019, arXiv:1905.13727"
+    typical: ClassVar[str] = "by_tensor(topk(0.01))"
 
     def __post_init__(self) -> None:
         for name, inner in (("compressor", self.compressor), ("others", self.others)):

@@ -90,6 +90,7 @@ class topk(Sparsifier):
 
     summary: ClassVar[str] = "the k entries of largest magnitude"
     citation: ClassVar[str] = "Stich et al. 2018, arXiv:1809.07599"
+    typical: ClassVar[str] = "topk(0.01)"
 
     def __post_init__(self) -> None:
         if self.density is None and self.num_bytes is None:
@@ -178,6 +179,7 @@ class randk(Sparsifier):
 
     summary: ClassVar[str] = "k coordinates drawn from a seed, no indices sent"
     citation: ClassVar[str] = "Stich et al. 2018, arXiv:1809.07599"
+    typical: ClassVar[str] = "randk(0.01)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
@@ -251,6 +253,7 @@ class threshold(Sparsifier):
 
     summary: ClassVar[str] = "entries above a threshold, given or sampled"
     citation: ClassVar[str] = "Lin et al. 2017, arXiv:1712.01887"
+    typical: ClassVar[str] = "threshold(density=0.01)"
 
     def __post_init__(self) -> None:
         if (self.value is None) == (self.density is None):

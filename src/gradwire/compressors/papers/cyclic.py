@@ -47,6 +47,7 @@ class cyclic(Sparsifier):
 
     summary: ClassVar[str] = "the k coordinates whose turn it is, shared by all, no indices sent"
     citation: ClassVar[str] = "a control for RegTop-k, arXiv:2501.05633"
+    typical: ClassVar[str] = "ef(cyclic(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))

@@ -57,6 +57,7 @@ class tcs(Sparsifier):
 
     summary: ClassVar[str] = "where the last aggregate was largest, unnamed, and a few others"
     citation: ClassVar[str] = "TCS, arXiv:2101.08837"
+    typical: ClassVar[str] = "ef(tcs(0.01, 0.001))"
 
     def __post_init__(self) -> None:
         for name in ("global_density", "local_density"):
