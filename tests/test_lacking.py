@@ -16,6 +16,7 @@ import gradwire.federated.algorithms
 from gradwire.aggregation import Aggregation
 from gradwire.federated.algorithms import Algorithm
 from gradwire.federated.network.budgets import Budget
+from gradwire.federated.network.links import Links
 from gradwire.named import Named
 
 ROOT = Path(__file__).parent.parent
@@ -90,11 +91,17 @@ def as_budget(name: str, cls: type[Budget]) -> Lacks:
     yield "a test in tests/federated/network", f"{name}(" not in code_in("federated/network")
 
 
+def as_link(name: str, cls: type[Links]) -> Lacks:
+    yield from as_every_kind(name, cls)
+    yield f"`{name}(...)` in docs/federated.md", f"`{name}(" not in FEDERATED
+
+
 KINDS: dict[type[Named], Callable[[str, type], Lacks]] = {
     gw.Compressor: as_stage,
     Algorithm: as_algorithm,
     Aggregation: as_aggregation,
     Budget: as_budget,
+    Links: as_link,
 }
 OURS = [
     pytest.param(kind, name, id=f"{kind.kind}-{name}")
