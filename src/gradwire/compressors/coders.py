@@ -25,6 +25,7 @@ class huffman(Coder):
 
     summary: ClassVar[str] = "static Huffman code of symbols or exponents"
     citation: ClassVar[str] = "Huffman 1952, doi:10.1109/JRPROC.1952.273898"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | huffman()"
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +43,7 @@ class ans(Coder):
 
     summary: ClassVar[str] = "asymmetric numeral system: arithmetic coding's rate"
     citation: ClassVar[str] = "Duda 2013, arXiv:1311.2540"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | ans()"
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +61,7 @@ class rle(Coder):
 
     summary: ClassVar[str] = "run lengths of equal symbols"
     citation: ClassVar[str] = "Golomb 1966, doi:10.1109/TIT.1966.1053907"
+    typical: ClassVar[str] = "uniform(1) | rle()"
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,3 +79,4 @@ class auto(Coder):
 
     summary: ClassVar[str] = "the cheapest coder, by exact cost (the default)"
     citation: ClassVar[str] = "gradwire"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | auto()"

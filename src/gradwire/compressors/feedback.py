@@ -14,6 +14,7 @@ from gradwire.checks import check_flag, check_number
 from gradwire.compressors.compressor import (
     Compressor,
     Round,
+    Sharing,
     State,
     Vector,
     accumulate,
@@ -21,7 +22,7 @@ from gradwire.compressors.compressor import (
     largest_magnitude,
     resolve,
 )
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contractive
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
 from gradwire.journal import Journal
@@ -31,6 +32,7 @@ from gradwire.payload import Every, Payload
 
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
+_ANY_LENGTH = 2**48
 _FEEDBACK = {"residual", "mirror", "momentum"}
 
 
@@ -51,6 +53,11 @@ class _Feedback(Compressor):
         """Whether the inner compressor reads the reference."""
         return self.compressor.uses_reference
 
+    @property
+    def shares(self) -> Sharing:
+        """What the inner compressor says."""
+        return self.compressor.shares
+
     def guarantee(self, d: int) -> Guarantee:
         """Nothing about a single round: what one round loses a later one sends."""
         return Unknown()
@@ -62,6 +69,8 @@ class _Feedback(Compressor):
         if has_feedback(self.compressor):
             raise ConfigError(f"{name} cannot wrap {self.compressor}: one residual is enough")
         guarantee = self.compressor.guarantee(1024)
+        if isinstance(guarantee, Unbiased):  # contractive only where its omega is small at every length
+            guarantee = as_contractive(self.compressor.guarantee(_ANY_LENGTH))
         if not isinstance(guarantee, accepted):
             raise ConfigError(
                 f"{name} needs a contractive compressor, got {self.compressor} with guarantee {guarantee}: {else_}"
@@ -73,8 +82,8 @@ class ef(_Feedback):
     """Add the residual to the update, compress, keep what was not sent: e' = (u + decay e) - C(u + decay e).
 
     Args:
-        compressor: what compresses the corrected update; contractive or of bounded absolute error, since
-            anything else lets the residual grow without bound.
+        compressor: what compresses the corrected update; contractive, or unbiased with omega <= 1 at any length, or
+            of bounded absolute error, since anything else lets the residual grow without bound.
         decay: how much of the residual is kept from round to round, in (0, 1]; 1 loses nothing.
         unchecked: accept any compressor.
 
@@ -99,6 +108,7 @@ class ef(_Feedback):
 
     summary: ClassVar[str] = "error feedback round any compressor"
     citation: ClassVar[str] = "Karimireddy et al. 2019, arXiv:1901.09847"
+    typical: ClassVar[str] = "ef(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", check_number("decay", self.decay))
@@ -249,6 +259,7 @@ class ef21(_Feedback):
 
     summary: ClassVar[str] = "a mirror of the update at both ends; differences are sent"
     citation: ClassVar[str] = "Richtarik et al. 2021, arXiv:2106.05203"
+    typical: ClassVar[str] = "ef21(topk(0.01))"
 
     def __post_init__(self) -> None:
         self._check_inner((Contractive,), "its mirror need not come nearer to the update")
@@ -331,6 +342,7 @@ class momentum_correction(_Feedback):
 
     summary: ClassVar[str] = "momentum before the residual, masked where sent"
     citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+    typical: ClassVar[str] = "momentum_correction(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "momentum", check_number("momentum", self.momentum))

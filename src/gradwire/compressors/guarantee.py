@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "compose"]
+__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "as_contractive", "compose"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,15 @@ class Unknown(Guarantee):
     """Nothing is promised."""
 
 
+def as_contractive(guarantee: Guarantee) -> Guarantee:
+    """Return a guarantee as one of the error: Unbiased(omega <= 1) is Contractive(1 - omega), all else itself."""
+    match guarantee:
+        case Unbiased(omega) if omega <= 1:
+            return Contractive(1 - omega)
+        case _:
+            return guarantee
+
+
 def compose(first: Guarantee, second: Guarantee) -> Guarantee:
     """Guarantee of quantizing what a sparsifier kept.
 
@@ -65,16 +74,12 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
         return second
     if second == Contractive(1.0):
         return first
-    match first, second:
+    if isinstance(first, Unbiased) and isinstance(second, Unbiased):
+        return Unbiased((1 + first.omega) * (1 + second.omega) - 1)
+    match first, as_contractive(second):
         case Contractive(a), Contractive(b):
             return Contractive(a * b)
-        case Contractive(a), Unbiased(omega) if omega <= 1:
-            return Contractive(a * (1 - omega))
-        case Unbiased(a), Unbiased(b):
-            return Unbiased((1 + a) * (1 + b) - 1)
         case Absolute(_), Contractive(_):
-            return Contractive(0.0)
-        case Absolute(_), Unbiased(omega) if omega <= 1:
             return Contractive(0.0)
         case _:
             return Unknown()

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, compose
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
@@ -20,7 +20,7 @@ from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
 from gradwire.wire import encode
 
-__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage"]
+__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage", "largest_fitting", "pruned"]
 
 
 class Stage(Compressor):
@@ -39,6 +39,12 @@ class Stage(Compressor):
             next((s for s in self.stages if isinstance(s, Quantizer)), None),
             next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), "auto"),
         )
+
+    @property
+    def shares(self) -> Sharing:
+        """What the sparsifier says; without one every client sends every coordinate."""
+        sparsifier = self._roles[0]
+        return "whole" if sparsifier is None else sparsifier.shares
 
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
@@ -88,6 +94,11 @@ class Sparsifier(Stage):
             The state for the next round.
         """
         return state
+
+    @property
+    def shares(self) -> Sharing:
+        """How far all clients of a round choose the same coordinates; a sparsifier that makes them says so here."""
+        return "none"
 
     @property
     def budget(self) -> int | None:
@@ -226,7 +237,7 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
             parts = [*parts, Part(Every(statistics.size), Floats(statistics))]
         return Payload(
             layout.d,
-            tuple(_own(_prune(part), update) for part in parts),
+            tuple(_own(pruned(part), update) for part in parts),
             round=round.index,
             sequence=round.sequence,
             layout_digest=layout.digest,
@@ -241,7 +252,7 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
     if num_bytes is None:
         return payload(round.num_kept)
     if sparsifier is not None and sparsifier.adjustable:
-        return _largest_fitting(payload, layout.num_parameters, num_bytes)
+        return largest_fitting(payload, layout.num_parameters, num_bytes)
     made = payload(None)
     if len(encode(made)) > num_bytes:
         raise ConfigError(
@@ -261,8 +272,20 @@ def _digest_for(parts: list[Part], round: Round) -> bytes | None:
     )
 
 
-def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
-    """Bisect for a k whose payload fits while that of k + 1 does not (or k = d)."""
+def largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
+    """Find the most entries whose payload fits in a number of bytes, by bisection.
+
+    Args:
+        payload: makes the payload that keeps k entries, 0 <= k <= d.
+        d: the most entries there are.
+        num_bytes: the most bytes.
+
+    Returns:
+        A payload that fits while that of one entry more does not, or that of all d.
+
+    Raises:
+        ConfigError: where not even an empty payload fits.
+    """
     best = payload(0)
     if len(encode(best)) > num_bytes:
         raise ConfigError(
@@ -323,8 +346,15 @@ def _own(part: Part, update: Vector) -> Part:
     return part
 
 
-def _prune(part: Part) -> Part:
-    """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper."""
+def pruned(part: Part) -> Part:
+    """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper.
+
+    Args:
+        part: any part.
+
+    Returns:
+        A part that stands for the same numbers.
+    """
     support = part.support
     if not isinstance(support, (Every, Explicit)) or support.num_kept == 0:
         return (
@@ -343,9 +373,9 @@ def _prune(part: Part) -> Part:
     if count == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
     cuts = support.cuts if isinstance(support, Explicit) else ()
-    pruned = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
+    fewer = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
     if isinstance(support, Explicit):
-        return pruned
+        return fewer
     skipped = support.length - count
     index_bits = count * math.log2(support.length / count) + skipped * math.log2(support.length / skipped)
-    return pruned if index_bits / 8 + pruned.values.num_bytes < part.values.num_bytes else part
+    return fewer if index_bits / 8 + fewer.values.num_bytes < part.values.num_bytes else part

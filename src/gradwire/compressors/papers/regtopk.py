@@ -120,6 +120,7 @@ class regtopk(Sparsifier):
 
     summary: ClassVar[str] = "topk that passes over what other clients cancelled"
     citation: ClassVar[str] = "RegTop-k, arXiv:2501.05633"
+    typical: ClassVar[str] = "ef(regtopk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
