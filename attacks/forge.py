@@ -17,7 +17,7 @@ import numpy as np
 
 import gradwire as gw
 
-DOWNLINK, REFERENCE, SEVERAL, PACKET = 1, 2, 4, 8
+DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
 NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
 FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE = range(7)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
@@ -188,12 +188,12 @@ def header(
     return out
 
 
-def container(d: int, *parts: bytes, **fields: object) -> bytes:
+def container(d: int, *parts: bytes, padding: bytes = b"", **fields: object) -> bytes:
     """Write a container of one part, or of parts that begin with their lengths."""
     several = len(parts) > 1
     flags = int(fields.pop("flags", 0)) | (SEVERAL if several else 0)  # type: ignore[call-overload]
-    head = header(d, flags, **fields)  # type: ignore[arg-type]
-    return repaired(head + (varint(len(parts)) if several else b"") + b"".join(parts))
+    head = header(d, flags | (PADDED if padding else 0), **fields)  # type: ignore[arg-type]
+    return repaired(head + (varint(len(parts)) if several else b"") + b"".join(parts) + padding)
 
 
 def file_header(tensors: Iterable[tuple[bytes, int, Sequence[int]]], spec: bytes = b"topk(0.5)") -> bytes:

@@ -296,6 +296,8 @@ def structure():
     packet = {"packet": (2, 3), "sequence": 4}
     blob = forge.container(9, bytes([2, 1]) + forge.golomb([8], 4) + plain([0.125]), flags=8, **packet)
     add("packet", blob, [(2, 0)], 9, [8], [0.125], **packet)
+    part = b"\1" + forge.skewed_centred("rle", 9000)
+    add("padded", forge.container(9000, part, padding=bytes(60)), [(1, 3 + 48)], 9000, range(9000), [-0.5] * 9000)
     packet = {"packet": (0, 2**30), "sum_weights": 3.0}
     blob = forge.container(9, b"\0", flags=9, **packet)
     add("packet-downlink-empty", blob, [(0, None)], 9, [], [], **packet)
@@ -341,6 +343,7 @@ def made():
         ("half", "topk(0.3) | fp16() | ans()"),
     ):
         record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(x, round=6))
+    record("made-padded", gw.Client(gw.sign(), gw.Layout.flat(30_000)).compress(np.ones(30_000, np.float32)))
     for number, blob in enumerate(gw.Client(gw.topk(0.1), layout).packets(x, 80)[:2]):
         record(f"made-packet-{number}", blob)
     for name, spec in (("affine", "uniform(4, affine=True)"), ("affine-blocks", "uniform(3, scope=64, affine=True)")):

@@ -128,7 +128,13 @@ def test_every_code_has_a_golden_file():
     codes = {kind | coder << 4 for kind in values._KINDS for coder in entropy.CODERS.values()}
     assert {numbers for _, numbers in parts if numbers} == {values.name_of(code) for code in codes}
     flags = {read(name)[3] for name in BLOBS}
-    for flag in (container.DOWNLINK, container.REFERENCE, container.SEVERAL_PARTS, container.PACKET):
+    for flag in (
+        container.DOWNLINK,
+        container.REFERENCE,
+        container.SEVERAL_PARTS,
+        container.PACKET,
+        container.PADDED,
+    ):
         assert any(f & flag for f in flags)
     dtypes = {tensor["dtype"] for name in FILES for tensor in EXPECTED[name]["tensors"]}
     assert dtypes == set(files.DTYPES)
@@ -204,5 +210,5 @@ def test_tables_of_the_format_page_are_those_of_the_source():
     for name, shown in re.findall(r"^\| `(max_\w+)` \| ([0-9^]+) \|", PAGE, re.MULTILINE):
         base, _, power = shown.partition("^")
         assert getattr(limits, name) == int(base) ** int(power or 1), name
-    assert f"more than\n{container._SAFE_EXPANSION} entries to a byte" in PAGE
+    assert f"ceil(n / {limits.max_expansion}) + 4 bytes" in PAGE
     assert f"version | 1 | always | {container.VERSION} |" in PAGE

@@ -273,7 +273,7 @@ def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) 
         return everything
     low, high = 0, d
     while high - low > 1:
-        # an entry costs at least a bit, so there is no point in looking far above what was paid for
+        # an entry seldom costs less than a bit, so there is little point in looking far above what was paid for
         middle = min((low + high) // 2, 2 * low + 8 * num_bytes)
         tried = payload(middle)
         if len(encode(tried)) <= num_bytes:
