@@ -19,7 +19,7 @@ import gradwire as gw
 
 DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
 NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE = range(7)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED = range(8)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
 
 
@@ -156,6 +156,12 @@ def skewed_centred(coder: str, count: int, scale: float = 1.0) -> bytes:
     if coder == "huffman":
         return bytes([CENTRED | HUFFMAN]) + head + varint(0) + varint(1) + b"\x01" + bytes(-(-count // 8))
     return bytes([CENTRED | PACKED]) + head + bytes(-(-count // 8))
+
+
+def grouped(*members: tuple[int, bytes]) -> bytes:
+    """Write values in groups: (how many, codec and values) of each."""
+    counts = [varint(count) for count, _ in members[:-1]] + [b""]
+    return bytes([GROUPED]) + varint(len(members)) + b"".join(c + v for c, (_, v) in zip(counts, members, strict=True))
 
 
 # containers and files

@@ -144,7 +144,7 @@ class Reader:
         return struct.unpack(f"<{k}{number}", struct.pack(f"<{k}{raw}", *(b << shift for b in bits)))
 
     def values(self, kind, coder, indices):
-        k = len(indices)
+        k, numbers = len(indices), []
         if kind < 3:
             return self.floats(kind, coder, k)
         if kind in (3, 6):
@@ -157,6 +157,13 @@ class Reader:
         elif kind == 4:
             table = self.floats(0, 0, self.varint(1, 2**15))
             numbers = [table[s // 2] * (-1) ** s for s in self.symbols(coder, k, 2 * len(table))]
+        elif kind == 7:
+            assert coder == 0, "coder of groups"
+            for left in reversed(range(self.varint(2, k))):
+                size = self.varint(1, k - len(numbers) - left) if left else k - len(numbers)
+                inner, how = self.field(4), self.field(4)
+                assert inner not in (5, 7), "kind of a group"
+                numbers += self.values(inner, how, [0] * size)
         else:
             assert kind == 5, "value kind"
             m, r = self.varint(1, k), self.varint(1)

@@ -21,7 +21,7 @@ from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
 from gradwire.layout import Layout, TensorSpec
-from gradwire.payload import Every, Explicit, Floats, Part, Payload
+from gradwire.payload import Every, Explicit, Floats, Part, Payload, Symbols
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -393,7 +393,7 @@ def _slices(part: Part, edges: list[int], compressor: Compressor) -> Iterator[Pa
             f"by_tensor cannot use {compressor} with this model: its support is of the kind {type(support).__name__}, "
             "which stands for all its tensors at once, and other tensors lie between them"
         )
-    block = getattr(part.values, "block", 0)
+    block = part.values.block if isinstance(part.values, Symbols) else 0
     if block:
         aligned = {-(-edge // block) * block for edge in edges}
         edges = sorted({*edges, *aligned} - {part.length} - {e for e in aligned if e > part.length})

@@ -194,9 +194,11 @@ def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.i
 
 
 def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    num_segments = reader.varint("number of segments", below=limits.max_parts + 1)
+    num_segments = reader.varint("number of segments")
     if num_segments < 2:
         raise Malformed(f"number of segments must be 2 or more, got {num_segments}")
+    if num_segments > limits.max_parts:
+        raise LimitExceeded(f"segments must be at most {limits.max_parts}, got {num_segments}")
     # where an entry, with its value, takes three bytes or more, nothing is copied
     indices = np.empty(min(length, reader.remaining // 3), np.int64)
     cuts: list[int] = []
