@@ -90,6 +90,10 @@ class Sparsifier(Stage):
         """
         return state
 
+    def most_kept(self, d: int) -> int:
+        """Tell how many of d coordinates are sent at most, where there is no byte budget: what a quantizer gets."""
+        return d
+
     @property
     def budget(self) -> int | None:
         """Bytes the whole payload must fit in, or None."""
@@ -174,6 +178,11 @@ class Pipeline(Stage):
         """Whether a stage reads the reference."""
         return any(stage.uses_reference for stage in self.members)
 
+    @property
+    def needs_mean(self) -> bool:
+        """Whether a stage needs the reference to be the clients' mean."""
+        return any(stage.needs_mean for stage in self.members)
+
     def init(self, layout: Layout) -> State:
         """Make the state: the sparsifier's."""
         return self.members[0].init(layout)
@@ -189,8 +198,11 @@ class Pipeline(Stage):
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised: see ``compose``."""
         guarantee: Guarantee = Contractive(1.0)
+        count = d
         for stage in self.members:
-            guarantee = compose(guarantee, stage.guarantee(d))
+            guarantee = compose(guarantee, stage.guarantee(count))
+            if isinstance(stage, Sparsifier):
+                count = stage.most_kept(d)
         return guarantee
 
     def __str__(self) -> str:

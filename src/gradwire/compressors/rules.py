@@ -15,7 +15,7 @@ import numpy as np
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector
 from gradwire.compressors.feedback import has_feedback
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contraction
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
@@ -52,14 +52,13 @@ def weaker(a: Guarantee, b: Guarantee) -> Guarantee:
     if b == Contractive(1.0):
         return a
     match a, b:
-        case Contractive(x), Contractive(y):
-            return Contractive(min(x, y))
         case Unbiased(x), Unbiased(y):
             return Unbiased(max(x, y))
         case Absolute(x), Absolute(y):
             return Absolute(max(x, y))
-        case (Contractive(x), Unbiased(y)) | (Unbiased(y), Contractive(x)) if y <= 1:
-            return Contractive(min(x, 1 - y))
+    match as_contraction(a), as_contraction(b):
+        case Contractive(x), Contractive(y):
+            return Contractive(min(x, y))
         case _:
             return Unknown()
 
@@ -117,6 +116,11 @@ class warmup(Compressor):
     def uses_reference(self) -> bool:
         """Whether either reads the reference."""
         return self.compressor.uses_reference or self.first.uses_reference
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether either needs the reference to be the clients' mean."""
+        return self.compressor.needs_mean or self.first.needs_mean
 
     @property
     def summable(self) -> bool:
