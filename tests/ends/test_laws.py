@@ -235,7 +235,8 @@ state = np.uint64(1)
 for spec in SPECS:
     compressor = gw.parse(spec)
     clients = [gw.Client(compressor, layout, client_id=i, seed=5) for i in range(3)]
-    server = gw.Server(compressor, layout, seed=5, num_clients=3, downlink=gw.ef(gw.topk(0.2)))
+    downlink = gw.dense() if compressor.needs_mean else gw.ef(gw.topk(0.2))
+    server = gw.Server(compressor, layout, seed=5, num_clients=3, downlink=downlink)
     for r in range(3):
         for i, client in enumerate(clients):
             # splitmix64 of a counter: the updates depend on no generator of NumPy's

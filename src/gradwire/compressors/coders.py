@@ -50,6 +50,9 @@ class ans(Coder):
 class rle(Coder):
     """Code runs of equal symbols: what each run holds, and where it starts.
 
+    The longer the runs, the fewer the bytes, down to one for 128 symbols: readers refuse a blob that would grow more
+    (``Limits.max_expansion``), so that it is padded with zeros to that size. A million equal signs take 7.8 kB.
+
     Example:
         >>> import gradwire as gw
         >>> str(gw.uniform(1) | gw.rle())
@@ -67,6 +70,8 @@ class rle(Coder):
 @dataclass(frozen=True, repr=False)
 class auto(Coder):
     """Code symbols in the way that takes the fewest bytes, by exact cost: what happens without a coder too.
+
+    Whatever the code, a blob takes a byte for 128 numbers at least, see ``rle``.
 
     Example:
         >>> import gradwire as gw

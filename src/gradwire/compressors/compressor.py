@@ -143,6 +143,11 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         return False
 
     @property
+    def needs_mean(self) -> bool:
+        """Whether the reference must be the clients' mean as it is: no step, nothing lost on the way, no other rule."""
+        return False
+
+    @property
     def checks_update(self) -> bool:
         """Whether ``compress`` itself refuses an update that is not finite, so that nobody has to look before."""
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "as_contractive", "compose"]
+__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "as_contraction", "compose"]
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,15 @@ class Unknown(Guarantee):
     """Nothing is promised."""
 
 
-def as_contractive(guarantee: Guarantee) -> Guarantee:
-    """Return a guarantee as one of the error: Unbiased(omega <= 1) is Contractive(1 - omega), all else itself."""
+def as_contraction(guarantee: Guarantee) -> Guarantee:
+    """Tell what is promised in terms of what is lost, where that is possible.
+
+    Args:
+        guarantee: of one compressor.
+
+    Returns:
+        Contractive(1 - omega) for Unbiased(omega), omega <= 1: E|C(x) - x|^2 <= omega |x|^2 says so; else the same.
+    """
     match guarantee:
         case Unbiased(omega) if omega <= 1:
             return Contractive(1 - omega)
@@ -74,9 +81,10 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
         return second
     if second == Contractive(1.0):
         return first
-    if isinstance(first, Unbiased) and isinstance(second, Unbiased):
-        return Unbiased((1 + first.omega) * (1 + second.omega) - 1)
-    match first, as_contractive(second):
+    match first, second:
+        case Unbiased(a), Unbiased(b):
+            return Unbiased((1 + a) * (1 + b) - 1)
+    match first, as_contraction(second):
         case Contractive(a), Contractive(b):
             return Contractive(a * b)
         case Absolute(_), Contractive(_):

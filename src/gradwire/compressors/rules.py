@@ -15,13 +15,13 @@ import numpy as np
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contractive
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contraction
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
 from gradwire.layout import Layout, TensorSpec
-from gradwire.payload import Every, Explicit, Floats, Part, Payload
+from gradwire.payload import Every, Explicit, Floats, Part, Payload, Symbols
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -52,13 +52,11 @@ def weaker(a: Guarantee, b: Guarantee) -> Guarantee:
     if b == Contractive(1.0):
         return a
     match a, b:
-        case Contractive(x), Contractive(y):
-            return Contractive(min(x, y))
         case Unbiased(x), Unbiased(y):
             return Unbiased(max(x, y))
         case Absolute(x), Absolute(y):
             return Absolute(max(x, y))
-    match as_contractive(a), as_contractive(b):
+    match as_contraction(a), as_contraction(b):
         case Contractive(x), Contractive(y):
             return Contractive(min(x, y))
         case _:
@@ -119,6 +117,11 @@ class warmup(Compressor):
     def uses_reference(self) -> bool:
         """Whether either reads the reference."""
         return self.compressor.uses_reference or self.first.uses_reference
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether either needs the reference to be the clients' mean."""
+        return self.compressor.needs_mean or self.first.needs_mean
 
     @property
     def summable(self) -> bool:
@@ -411,7 +414,7 @@ def _slices(part: Part, edges: list[int], compressor: Compressor) -> Iterator[Pa
             f"by_tensor cannot use {compressor} with this model: its support is of the kind {type(support).__name__}, "
             "which stands for all its tensors at once, and other tensors lie between them"
         )
-    block = getattr(part.values, "block", 0)
+    block = part.values.block if isinstance(part.values, Symbols) else 0
     if block:
         aligned = {-(-edge // block) * block for edge in edges}
         edges = sorted({*edges, *aligned} - {part.length} - {e for e in aligned if e > part.length})

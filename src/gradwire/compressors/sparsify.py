@@ -135,6 +135,12 @@ class topk(Sparsifier):
         d = state.layout.num_parameters
         return self._count(d, d, round.num_kept)
 
+    def most_kept(self, d: int) -> int:
+        """Tell k; d where scoped, since every tensor or block sends an entry, or under a budget."""
+        if self.density is None or self.num_bytes is not None or self.scope != "model":
+            return d
+        return num_kept_of(self.density, d) if d else 0
+
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d); 2/3 of the density where scoped, the worst that rounding k can do; 0 under a budget."""
         if self.num_bytes is not None or self.density is None:
@@ -209,6 +215,10 @@ class randk(Sparsifier):
                 values = values * np.float32(d / count)
             check_finite(values, "update scaled by d / k")
         return [Part(support, Floats(values))]
+
+    def most_kept(self, d: int) -> int:
+        """Tell k."""
+        return num_kept_of(self.density, d) if d else 0
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d) in expectation, or Unbiased(d / k - 1)."""

@@ -12,6 +12,7 @@ from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
 from gradwire.compressors.sparsify import dense
 from gradwire.ends.client import Client, Delivered
+from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, ProtocolError
 from gradwire.layout import Layout
@@ -67,7 +68,8 @@ class Region(Inbox):
         max_norm: as for ``Server``.
 
     Raises:
-        ConfigError: on an argument of another kind; with ``ef21``, whose mirrors cannot be merged.
+        ConfigError: on an argument of another kind; with ``ef21``, whose mirrors cannot be merged; a lossy ``forward``
+            or another aggregator than the mean with a compressor that ``needs_mean``.
 
     Attributes:
         round: the round that is open.
@@ -108,6 +110,7 @@ class Region(Inbox):
             Key(self.seed, purpose="region").words(1)[0]
         )  # or it would draw what a client of its number does
         self._up = Client(forward, layout, region_id, own_seed, num_rounds)
+        check_mean(compressor, layout.num_parameters, aggregator=self._aggregator, forward=forward)
         self._forwarded = False
         self._first = 0
 

@@ -10,6 +10,7 @@ from gradwire.aggregation.aggregator import Aggregator
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense
+from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, StateError
 from gradwire.layout import Layout, as_update
@@ -87,7 +88,8 @@ class Server(Inbox):
         num_rounds: rounds of the whole run, for a ``downlink`` with a schedule, or None.
 
     Raises:
-        ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, clipped, or on the way down.
+        ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, clipped, or on the way down; a
+            step, lossy downlink or other aggregator than the mean with a compressor that ``needs_mean``.
 
     Attributes:
         round: the round that is open.
@@ -124,6 +126,7 @@ class Server(Inbox):
             raise ConfigError(f"step must be a function update -> delta or None, got {step!r}")
         if downlink.mirrored:
             raise ConfigError(f"downlink must send what is applied, {downlink} sends steps of a mirror; use ef")
+        check_mean(compressor, layout.num_parameters, aggregator=self._aggregator, step=step, downlink=downlink)
         self.downlink = downlink
         self.step = step
         self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)

@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["ALIGNED", "num_threads", "over", "run", "split"]
+__all__ = ["ALIGNED", "MOST", "num_threads", "over", "run", "split"]
 
 T = TypeVar("T")
 
 ALIGNED = 1 << 16
 """Ranges start at multiples of this."""
+MOST = 1 << 31
+"""No range is longer, so that kernels may keep places in it as uint32."""
 _LEAST = 1 << 18  # elements that are worth a thread's waking up, which takes a few tenths of a millisecond
 
 _lock = threading.Lock()
@@ -38,11 +40,11 @@ def num_threads() -> int:
 
 
 def split(size: int) -> list[slice]:
-    """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
+    """Cut ``size`` elements into as many ranges as there are threads; fewer where they would be short, more if long."""
     if size < 2 * _LEAST:
         return [slice(0, size)] if size else []
     number = min(num_threads(), size // _LEAST)
-    step = -(-size // number // ALIGNED) * ALIGNED or 1
+    step = min(MOST, -(-size // number // ALIGNED) * ALIGNED)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 

@@ -70,6 +70,10 @@ class cyclic(Sparsifier):
         support = Cyclic(d, num_kept_of(self.density, d), round.index)
         return [Part(support, Floats(update[support.indices]))]
 
+    def most_kept(self, d: int) -> int:
+        """Tell k."""
+        return num_kept_of(self.density, d) if d else 0
+
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): what is sent is sent whole, but it may be small."""
         return Contractive(1.0 if self.density == 1 else 0.0)

@@ -108,6 +108,10 @@ class tcs(Sparsifier):
         num_global, num_local = self._counts(d, None)
         return num_global if round.reference is None else min(d, num_global + num_local)
 
+    def most_kept(self, d: int) -> int:
+        """Tell K_global + K_local."""
+        return min(d, sum(self._counts(d, None)))
+
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(min(K_global, K_local) / d): the largest K_local of what is not known are sent."""
         return Contractive(min(self._counts(d, None)) / d if d else 1.0)
