@@ -10,14 +10,14 @@ from numba import types
 from numpy.typing import NDArray
 
 from gradwire.kernels import reference, threads
+from gradwire.kernels.blocks import BLOCK, INFINITE, sum_reaching, write_sum
 from gradwire.kernels.jit import array, kernel, plain
 
 __all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
 
-_BLOCK = 512  # added up in the first cache and looked at, before it is written
 SUMMED, LANES = reference.SUMMED, reference.LANES
 _SUMMED, _LANES = np.uint64(SUMMED), np.uint64(LANES)
-_SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_0 = np.uint64(0)
 
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
@@ -95,26 +95,16 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
 @kernel(types.int64, _OUT_F32, _F32, types.float32)
 def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> int:
     """Add block by block; return where the first block starts whose sums are not all finite, or the end."""
-    scratch = np.empty(_BLOCK, np.float32)
-    bits = scratch.view(np.uint32)
-    whole = total.size // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):  # loops over slices of a fixed length become vector instructions
-        here, more = total[start : start + _BLOCK], addend[start : start + _BLOCK]
-        for i in range(_BLOCK):
-            scratch[i] = here[i] * decay + more[i]
-        largest = np.uint32(0)
-        for i in range(_BLOCK):
-            largest = max(largest, bits[i] & _SIGNLESS)
-        if largest >= _INFINITE:
+    whole = total.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        if sum_reaching(total, addend, start, decay, INFINITE) != _0:
             return start
-        for i in range(_BLOCK):
-            here[i] = scratch[i]
+        write_sum(total, addend, start, decay)
     for i in range(whole, total.size):
-        scratch[i - whole] = total[i] * decay + addend[i]
-        if bits[i - whole] & _SIGNLESS >= _INFINITE:
-            return whole
-    for i in range(whole, total.size):
-        total[i] = scratch[i - whole]
+        added = total[i] * decay + addend[i]
+        if not np.isfinite(added):
+            return i
+        total[i] = added
     return total.size
 
 
