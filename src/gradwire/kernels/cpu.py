@@ -125,8 +125,8 @@ def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
 # --- fixed width ------------------------------------------------------------------------------------------------------
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other."""
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other."""
     num_bits = symbols.size * width
     words = np.zeros(num_bits // 64 + 1, np.uint64)
     _pack(plain(symbols, np.uint32), width, words)

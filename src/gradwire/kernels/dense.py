@@ -40,7 +40,7 @@ def accumulate_at(
     indices, numbers = plain(indices, np.int64), plain(numbers, np.float32)
     _check_indices(indices, out.size)
     factor = np.float32(weight)
-    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor))
+    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor), threads.FEW)
 
 
 @kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
@@ -56,7 +56,7 @@ def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[n
     values, indices = plain(values, np.float32), plain(indices, np.int64)
     _check_indices(indices, values.size)
     out = np.empty(indices.size, np.float32)
-    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]))
+    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]), threads.FEW)
     return out
 
 
@@ -142,7 +142,7 @@ def find_intervals(
         arrays = found[r], all_counts[rows], all_sums[rows]
         _compare(magnitudes[r], shift, lowest, fewest, most, edges, zero, row, *arrays)
 
-    threads.over(found.size, compare)
+    threads.over(found.size, compare, threads.FEW)
     counts, sums = np.zeros(number, np.int64), np.zeros(number)
     _add_up(all_counts, all_sums, counts, sums)
     last = int(counts.nonzero()[0][-1]) + 1

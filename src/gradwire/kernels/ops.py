@@ -267,8 +267,8 @@ def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     return models.normalise_frequencies(counts)
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other."""
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other."""
     if _compiled(symbols.size, VECTOR_FROM):
         import gradwire.kernels.cpu as cpu
 

@@ -248,11 +248,11 @@ def signed_symbols(
     return symbols
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other.
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other.
 
     Args:
-        symbols: (k,) unsigned integers below 2^width.
+        symbols: (k,) integers, 0 or more; their bits from 2^width on are left out.
         width: bits to a field, 0 to 32.
 
     Returns:

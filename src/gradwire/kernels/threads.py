@@ -14,16 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["ALIGNED", "num_threads", "over", "run", "split"]
+__all__ = ["ALIGNED", "FEW", "num_threads", "over", "run", "split"]
 
 T = TypeVar("T")
 
 ALIGNED = 1 << 16
 """Ranges start at multiples of this."""
-_LEAST = 1 << 18  # elements that are worth a thread's waking up, which takes a few tenths of a millisecond
+FEW = 1 << 16
+"""Elements that are worth a thread's waking up where each takes some nanoseconds: a search, a place anywhere."""
+_LEAST = 1 << 18  # elements that are worth it where they are read one after the other
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_here = threading.local()
 
 
 def num_threads() -> int:
@@ -37,27 +40,27 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def split(size: int) -> list[slice]:
+def split(size: int, least: int = _LEAST) -> list[slice]:
     """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
-    if size < 2 * _LEAST:
+    if size < 2 * least:
         return [slice(0, size)] if size else []
-    number = min(num_threads(), size // _LEAST)
+    number = min(num_threads(), size // least)
     step = -(-size // number // ALIGNED) * ALIGNED or 1
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Call each task, all at once, and return what they give, in order."""
-    if len(tasks) == 1 or num_threads() == 1:
+    """Call each task, all at once, and return what they give, in order; inside of another task one after the other."""
+    if len(tasks) == 1 or num_threads() == 1 or hasattr(_here, "working"):
         return [task() for task in tasks]
     others = [_submit(task) for task in tasks[1:]]
     first = [task() for task in tasks[:1]]
     return first + [other.result() for other in others]
 
 
-def over(size: int, task: Callable[[slice], T]) -> list[T]:
+def over(size: int, task: Callable[[slice], T], least: int = _LEAST) -> list[T]:
     """Call a task with each of the ranges that ``split`` cuts, all at once, and return what they give, in order."""
-    ranges = split(size)
+    ranges = split(size, least)
     return [task(r) for r in ranges] if len(ranges) < 2 else run([partial(task, r) for r in ranges])
 
 
@@ -65,7 +68,7 @@ def _submit(task: Callable[[], T]) -> Future[T]:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="gradwire")
+            _pool = ThreadPoolExecutor(os.cpu_count() or 1, "gradwire", lambda: setattr(_here, "working", True))
         try:
             return _pool.submit(task)
         except RuntimeError:  # the interpreter is shutting down
