@@ -264,7 +264,7 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
             known = held.largest(start, part.length, support.count)
             if known.size != support.count:
                 raise Malformed(f"support leans on {support.count} entries of the reference, it has {known.size}")
-            if np.intersect1d(known, support.extra, assume_unique=True).size:
+            if (ops.find(known, support.extra) >= 0).any():
                 raise Malformed("support names a coordinate that the reference gives already")
             part = Part(Known(part.length, support.count, support.extra, known), part.values)
         parts.append(part)
