@@ -9,6 +9,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,9 +23,31 @@ from gradwire.layout import Layout
 from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
-__all__ = ["Compressor", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
+__all__ = ["Compressor", "Occupied", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
 
 Vector = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Occupied:
+    """Where a vector, which does not change, is anything but 0.0: looked for once, by whoever asks first.
+
+    Attributes:
+        vector: (d,) float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradwire.compressors.compressor import Occupied
+        >>> Occupied(np.array([0, 3, -0.0], np.float32)).places.tolist()
+        [1, 2]
+    """
+
+    vector: Vector
+
+    @cached_property
+    def places(self) -> NDArray[np.int64] | None:
+        """(m,) int64 increasing; None where that is everywhere."""
+        return ops.occupied(self.vector, self.vector.size - 1)
 
 
 @dataclass(frozen=True)
@@ -46,6 +69,7 @@ class Round:
         num_workers: workers that take part in ``phases``.
         largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
+        occupied: where a vector is not zero, of use where the update is that very array; or None.
 
     Example:
         >>> import gradwire as gw
@@ -66,6 +90,7 @@ class Round:
     num_kept: int | None = None
     num_workers: int = 1
     largest: tuple[NDArray[np.int64], Vector] | None = None
+    occupied: Occupied | None = None
 
     def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
         """Return this round with other ``largest``."""

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["BLOCK", "INFINITE", "SIGNLESS", "reaching", "sum_reaching", "write_sum"]
+__all__ = ["BLOCK", "INFINITE", "SIGNLESS", "occupied", "reaching", "sum_reaching", "write_sum"]
 
 BLOCK = 64
 """How many values."""
@@ -53,6 +53,20 @@ def _type_reaching(context: Any, bits: Any, start: Any, threshold: Any) -> Any:
 
 
 reaching: Any = intrinsic(_type_reaching)
+
+
+def _emit_occupied(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    address = _address(context, builder, signature.args[0], args[0], args[1], _WORDS)
+    bits = builder.load(address, align=4)
+    return builder.bitcast(builder.icmp_unsigned("!=", bits, ir.Constant(_WORDS, [0] * BLOCK)), _MASK)
+
+
+def _type_occupied(context: Any, bits: Any, start: Any) -> Any:
+    """Tell which of the 64 values from ``start`` on are anything but 0.0, bit by bit."""
+    return types.uint64(bits, types.int64), _emit_occupied
+
+
+occupied: Any = intrinsic(_type_occupied)
 
 
 def _emit_sum(context: Any, builder: Any, signature: Any, args: Any) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels.jit import array, inline, kernel, plain, trailing_zeros
+from gradwire.kernels.jit import array, count_ones, inline, kernel, plain, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -76,18 +76,6 @@ _TABLES = 4
 
 Words = NDArray[np.uint64]
 Scalar = Any  # inside kernels: uint64 but where noted
-
-
-def _emit_count_ones(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    return builder.ctpop(args[0])
-
-
-def _type_count_ones(context: Any, word: Any) -> Any:
-    """Count the ones of a uint64."""
-    return types.uint64(types.uint64), _emit_count_ones
-
-
-_count_ones: Any = intrinsic(_type_count_ones)
 
 
 def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -458,7 +446,7 @@ def _golomb_decode(
         # Quotients so far are at least base - i: with this test, and m and limit in bounds, no product leaves int64.
         if np.int64(base - i) > most or remainders > limit:
             return -1
-        for _ in range(min(_count_ones(word), count - i)):
+        for _ in range(min(count_ones(word), count - i)):
             position = base + trailing_zeros(word)
             word &= word - _1
             head = indices[i]

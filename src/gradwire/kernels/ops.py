@@ -38,6 +38,7 @@ __all__ = [
     "huffman_lengths",
     "join_float32",
     "normalise_frequencies",
+    "occupied",
     "pack",
     "positions",
     "quantize_grid",
@@ -265,6 +266,15 @@ def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArr
 def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Scale counts to frequencies that sum to 4096, of nearly the least coding cost there is."""
     return models.normalise_frequencies(counts)
+
+
+def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None:
+    """Find where numbers are anything but 0.0; None where that is more than ``most`` places."""
+    if _compiled(values.size, VECTOR_FROM):
+        import gradwire.kernels.occupied as occupied
+
+        return occupied.occupied(values, most)
+    return reference.occupied(values, most)
 
 
 def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:

@@ -40,6 +40,7 @@ __all__ = [
     "huffman_decode",
     "huffman_encode",
     "join_float32",
+    "occupied",
     "pack",
     "positions",
     "quantize_grid",
@@ -149,6 +150,20 @@ def find_intervals(
         apart = np.bincount(cells, weights=magnitudes[start : start + SUMMED], minlength=counts.size * LANES)
         sums += add_lanes(apart)
     return found.astype(np.uint16), counts.astype(np.int64), sums
+
+
+def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None:
+    """Find where numbers are anything but 0.0.
+
+    Args:
+        values: (d,) float32, not modified.
+        most: how many places are of use, 0 or more.
+
+    Returns:
+        (m,) int64 increasing, places of -0.0 among them; None where there are more than ``most``.
+    """
+    found = np.flatnonzero(np.ascontiguousarray(values).view(np.uint32))
+    return found if found.size <= most else None
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
