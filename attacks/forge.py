@@ -196,20 +196,35 @@ def container(d: int, *parts: bytes, **fields: object) -> bytes:
     return repaired(head + (varint(len(parts)) if several else b"") + b"".join(parts))
 
 
-def file_header(tensors: Iterable[tuple[bytes, int, Sequence[int]]], spec: bytes = b"topk(0.5)") -> bytes:
-    """Write a .gw file's header: (name, dtype code, shape) of each tensor."""
-    tensors = list(tensors)
-    body = varint(len(spec)) + spec + varint(len(tensors))
+def file_header(
+    tensors: Iterable[tuple[bytes, int | tuple[bytes, int], Sequence[int]]],
+    spec: bytes = b"topk(0.5)",
+    metadata: Iterable[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """Write a .gw file's header: (name, dtype code, or name and bytes where it has no code, shape) of each tensor."""
+    tensors, metadata = list(tensors), list(metadata)
+    body = text(spec) + varint(len(metadata)) + b"".join(text(name) + text(value) for name, value in metadata)
+    body += varint(len(tensors))
     for name, dtype, shape in tensors:
-        body += varint(len(name)) + name + bytes([dtype]) + varint(len(shape)) + b"".join(varint(n) for n in shape)
+        code = bytes([dtype]) if isinstance(dtype, int) else b"\xff" + text(dtype[0]) + varint(dtype[1])
+        body += text(name) + code + varint(len(shape)) + b"".join(varint(n) for n in shape)
     return repaired(b"GWFILE\x01" + varint(len(body)) + body)
 
 
-def file(tensors: Iterable[tuple[bytes, int, Sequence[int], bytes]], spec: bytes = b"topk(0.5)") -> bytes:
-    """Write a .gw file: (name, dtype code, shape, data) of each tensor."""
+def text(data: bytes) -> bytes:
+    """Write a text of a .gw file's header."""
+    return varint(len(data)) + data
+
+
+def file(
+    tensors: Iterable[tuple[bytes, int | tuple[bytes, int], Sequence[int], bytes]],
+    spec: bytes = b"topk(0.5)",
+    metadata: Iterable[tuple[bytes, bytes]] = (),
+) -> bytes:
+    """Write a .gw file: (name, dtype as for ``file_header``, shape, data) of each tensor."""
     tensors = list(tensors)
     data = b"".join(varint(len(blob)) + blob for _, _, _, blob in tensors)
-    return file_header([t[:3] for t in tensors], spec) + data
+    return file_header([t[:3] for t in tensors], spec, metadata) + data
 
 
 # trying

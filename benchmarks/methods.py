@@ -113,7 +113,7 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
         if not sizes:  # of the first round, before anything was held back; later ones may lean on a reference
             cosine = _cosine(update, gw.decompress(gw.decode(blob)))
         sizes.append(len(blob))
-    state_bytes = sum(v.nbytes for v in client._state.memory.values() if isinstance(v, np.ndarray))
+    state_bytes = sum(v.nbytes for v in client._standing.state.memory.values() if isinstance(v, np.ndarray))
     state = compressor.init(layout)
     tracemalloc.start()
     compressor.compress(update, state, gw.Round(index=first))

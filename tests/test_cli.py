@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -13,11 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 import gradwire as gw
 from gradwire import cli
 from gradwire.compressors.compressor import Compressor
-from gradwire.files.store import save_state
+from gradwire.files import compress_file, inspect_file
+from gradwire.files.store import write_state
+from gradwire.progress import FileProgress
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")
 FAST = ["--rounds", "2", "--clients", "2", "--local-steps", "1", "--batch-size", "4"]
@@ -453,7 +458,7 @@ def test_damaged_files_of_a_run_are_named_and_kept(tmp_path, here):
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, here):
     folder = interrupted_copy(tmp_path)
-    save_state(folder / "checkpoint.safetensors", {"of": "something else"})
+    write_state(folder / "checkpoint.safetensors", {"of": "something else"})
     before = hashes(folder)
     refused(here("run", "--resume", folder), "checkpoint.safetensors")
     assert hashes(folder) == before
@@ -507,6 +512,179 @@ def test_inspect_refuses_what_is_no_blob(blob, tmp_path, here):
     assert sorted(os.listdir(tmp_path)) == sorted(files)
 
 
+# ---- files
+
+EVIL = "\x1b]0;owned\x1b\\x\x1b[2J\x9b31m\u202e\u2066\r\u200b"
+
+
+@pytest.fixture
+def update(tmp_path):
+    """An update in tmp_path."""
+    rng = np.random.default_rng(1)
+    arrays = {"w": rng.standard_normal((50, 20)).astype(np.float32), "b": rng.standard_normal(20)}
+    save_file({**arrays, "steps": np.array(3)}, tmp_path / "u.st", {"format": "pt"})
+    return arrays
+
+
+def test_files_are_compressed_averaged_and_brought_back(tmp_path, here, update):
+    for client in range(2):
+        named = ["--client", client, "--round", 4, "--seed", 9, "--residual", f"r{client}.st"]
+        done = here("compress", "u.st", "-o", f"{client}.gw", "--spec", "ef(randk(0.1))", *named)
+        assert (done.returncode, done.stderr) == (0, "")
+        size = (tmp_path / f"{client}.gw").stat().st_size
+        assert done.stdout == f"{client}.gw: {size} B instead of 4.17 kB, {4168 / size:.1f}x smaller\n"
+    compress_file(tmp_path / "u.st", tmp_path / "same.gw", gw.randk(0.1), client=1, round=4, seed=9)
+    assert here("decompress", "1.gw", "-o", "1.st").returncode == 0
+    assert here("decompress", "same.gw", "-o", "same.st").returncode == 0
+    assert hashes(tmp_path)["1.st"] == hashes(tmp_path)["same.st"]
+    done = here("aggregate", "0.gw", "1.gw", "--weight", 1, "--weight", 3, "-o", "mean.st")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    found, clients = load_file(tmp_path / "mean.st"), [load_file(tmp_path / "1.st")]
+    here("decompress", "0.gw", "-o", "0.st")
+    clients.insert(0, load_file(tmp_path / "0.st"))
+    for name, array in update.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_allclose(found[name], (clients[0][name] + 3 * clients[1][name]) / 4, atol=1e-6)
+    facts = json.loads(here("inspect", "0.gw", "--json").stdout)
+    assert facts == json.loads(json.dumps(inspect_file(tmp_path / "0.gw")))
+    assert (facts["metadata"], {t.get("round") for t in facts["tensors"]}) == ({"format": "pt"}, {4, None})
+
+
+def test_integers_that_differ_are_told_on_stderr(tmp_path, here):
+    for number in range(2):
+        save_file({"w": np.ones(3), f"steps{EVIL}": np.array(number)}, tmp_path / "u.st")
+        assert here("compress", "u.st", "-o", f"{number}.gw", "--spec", "dense()").returncode == 0
+    done = here("aggregate", "0.gw", "1.gw", "-o", "mean.st")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "integers are not averaged: steps\\x1b" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.stderr[:-1].isprintable()
+
+
+def test_what_a_file_says_cannot_move_the_terminal(tmp_path, here):
+    save_file({EVIL: np.ones(4, np.float32), "n" + EVIL: np.array([np.nan])}, tmp_path / "nan.st")
+    save_file({EVIL: np.ones(4, np.float32)}, tmp_path / "fine.st", {EVIL: EVIL})
+    assert here("compress", "fine.st", "-o", "x.gw", "--spec", "dense()").returncode == 0
+    text = here("inspect", "x.gw").stdout
+    assert "\\x1b]0;owned" in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    facts = here("inspect", "x.gw", "--json").stdout
+    assert all(line.isprintable() for line in facts.split("\n"))
+    assert json.loads(facts)["tensors"][0]["name"] == EVIL
+    assert json.loads(facts)["metadata"] == {EVIL: EVIL}
+    said = refused(here("compress", "nan.st", "-o", "y.gw", "--spec", "dense()"), "owned", code=1)
+    assert said[:-1].isprintable()
+    (tmp_path / "bad\x1b[2J.gw").write_bytes(b"x")
+    assert refused(here("inspect", "bad\x1b[2J.gw"), "bad\\x1b[2J.gw")[:-1].isprintable()
+
+
+def test_progress_of_a_stranger_s_file_is_shown_escaped(tmp_path, monkeypatch):
+    save_file({EVIL: np.ones(4, np.float32)}, tmp_path / "x.st")
+    monkeypatch.setattr("gradwire.progress.Console", lambda **_: Console(file=io.StringIO(), force_terminal=True))
+    with FileProgress(tmp_path / "x.st") as bar:
+        bar.advance(EVIL, 16)
+        (task,) = bar._progress.tasks
+        shown = task.description
+    assert (task.total, task.completed, bar.num_bytes) == (16, 16, 16)
+    assert shown.isprintable()
+
+
+BAD_FILES = {
+    "same-file": (["compress", "u.st", "-o", "u.st"], ["u.st: cannot be written", "is the same file as"]),
+    "same-link": (["compress", "u.st", "-o", "link"], ["link: cannot be written", "is the same file as u.st"]),
+    "residual-is-output": (["compress", "u.st", "-o", "x", "--residual", "./x"], ["is the same file as x"]),
+    "residual-is-input": (["compress", "u.st", "-o", "x", "--residual", "link"], ["is the same file as u.st"]),
+    "decompress-onto": (["decompress", "good.gw", "-o", "good.gw"], ["is the same file as"]),
+    "aggregate-onto": (["aggregate", "u.gw", "good.gw", "-o", "good.gw"], ["is the same file as"]),
+    "folder": (["compress", "u.st", "-o", "."], ["it is a folder"]),
+    "device": (["compress", "u.st", "-o", "/dev/null"], ["/dev/null", "it is a device"]),
+    "pipe": (["compress", "u.st", "-o", "pipe"], ["it is a pipe"]),
+    "from-a-pipe": (["compress", "pipe", "-o", "x"], ["pipe: cannot be read: it is a pipe"]),
+    "inspect-a-pipe": (["inspect", "pipe"], ["pipe: cannot be read: it is a pipe"]),
+    "missing-folder": (["compress", "u.st", "-o", "none/x"], ["none/x: cannot be written: No such file"]),
+    "missing": (["decompress", "none", "-o", "x"], ["none: cannot be read: No such file"]),
+    "gw-for-safetensors": (["compress", "good.gw", "-o", "x"], ["good.gw: not a safetensors file: a .gw file"]),
+    "safetensors-for-gw": (["inspect", "u.st"], ["u.st: not a .gw file: a safetensors file"]),
+    "client": (["compress", "u.st", "-o", "x", "--client", "-1"], ["client must be an integer", "got -1"]),
+    "round": (["compress", "u.st", "-o", "x", "--round", "-1"], ["round must be an integer", "got -1"]),
+    "seed": (["compress", "u.st", "-o", "x", "--seed", str(2**64)], ["seed must be an integer"]),
+    "client-text": (["compress", "u.st", "-o", "x", "--client", "me"], ["--client"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_files_that_cannot_be_used_are_refused_in_one_line_and_nothing_changes(tmp_path, here, update, name):
+    arguments, said = BAD_FILES[name]
+    compress_file(tmp_path / "u.st", tmp_path / "good.gw", gw.dense())
+    compress_file(tmp_path / "u.st", tmp_path / "u.gw", gw.dense())
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("u.st")
+    before = hashes(tmp_path)
+    spec = ["--spec", "ef(topk(0.1))" if "--residual" in arguments else "topk(0.1)"]
+    refused(here(*arguments, *(spec if arguments[0] == "compress" else [])), *said)
+    assert hashes(tmp_path) == before
+    assert everything(tmp_path) == ["good.gw", "link", "pipe", "u.gw", "u.st"]
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress", "aggregate"])
+def test_a_full_disk_is_one_line_that_names_the_file_and_leaves_nothing(tmp_path, command):
+    resource = pytest.importorskip("resource")
+    save_file({f"t{i}": np.ones(16, np.float32) for i in range(2000)}, tmp_path / "u.st")
+    compress_file(tmp_path / "u.st", tmp_path / "u.gw", gw.dense())
+    before = hashes(tmp_path)
+    source, more = ("u.st", ["--spec", "dense()"]) if command == "compress" else ("u.gw", [])
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (16384, {resource.RLIM_INFINITY}));"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{limit} from gradwire.cli import main; main()", command, source, "-o", "out", *more],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    refused(done, "out: File too large", code=1)
+    assert hashes(tmp_path) == before
+
+
+def test_too_little_memory_is_one_line(tmp_path, here, update, monkeypatch):
+    def too_large(self, info):
+        raise MemoryError
+
+    monkeypatch.setattr("gradwire.files.safetensors_io.SafetensorsReader.raw", too_large)
+    refused(here("compress", "u.st", "-o", "x", "--spec", "dense()"), "memory", code=1)
+    monkeypatch.undo()
+    with (tmp_path / "huge.st").open("wb") as file:  # four terabytes that are not there
+        header = json.dumps({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+        file.write(len(header).to_bytes(8, "little") + header)
+        try:
+            file.truncate(8 + len(header) + 2**42)
+        except OSError:
+            pytest.skip("no files of that size here")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    done = here("compress", "huge.st", "-o", "x", "--spec", "dense()")
+    refused(done, "huge.st: tensor 'w' is too large for this machine's memory", code=1)
+    assert everything(tmp_path) == ["huge.st", "u.st"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name)
+def test_a_command_that_is_stopped_leaves_nothing_behind(tmp_path, update, sent):
+    before = hashes(tmp_path)
+    slow = "import time, gradwire.files.archive as a; a._compress_tensor = lambda *_: time.sleep(60);"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{slow} from gradwire.cli import main; main()", "compress", "u.st", "-o", "out.gw",
+         "--spec", "ef(topk(0.1))", "--residual", "r.st"],
+        cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(everything(tmp_path)) < 3:  # both outputs are begun
+        time.sleep(0.02)
+    assert len(everything(tmp_path)) == 3
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+    assert hashes(tmp_path) == before
+
+
 # ---- the other commands
 
 
@@ -533,7 +711,7 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"gradwire {gw.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["", "run", "methods", "inspect", "report"])
+@pytest.mark.parametrize("command", ["", "run", "methods", "inspect", "compress", "aggregate", "report"])
 def test_help(command):
     done = gradwire(*command.split(), "--help")
     assert (done.returncode, done.stderr) == (0, "")

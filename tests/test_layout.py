@@ -169,6 +169,162 @@ def dtype_one(dtype: str) -> np.generic:
     return np.dtype(dtype).type(4)
 
 
+# --- which tensors are running statistics ---------------------------------------------------------
+
+
+def statistics_of(layout: gw.Layout) -> list[str]:
+    return [t.name for t in layout.tensors if t.buffer]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bn.running_mean", "running_var", "bn1_running_var", "block/bn/running_mean",  # torch, MXNet
+        "bn/moving_mean", "bn/moving_variance", "BatchNorm/moving_variance:0", "bn0_moving_var",  # Keras, TensorFlow
+        "batch_stats/BatchNorm_0/mean", "batch_stats.bn.var", "net/batch_stats/bn/mean",  # Flax
+        "bn.num_batches_tracked",
+    ],
+)  # fmt: skip
+def test_running_statistics_of_every_framework(name):
+    layout = gw.Layout.from_arrays({name: np.ones(2, np.float32), "kernel": np.ones(3, np.float32)})
+    assert statistics_of(layout) == [name]
+    skipped = gw.Layout.from_arrays({name: np.ones(2, np.float32), "kernel": np.ones(3, np.float32)}, buffers="skip")
+    assert (skipped.skipped, skipped.d) == ((name,), 3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bn.weight", "mean", "rerunning_mean", "running_mean.weight", "moving_meaning", "my_batch_stats", "gamma:0"],
+)
+def test_parameters_of_similar_names(name):
+    assert statistics_of(gw.Layout.from_arrays({name: np.ones(2, np.float32)})) == []
+
+
+def test_flax_variables():
+    """Variances keep their sign where the rest is sent as one bit."""
+    variables = {"params": {"bn": {"scale": np.ones(3, np.float32)}},
+                 "batch_stats": {"bn": {"mean": np.zeros(3, np.float32), "var": np.ones(3, np.float32)}}}  # fmt: skip
+    layout = gw.Layout.from_arrays(variables)
+    assert statistics_of(layout) == ["batch_stats/bn/mean", "batch_stats/bn/var"]
+    update = np.float32([1, -2, 3, 0.5, 0.25, -0.125, 0.01, 0.02, 0.03])
+    got = layout.unflatten(gw.decompress(gw.decode(gw.Client(gw.sign(), layout).compress(update))))
+    assert np.array_equal(got["batch_stats"]["bn"]["var"], update[6:])
+
+
+def test_statistics_can_be_said():
+    arrays = {n: np.ones(1, np.float32) for n in ("w", "ema.w", "ema.b", "pos[0]", "bn.running_mean")}
+
+    def of(statistics):
+        return statistics_of(gw.Layout.from_arrays(arrays, statistics=statistics))
+
+    assert of("w") == ["w", "bn.running_mean"], "beside those known by name"
+    assert of(["ema.*", "pos[0]"]) == ["ema.w", "ema.b", "pos[0]", "bn.running_mean"]
+    assert of([]) == of(None) == ["bn.running_mean"]
+    assert of(lambda name: name.startswith("ema")) == ["ema.w", "ema.b"], "a function decides of all"
+    numbered = gw.Layout.from_arrays([np.ones(1), np.ones(2), np.ones(3)], statistics=[0, 2])
+    assert statistics_of(numbered) == ["0", "2"]
+    assert gw.Layout.from_arrays(arrays, "skip", ["ema.*"]).skipped == ("ema.w", "ema.b", "bn.running_mean")
+    model = torch.nn.BatchNorm1d(2)
+    model.register_buffer("mask", torch.ones(2))
+    named = gw.Layout.from_arrays(model, statistics=dict(model.named_buffers()))
+    assert statistics_of(named) == ["running_mean", "running_var", "mask"]
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [("wieght", r"statistics: no tensor is named 'wieght'; did you mean 'weight'\?"), (["ema.*"], "no tensor is named"),
+     (3, "statistics must be names, patterns or a function"), ([None], "must be names, patterns.*got None")],
+)  # fmt: skip
+def test_statistics_refuses(statistics, message):
+    with pytest.raises(gw.ConfigError, match=message):
+        gw.Layout.from_arrays({"weight": np.ones(1)}, statistics=statistics)
+
+
+# --- how two layouts differ -----------------------------------------------------------------------
+
+
+def layout_of(statistics: tuple[str, ...] = (), **shapes: tuple[int, ...]) -> gw.Layout:
+    return gw.Layout.from_arrays({n.replace("__", "."): np.zeros(s) for n, s in shapes.items()}, statistics=statistics)
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "said"),
+    [
+        (layout_of(a=(2,)), layout_of(a=(2,)), None),
+        (layout_of(module__a=(2,), module__b=()), layout_of(a=(2,), b=()),
+         "names begin with 'module.' here and not there: the first is 'module.a' here and 'a' there"),
+        (layout_of(a=(2,)), layout_of(net__a=(2,)),
+         "names begin with 'net.' there and not here: the first is 'a' here and 'net.a' there"),
+        (layout_of(a=(2,), b=(2,)), layout_of(b=(2,), a=(2,)),
+         "tensors are in another order: number 0 is 'a' here and 'b' there"),
+        (layout_of(a=(2,), b=(2, 3)), layout_of(a=(2,), b=(3, 2)), "tensor 'b' has shape (2, 3) here and (3, 2) there"),
+        (layout_of(a=(2,), b=(2,)), layout_of(a=(2,)), "tensor 'b' is only here"),
+        (layout_of(a=(2,)), layout_of(a=(2,), b=(2,)), "tensor 'b' is only there"),
+        (layout_of(a=(2,), b=(2,)), layout_of(a=(2,), c=(2,)), "tensor 'b' is only here, 'c' only there"),
+        (layout_of(("a",), a=(2,), b=(2,)), layout_of(a=(2,), b=(2,)),
+         "tensor 'a' is a running statistic here and a parameter there"),
+        (layout_of(a=(2,)), layout_of(("a",), a=(2,)), "tensor 'a' is a parameter here and a running statistic there"),
+        (layout_of(), layout_of(a=(2,)), "tensor 'a' is only there"),
+        (gw.Layout.flat(2), layout_of(a=(2,)), "tensor '' is only here, 'a' only there"),
+        (gw.Layout.flat(2), gw.Layout.flat(3), "tensor '' has shape (2,) here and (3,) there"),
+    ],
+)  # fmt: skip
+def test_difference(here, there, said):
+    assert here.difference(there) == said
+    assert (said is None) == (here.digest == there.digest)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    a=st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 2), st.booleans()), max_size=3),
+    b=st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 2), st.booleans()), max_size=3),
+)
+def test_a_difference_is_found_whenever_there_is_one(a, b):
+    here, there = (layout_of(tuple(n for n, (_, s) in spec.items() if s), **{n: (d,) for n, (d, _) in spec.items()})
+                   for spec in (a, b))  # fmt: skip
+    assert (here.difference(there) is None) == (here.digest == there.digest)
+    assert (there.difference(here) is None) == (here.digest == there.digest)
+
+
+def test_dtypes_are_no_difference():
+    here, there = (gw.Layout.from_arrays({"w": np.zeros(2, dtype)}) for dtype in ("f2", "f8"))
+    assert here.difference(there) is None
+
+
+# --- NaN and Inf name the tensor ------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(index=st.integers(0, 13))
+def test_place(index):
+    layout = gw.Layout.from_arrays(ARRAYS)
+    marked = np.zeros(14, np.float32)
+    marked[index] = 1
+    name, array = next((n, a) for n, a in layout.unflatten(marked).items() if a.any())
+    where = [int(i[0]) for i in np.nonzero(np.atleast_1d(array))]
+    assert layout.place(index) == f"tensor {name!r}" + (f" at {where}" if array.shape else "")
+    assert gw.Layout.flat(14).place(index) == ""
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_flatten_names_what_is_not_finite(bad, kind):
+    arrays = {"w": np.ones((2, 3), np.float32), "mask": np.ones((2, 2), np.float16)}
+    layout = gw.Layout.from_arrays(arrays)
+    arrays["mask"][1, 0] = bad
+    given = arrays if kind == "numpy" else {n: torch.from_numpy(a) for n, a in arrays.items()}
+    said = rf"what is flattened must be finite, got {bad} at index 8, in tensor 'mask' at \[1, 0\] \(1 such "
+    with pytest.raises(gw.UpdateError, match=said):
+        layout.flatten(given)
+
+
+@pytest.mark.filterwarnings("error")
+def test_float64_beyond_float32_is_no_silent_infinity():
+    layout = gw.Layout.from_arrays({"w": np.ones(2)})
+    with pytest.raises(gw.UpdateError, match="'w' at \\[1\\]"):
+        layout.flatten({"w": np.array([1, 1e39])})
+
+
 # --- sparsifiers and quantizers leave running statistics alone ------------------------------------
 
 
@@ -283,7 +439,7 @@ def test_unknown_dtypes():
         gw.Layout.from_arrays({"c": np.zeros(2, np.complex64)})
     with pytest.raises(gw.ConfigError, match="tensor 's'"):
         gw.Layout.from_arrays({"s": np.array(["a"])})
-    with pytest.raises(gw.ConfigError, match="arrays or torch tensors, got list"):
+    with pytest.raises(gw.ConfigError, match="arrays or torch tensors, got a list of float"):
         gw.Layout.from_arrays({"l": [1.0, 2.0]})
 
 

@@ -45,6 +45,7 @@ from gradwire.errors import (
     UnsupportedVersion,
     UpdateError,
 )
+from gradwire.files.state import load_state, save_state
 from gradwire.layout import Layout
 from gradwire.payload import Part, Payload
 from gradwire.rng import Key
@@ -109,6 +110,7 @@ __all__ = [
     "fractional",
     "huffman",
     "inspect",
+    "load_state",
     "momentum_correction",
     "parse",
     "powersgd",
@@ -116,6 +118,7 @@ __all__ = [
     "randk",
     "regtopk",
     "rle",
+    "save_state",
     "sign",
     "tcs",
     "ternary",

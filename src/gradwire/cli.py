@@ -5,19 +5,21 @@ Exit codes: 0 done; 1 the run failed; 2 bad input or a damaged file; 130 interru
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError
+from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError, visible
 
 if TYPE_CHECKING:
     from gradwire.federated.data.tasks import Task
@@ -35,6 +37,7 @@ app = typer.Typer(
 )
 
 _RUN_FAILED = (UpdateError, ProtocolError)
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, *([errno.EDQUOT] if hasattr(errno, "EDQUOT") else [])}
 
 
 def main() -> None:
@@ -43,8 +46,13 @@ def main() -> None:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _RUN_FAILED as error:
         _fail(str(error), 1)
-    except (GradwireError, OSError) as error:
+    except GradwireError as error:
         _fail(str(error), 2)
+    except OSError as error:
+        file = f"{error.filename}: " if error.filename is not None else ""
+        _fail(f"{file}{error.strerror or error}", 1 if error.errno in _NO_ROOM else 2)
+    except MemoryError as error:
+        _fail(str(error) or "this machine's memory is too small", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
@@ -57,8 +65,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    one_line = " ".join(message.split())
-    print(f"gradwire: {one_line}", file=sys.stderr)
+    print(f"gradwire: {visible(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -227,12 +234,17 @@ def inspect(
 ) -> None:
     """Tell what a .gw file or a payload holds and what each piece of it costs."""
     from gradwire import progress
-    from gradwire.files.archive import MAGIC, inspect_file
+    from gradwire.files.archive import inspect_file
+    from gradwire.files.gwfile import MAGIC
+    from gradwire.files.paths import naming_file, open_input
     from gradwire.wire import inspect as inspect_blob
 
-    data = _read(file, len(MAGIC))
+    with open_input(file) as opened, naming_file(file):
+        start = opened.read(len(MAGIC))
+        # what is neither is told from its start: it may be larger than memory
+        blob = b"" if start == MAGIC or not start.startswith(b"GW") else start + opened.read()
     try:
-        found = inspect_file(file) if data == MAGIC else inspect_blob(_read(file))
+        found = inspect_blob(blob) if blob else inspect_file(file)
     except DecodeError as error:
         raise error if str(file) in str(error) else type(error)(f"{file}: {error}") from None
     if as_json:
@@ -243,12 +255,22 @@ def inspect(
 
 @app.command()
 def compress(
-    source: Annotated[Path, typer.Argument(help="The update, a safetensors file.", metavar="IN.safetensors")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="The update: a safetensors file, or the index.json of shards.", metavar="IN.safetensors"),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .gw file to write.", metavar="OUT.gw")],
     spec: Annotated[str, typer.Option(help="How, for instance 'topk(0.001) | uniform(8)'.")],
     residual: Annotated[
         Path | None, typer.Option(help="safetensors file of what was not sent: added first, then replaced.")
     ] = None,
+    client: Annotated[
+        int | None, typer.Option(help="The client's number: what is random follows from it (default: a new one).")
+    ] = None,
+    round: Annotated[
+        int | None, typer.Option(help="The round (default: the one the residual remembers, else 0).")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The run's seed, the same for all clients (default 0).")] = None,
 ) -> None:
     """Compress a safetensors update, tensor by tensor."""
     from gradwire import progress
@@ -256,9 +278,11 @@ def compress(
     from gradwire.files.archive import compress_file
 
     compressor = parse(spec)
-    with progress.FileProgress(source) as bar:
-        num_bytes = compress_file(source, output, compressor, residual, bar.advance)
-    progress.print_compressed(source.stat().st_size, num_bytes, output)
+    with _ending_cleanly(), progress.FileProgress(source) as bar:
+        num_bytes = compress_file(
+            source, output, compressor, residual, bar.advance, client=client, round=round, seed=seed
+        )
+    progress.print_compressed(bar.num_bytes, num_bytes, output)
 
 
 @app.command()
@@ -270,7 +294,7 @@ def decompress(
     from gradwire import progress
     from gradwire.files.archive import decompress_file
 
-    with progress.FileProgress(source) as bar:
+    with _ending_cleanly(), progress.FileProgress(source) as bar:
         decompress_file(source, output, bar.advance)
 
 
@@ -282,10 +306,25 @@ def aggregate(
 ) -> None:
     """Average .gw files into one safetensors update."""
     from gradwire import progress
-    from gradwire.files.archive import aggregate_files
+    from gradwire.files.averaging import aggregate_files
 
-    with progress.FileProgress(sources[0]) as bar:
-        aggregate_files(sources, output, weight or None, bar.advance)
+    with _ending_cleanly(), progress.FileProgress(sources[0]) as bar:
+        differing = aggregate_files(sources, output, weight or None, bar.advance)
+    progress.print_differing(differing, sources[0])
+
+
+@contextmanager
+def _ending_cleanly() -> Iterator[None]:
+    """Let SIGTERM, and a terminal that closes, end a command as Ctrl-C does: nothing is left behind."""
+    found = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]
+    numbers = [n for n in found if n is not None and signal.getsignal(n) is signal.SIG_DFL]  # what nohup said stands
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @app.command()
@@ -367,11 +406,3 @@ def report(directory: Annotated[Path, typer.Argument(help="A run's folder.")]) -
     from gradwire.report import build_report
 
     print(build_report(directory))
-
-
-def _read(path: Path, num_bytes: int = -1) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(num_bytes)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None

@@ -117,3 +117,15 @@ def nearest(got: str, choices: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(got, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def visible(text: str) -> str:
+    r"""Return text with every character that a terminal would obey, hide or reorder written as an escape.
+
+    Args:
+        text: anything: a name from a stranger's file, a path, a message.
+
+    Returns:
+        One line: control and format characters, marks of direction and halves of pairs are ``\x1b`` or ``\u202e``.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

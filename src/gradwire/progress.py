@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from gradwire.compressors.compressor import Compressor
+from gradwire.errors import GradwireError, visible
 from gradwire.report import tables
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ __all__ = [
     "format_bandwidth",
     "print_bench",
     "print_compressed",
+    "print_differing",
     "print_facts",
     "print_methods",
     "print_scaling",
@@ -63,7 +66,7 @@ class _Bars:
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self._console.print(escape(text))
+        self._console.print(_plain(text))
 
 
 class RunDisplay(_Bars):
@@ -91,7 +94,7 @@ class RunDisplay(_Bars):
         e = simulation.experiment
         seed = f" seed {simulation.seed}" if len(e.seeds) > 1 else ""
         self._bar = self._progress.add_task(
-            escape(f"{number + 1}/{num_runs} {simulation.label}{seed}"),
+            _plain(f"{number + 1}/{num_runs} {simulation.label}{seed}"),
             total=e.rounds,
             completed=simulation.totals.rounds_done,
             accuracy="",
@@ -121,7 +124,7 @@ class RunDisplay(_Bars):
         self.say(tables.verdict(rows))
         if not complete:
             self.say(f"Stopped early; go on with: gradwire run --resume {self._folder}")
-        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+        self._console.print(f"Report: {_plain(report)}", soft_wrap=True)
 
 
 class ReproductionDisplay(_Bars):
@@ -154,7 +157,7 @@ class ReproductionDisplay(_Bars):
         """Print where the report is."""
         if not complete:
             self.say("Stopped early; the same command goes on from here.")
-        self._console.print(f"Report: {escape(str(report))}", soft_wrap=True)
+        self._console.print(f"Report: {_plain(report)}", soft_wrap=True)
 
     def _show(self) -> None:
         done = sum(share == 1.0 for share in self._shares.values())
@@ -189,43 +192,49 @@ class BenchProgress(_Bars):
         self._progress.update(self._bar, completed=share)
 
 
-class FileProgress:
-    """A bar that advances with the tensors of a file."""
+class FileProgress(_Bars):
+    """A bar that advances with the tensors of a file, on stderr and gone afterwards.
+
+    Attributes:
+        num_bytes: bytes of the tensors that were worked through.
+    """
 
     def __init__(self, path: Path) -> None:
         console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            DownloadColumn(),
-            TimeRemainingColumn(elapsed_when_finished=True),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
+        super().__init__(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                DownloadColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=console,
+                transient=True,
+                disable=not console.is_terminal,
+            )
         )
-        self._bar = self._progress.add_task(escape(path.name), total=_num_tensor_bytes(path))
-
-    def __enter__(self) -> FileProgress:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
+        self._path = path
+        self._bar = self._progress.add_task(_plain(path.name), total=None)
+        self.num_bytes = 0
 
     def advance(self, name: str, num_bytes: int) -> None:
         """Count a tensor that was worked through."""
-        self._progress.update(self._bar, advance=num_bytes, description=escape(name))
+        if not self._progress.disable:
+            total = _num_tensor_bytes(self._path) if self.num_bytes == 0 else None
+            self._progress.update(self._bar, advance=num_bytes, total=total, description=_plain(name))
+        self.num_bytes += num_bytes
+
+
+def _plain(text: object) -> str:
+    """Text of a file as it may be printed."""
+    return escape(visible(str(text)))
 
 
 def _num_tensor_bytes(path: Path) -> int | None:
     """Bytes of a file's tensors when they are whole, or None where the file does not say."""
-    from gradwire.errors import GradwireError
-    from gradwire.files.archive import GwReader
-    from gradwire.files.safetensors_io import SafetensorsReader
+    from gradwire.files.gwfile import GwReader
+    from gradwire.files.shards import open_update
 
-    for reader in (SafetensorsReader, GwReader):
+    for reader in (open_update, GwReader):
         try:
             with reader(path) as file:
                 return sum(info.num_bytes for info in file.tensors)
@@ -238,7 +247,15 @@ def print_compressed(source_bytes: int, num_bytes: int, output: Path) -> None:
     """Print what a compressed file came to."""
     ratio = f"{source_bytes / num_bytes:.1f}x smaller" if num_bytes else ""
     text = f"{output}: {tables.format_bytes(num_bytes)} instead of {tables.format_bytes(source_bytes)}, {ratio}"
-    Console(highlight=False).print(escape(text), soft_wrap=True)
+    Console(highlight=False).print(_plain(text), soft_wrap=True)
+
+
+def print_differing(names: Sequence[str], first: Path) -> None:
+    """Print which tensors could not be averaged and are not the same everywhere, on stderr."""
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        text = f"integers are not averaged: {', '.join(names[:3])}{more} differ between files and are those of {first}"
+        Console(stderr=True, highlight=False).print(_plain(text), soft_wrap=True)
 
 
 def print_methods() -> None:
@@ -379,7 +396,7 @@ def print_facts(facts: dict[str, Any]) -> None:
             value = ", ".join(f"{k} {v}" for k, v in value.items())
         elif isinstance(value, float):
             value = f"{value:.6g}"
-        table.add_row(name, escape(str(value)))
+        table.add_row(name, _plain(value))
     console = Console(highlight=False)
     console.print(table)
     if facts.get("tensors"):
@@ -395,7 +412,11 @@ def _tensor_table(tensors: list[dict[str, Any]]) -> Table:
         shape = "x".join(map(str, t["shape"])) or "scalar"
         codec = t.get("codec", {"support": "whole", "values": t["dtype"]})
         table.add_row(
-            escape(t["name"]), shape, str(t["num_kept"]), str(t["total_bytes"]), f"{codec['support']} {codec['values']}"
+            _plain(t["name"]),
+            shape,
+            str(t["num_kept"]),
+            str(t["total_bytes"]),
+            _plain(f"{codec['support']} {codec['values']}"),
         )
     return table
 
@@ -418,5 +439,5 @@ def _results(rows: list[tables.Row]) -> Table:
     for row in rows:
         cells = [tables.cell_text(row, key) if key == "accuracy" else tables.cell_parts(row, key)[0] for key in shown]
         partial = f" ({row.rounds_done} of {row.rounds} rounds)" if row.status == "partial" else ""
-        table.add_row(escape(row.method) + partial, *map(escape, cells))
+        table.add_row(_plain(row.method) + partial, *map(escape, cells))
     return table

@@ -1,8 +1,9 @@
-"""Saved state: the checks that every end makes before it believes one."""
+"""Saved state: what it is made of, and the checks that every end makes before it believes one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +12,92 @@ from numpy.typing import NDArray
 
 from gradwire.errors import DecodeError, StateError
 from gradwire.layout import Layout
+from gradwire.tensors import is_torch, unreadable
 
-__all__ = ["check_memory", "check_state", "copy_memory", "reading_state", "to_bytes"]
+__all__ = [
+    "StateArray",
+    "check_memory",
+    "check_state",
+    "copy_memory",
+    "from_saved",
+    "reading_state",
+    "to_bytes",
+    "to_saved",
+]
+
+_TORCH_PROTOCOL = 2  # torch.save's, and the only one that torch.load reads by default
+
+
+class StateArray(np.ndarray[Any, np.dtype[Any]]):
+    """An array of a state: an ordinary one, which ``torch.save`` writes as a tensor.
+
+    ``torch.load`` refuses NumPy arrays unless it is told to trust the file. Everyone else who copies or stores such an
+    array gets a NumPy one, and so does everyone who calculates with it.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradwire.saved import StateArray
+        >>> array = np.float32([1, 2]).view(StateArray)
+        >>> isinstance(array, np.ndarray), type(array + 1).__name__
+        (True, 'ndarray')
+    """
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Give results as NumPy gives them of ordinary arrays; what is changed in place stays what it is."""
+        return self if array is self else np.asarray(array)[()]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Name no class of gradwire: the reader need not have it."""
+        torch = sys.modules.get("torch")
+        if protocol == _TORCH_PROTOCOL and torch is not None:
+            return torch.from_numpy(np.array(self)).__reduce_ex__(protocol)
+        return np.asarray(self).__reduce_ex__(protocol)
+
+
+def to_saved(state: dict[str, Any]) -> dict[str, Any]:
+    """Make a state of what a ``state_dict`` method gathers.
+
+    Args:
+        state: arrays, NumPy numbers and plain values, in dicts, lists and tuples.
+
+    Returns:
+        The same of ``StateArray`` views and plain values, in dicts and lists: what torch and others can store.
+    """
+    return {key: _saved(value) for key, value in state.items()}
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.view(StateArray)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return to_saved(value)
+    return [_saved(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def from_saved(state: Any) -> Any:
+    """Read a state, wherever it was: what was saved with torch has tensors in place of arrays.
+
+    Args:
+        state: from ``to_saved``, possibly after ``torch.load`` or a copy; not modified.
+
+    Returns:
+        The same of ordinary NumPy arrays, which share memory with it, and plain values.
+
+    Raises:
+        StateError: on a tensor that no array stands for.
+    """
+    if is_torch(state):
+        if (why := unreadable(state)) is not None:
+            raise StateError(f"state holds a tensor that {why}")
+        with reading_state():
+            return state.detach().cpu().numpy()
+    if isinstance(state, np.ndarray):
+        return np.asarray(state)
+    if isinstance(state, Mapping):
+        return {key: from_saved(value) for key, value in state.items()}
+    return [from_saved(value) for value in state] if isinstance(state, (list, tuple)) else state
 
 
 def check_state(state: Any, state_format: int, spec: str, layout: Layout) -> None:
@@ -21,6 +106,8 @@ def check_state(state: Any, state_format: int, spec: str, layout: Layout) -> Non
         raise StateError(f"a state is a dict, got {type(state).__name__}")
     for name, value in {"format": state_format, "spec": spec, "layout": layout.digest.hex()}.items():
         got = state.get(name)
+        if name == "layout" and isinstance(got, str) and got != value:
+            raise StateError(f"state {layout.mismatch(got)}")
         if type(got) is not type(value) or got != value:
             raise StateError(f"state has {name} {got!r}, expected {value!r}")
 

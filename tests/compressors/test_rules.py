@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+import test_laws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
-import test_laws
 from gradwire.compressors.feedback import ef, momentum_correction
 from gradwire.compressors.lowrank import powersgd
 from gradwire.compressors.rules import by_tensor, warmup, weaker
@@ -168,7 +168,7 @@ def test_warm_up_conserves(spec, steps):
 
 
 def test_warm_up_in_phases():
-    class summed(gw.Compressor):
+    class Summed(gw.Compressor):
         def __init__(self, factor):
             self.factor = factor
 
@@ -189,10 +189,9 @@ def test_warm_up_in_phases():
             total = yield update * self.factor
             return total, gw.State(state.layout, {"rounds": state.memory["rounds"] + 1})
 
-    gw.Compressor.registry.pop("summed")
-    compressor = warmup(summed(2), 2, summed(3))
+    compressor = warmup(Summed(2), 2, Summed(3))
     assert compressor.summable
-    assert not warmup(summed(2), 2, gw.topk(0.1)).summable
+    assert not warmup(Summed(2), 2, gw.topk(0.1)).summable
     state = compressor.init(gw.Layout.flat(2))
     for index in range(5):
         run = compressor.phases(np.ones(2, np.float32), state, gw.Round(index=index))

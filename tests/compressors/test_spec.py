@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
-from gradwire.compressors.spec import read_call
 
 # --- round trips ----------------------------------------------------------------------------------
 
@@ -396,46 +395,7 @@ def test_parsing_warns_of_nothing():
     assert [str(w.message) for w in caught] == []
 
 
-# --- other things that are built by calls ---------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Apple:
-    """Something to name in a text."""
-
-    size: int = 1
-
-    def __post_init__(self):
-        if self.size < 1:
-            raise gw.ConfigError(f"size must be 1 or more, got {self.size}")
-
-
-def read_apple(text):
-    return read_call(text, Apple, {"apple": Apple}, "ingredient", "apple(3)")
-
-
-def test_read_call_reads_any_registry():
-    assert read_apple(" apple(size=3)") == Apple(3)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("appel(3)", "unknown ingredient 'appel'; did you mean 'apple'? (character 1 of 'appel(3)')"),
-        ("apple", "'apple' is not an ingredient call; write apple(...) (character 1 of 'apple')"),
-        ("3", "a spec is a call such as apple(3), got 3 (character 1 of '3')"),
-        ("apple(size=0)", "size must be 1 or more, got 0 (character 1 of 'apple(size=0)')"),
-        ("apple(sise=2)", "apple has no parameter 'sise'; did you mean 'size'?; it takes size (character 7 of"),
-        ("apple(x.y)", "expected an ingredient call, a number, a text, None, True or False (character 7 of"),
-        ("apple(1)(2)", "expected the name of an ingredient (character 1 of"),
-        ("topk(0.1)", "unknown ingredient 'topk' (character 1 of"),
-        ("apple() | apple()", "'|' joins stages, got "),
-    ],
-)
-def test_read_call_says_what_it_reads(text, message):
-    with pytest.raises(gw.ConfigError) as caught:
-        read_apple(text)
-    assert str(caught.value).startswith(message)
+# --- what errors speak of --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

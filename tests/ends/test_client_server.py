@@ -47,7 +47,8 @@ def is_plain(value: Any) -> bool:
         return all(isinstance(k, str) for k in value) and all(map(is_plain, value.values()))
     if isinstance(value, list):
         return all(map(is_plain, value))
-    return value is None or type(value) in (str, int, float, bool) or type(value) is np.ndarray
+    is_numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+    return value is None or type(value) in (str, int, float, bool) or is_numbers
 
 
 def pair(spec: str = "topk(0.1)", **server: Any) -> tuple[gw.Client, gw.Server]:

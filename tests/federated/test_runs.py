@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gradwire.errors import ConfigError, GradwireError, StateError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.runs import RunFolder, run_experiment
-from gradwire.files.store import load_state, save_state
+from gradwire.files.store import read_state, write_state
 from gradwire.report.load import parse_runs, read_metrics, read_summary
 
 GRADWIRE = Path(sys.executable).with_name("gradwire")
@@ -227,14 +227,14 @@ def test_a_hard_kill_then_resume_gives_the_same_model(tmp_path):
     file = path / "checkpoint.safetensors"
     while time.monotonic() < deadline and process.poll() is None:
         # a reader never meets a half-written checkpoint
-        if file.exists() and load_state(file)["totals"]["rounds_done"] > 20:
+        if file.exists() and read_state(file)["totals"]["rounds_done"] > 20:
             break
         time.sleep(0.002)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert 20 < load_state(file)["totals"]["rounds_done"] < 120
+    assert 20 < read_state(file)["totals"]["rounds_done"] < 120
     done = subprocess.run(
         [str(GRADWIRE), "run", "--resume", str(path)], env=_ENVIRONMENT, capture_output=True, text=True, timeout=120
     )
@@ -293,8 +293,8 @@ def test_lines_beyond_the_checkpoint_are_done_again(undisturbed, tmp_path):
 
 
 def change_state(path, **changes):
-    state = load_state(path)
-    save_state(path, {k: v for k, v in {**state, **changes}.items() if v is not ...})
+    state = read_state(path)
+    write_state(path, {k: v for k, v in {**state, **changes}.items() if v is not ...})
 
 
 def swapped(members):
@@ -306,19 +306,19 @@ DAMAGE = {
     "empty": lambda p: p.write_bytes(b""),
     "text": lambda p: p.write_bytes(b"not a checkpoint at all"),
     "truncated": lambda p: p.write_bytes(p.read_bytes()[:-10]),
-    "other-state": lambda p: save_state(p, {"round": 3}),
+    "other-state": lambda p: write_state(p, {"round": 3}),
     "no-model": lambda p: change_state(p, model=...),
     "no-totals": lambda p: change_state(p, totals=...),
     "totals-empty": lambda p: change_state(p, totals={}),
-    "totals-unknown": lambda p: change_state(p, totals={**load_state(p)["totals"], "more": 1}),
-    "rounds-text": lambda p: change_state(p, totals={**load_state(p)["totals"], "rounds_done": "2"}),
+    "totals-unknown": lambda p: change_state(p, totals={**read_state(p)["totals"], "more": 1}),
+    "rounds-text": lambda p: change_state(p, totals={**read_state(p)["totals"], "rounds_done": "2"}),
     "no-server": lambda p: change_state(p, server=...),
     "server-none": lambda p: change_state(p, server=None),
     "clients-none": lambda p: change_state(p, members=None),
-    "client-missing": lambda p: change_state(p, members=load_state(p)["members"][:-1]),
-    "client-too-many": lambda p: change_state(p, members=load_state(p)["members"] * 2),
-    "clients-reversed": lambda p: change_state(p, members=load_state(p)["members"][::-1]),
-    "clients-swapped": lambda p: change_state(p, members=swapped(load_state(p)["members"])),
+    "client-missing": lambda p: change_state(p, members=read_state(p)["members"][:-1]),
+    "client-too-many": lambda p: change_state(p, members=read_state(p)["members"] * 2),
+    "clients-reversed": lambda p: change_state(p, members=read_state(p)["members"][::-1]),
+    "clients-swapped": lambda p: change_state(p, members=swapped(read_state(p)["members"])),
     "model-wrong-length": lambda p: change_state(p, model=np.zeros(3, np.float32)),
     "model-none": lambda p: change_state(p, model=None),
 }

@@ -16,11 +16,11 @@ import gradwire as gw
 from gradwire.ends.client import Client
 from gradwire.ends.server import Server
 from gradwire.errors import UpdateError
-from gradwire.federated import federation
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.tasks import Task, load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
+from gradwire.federated.rounds import federation
 from gradwire.federated.simulate import Simulation
 from gradwire.rng import Key
 

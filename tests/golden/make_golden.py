@@ -25,7 +25,8 @@ import forge  # noqa: E402
 import gradwire as gw  # noqa: E402
 from gradwire.ends.client import reference_digest  # noqa: E402
 from gradwire.files import archive as files  # noqa: E402
-from gradwire.files.safetensors_io import DTYPES, SafetensorsReader  # noqa: E402
+from gradwire.files.dtypes import DTYPES  # noqa: E402
+from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
 SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic"]
@@ -355,9 +356,14 @@ def made():
 # .gw files
 
 
-def gw_file(name, data, spec, tensors):
+def gw_file(name, data, spec, tensors, metadata=()):
+    keys = ("name", "dtype", "shape", "data")
     contents[f"{name}.gw"] = data
-    facts[f"{name}.gw"] = {"spec": spec, "tensors": tensors}
+    facts[f"{name}.gw"] = {
+        "spec": spec,
+        "metadata": dict(metadata),
+        "tensors": [dict(zip(keys, t, strict=True)) for t in tensors],
+    }
 
 
 def gw_files():
@@ -373,6 +379,7 @@ def gw_files():
         (b"scalar", 0, (), forge.container(1, b"\1" + plain([-2.0]))),
         (b"empty", 0, (0, 4), forge.container(0, b"\0")),
         (b"zeros", 2, (70,), forge.container(70, b"\0")),
+        (b"F64", 3, (6,), one),
     ]
     f64 = [1.0, f32(0.1), -65520.0, f32(1e-8), f32(3.4e38), -0.5]
     found = [
@@ -382,15 +389,26 @@ def gw_files():
         ("scalar", "F32", [], forge.floats(-2.0).hex()),
         ("empty", "F32", [0, 4], ""),
         ("zeros", "BF16", [70], "0" * 280),
+        ("F64", "F64", [6], struct.pack("<6d", *f64).hex()),
     ]
     for code, (dtype, width) in enumerate(DTYPES.items()):
-        if code > 2:
+        if code > 3:
             size = 2 * width
             tensors.append((dtype.encode(), code, (2, 1), forge.repaired(raw[:size])))
             found.append((dtype, dtype, [2, 1], raw[:size].hex()))
-    keys = ("name", "dtype", "shape", "data")
-    gw_file("every-dtype", forge.file(tensors, b"dense()"), "dense()",
-            [dict(zip(keys, t, strict=True)) for t in found])  # fmt: skip
+    gw_file("every-dtype", forge.file(tensors, b"dense()"), "dense()", found)
+    others = [("q", "F8_E4M3", [2, 3], 6), ("é", "C64", [], 8), ("f4", "F4", [3, 2], 3), ("new", "F3_ODD", [5], 2)]
+    gw_file(
+        "other-dtypes",
+        forge.file(
+            [(n.encode(), (d.encode(), size), shape, forge.repaired(raw[:size])) for n, d, shape, size in others],
+            b"dense()",
+            [(b"format", b"pt"), (b"", "naïve\n".encode())],
+        ),
+        "dense()",
+        [(n, d, shape, raw[:size].hex()) for n, d, shape, size in others],
+        {"format": "pt", "": "naïve\n"},
+    )
     gw_file("no-tensors", forge.file([], b""), "", [])
     spec = "topk(0.5) | uniform(8)"
     with tempfile.TemporaryDirectory() as folder:
@@ -399,12 +417,12 @@ def gw_files():
 
         rng = np.random.default_rng(6)
         arrays = {"a": rng.standard_normal((5, 8)).astype(np.float32), "b": rng.standard_normal(9).astype(np.float16)}
-        save_file({**arrays, "steps": np.array(3, np.int64)}, source)
+        save_file({**arrays, "steps": np.array(3, np.int64)}, source, {"format": "np"})
         files.compress_file(source, target, gw.parse(spec))
         files.decompress_file(target, back)
         with SafetensorsReader(back) as reader:
             made = [(i.name, i.dtype, list(i.shape), reader.raw(i).tobytes().hex()) for i in reader.tensors]
-        gw_file("made-file", target.read_bytes(), spec, [dict(zip(keys, t, strict=True)) for t in made])
+        gw_file("made-file", target.read_bytes(), spec, made, {"format": "np"})
 
 
 def main():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from gradwire.journal import Journal
 from gradwire.kernels import dense, reference
 
 BACKENDS = [dense.add_finite, reference.add_finite]
@@ -17,7 +18,7 @@ def test_sums_are_numpys(add, d, decay):
     rng = np.random.default_rng(d)
     total, addend = rng.standard_normal((2, d)).astype(np.float32)
     expected = total * np.float32(decay) + addend
-    assert add(total, addend, decay)
+    assert add(total, addend, decay, Journal())
     np.testing.assert_array_equal(total, expected)
 
 
@@ -30,7 +31,7 @@ def test_nothing_is_lost_by_what_is_not_finite(add, bad, at, decay):
     total, addend = rng.standard_normal((2, 10_000)).astype(np.float32)
     total[at], addend[at] = 3e38, bad
     before = total.copy()
-    assert not add(total, addend, decay) or (bad == 3e38 and decay == 0.5 and np.isfinite(1.5e38 + 3e38))
+    assert not add(total, addend, decay, Journal()) or (bad == 3e38 and decay == 0.5 and np.isfinite(1.5e38 + 3e38))
     if bad != 3e38 or decay == 1.0:
         np.testing.assert_allclose(total, before, rtol=1e-6, atol=2e-6)
 
@@ -38,7 +39,7 @@ def test_nothing_is_lost_by_what_is_not_finite(add, bad, at, decay):
 @pytest.mark.parametrize("add", BACKENDS)
 def test_the_largest_numbers_are_finite(add):
     total = np.full(5000, 3.4e38, np.float32)
-    assert add(total, np.zeros(5000, np.float32), 1.0)
+    assert add(total, np.zeros(5000, np.float32), 1.0, Journal())
     assert (total == np.float32(3.4e38)).all()
 
 
@@ -109,3 +110,42 @@ def test_signed_symbols(n):
         symbols = ops.signed_symbols(found, ranks, numbers)
         assert symbols.dtype == np.uint16
         assert symbols.tolist() == expected
+
+
+# --- what can be undone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", [dense, reference])
+@pytest.mark.parametrize("d", [0, 1, 511, 512, 100_000])
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_an_addition_is_undone(backend, d, decay):
+    rng = np.random.default_rng(d)
+    total, addend = rng.standard_normal((2, d)).astype(np.float32)
+    before, journal = total.copy(), Journal()
+    assert backend.add_finite(total, addend, decay, journal)
+    journal.undo()
+    np.testing.assert_allclose(total, before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", [dense, reference])
+@pytest.mark.parametrize("d", [0, 1, 511, 512, 100_000])
+def test_a_subtraction_is_numpys_and_is_undone(backend, d):
+    rng = np.random.default_rng(d)
+    total, numbers = rng.standard_normal((2, d)).astype(np.float32)
+    before, journal = total.copy(), Journal()
+    backend.subtract(total, numbers, journal)
+    np.testing.assert_array_equal(total, before - numbers)
+    journal.undo()
+    np.testing.assert_allclose(total, before, rtol=1e-6, atol=1e-6)
+
+
+def test_what_was_added_in_part_is_taken_out_in_part():
+    """As where a thread was still at work: the kernels say how far they came."""
+    total, addend = np.zeros(2000, np.float32), np.ones(2000, np.float32)
+    added = dense.Added(total, addend, np.float32(1))
+    total[:1024] += 1
+    added.done[0][0] = 1024
+    assert not added.complete
+    added.take_out()
+    added.take_out()  # an undo that was interrupted is run again
+    assert not total.any()

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from gradwire.journal import Journal
 from gradwire.kernels import reference, select
 from gradwire.kernels.sampling import sample_plan
 
@@ -54,12 +55,12 @@ def test_adding_and_selecting_at_once(kind, d, decay):
     start, addend = rng.standard_normal(d).astype(np.float32), KINDS[kind](rng, d).astype(np.float32)
     for k in sorted({0, 1, max(1, d // 1000), max(1, d // 100), max(1, d // 3), d}):
         total = start.copy()
-        found = select.add_topk(total, addend, decay, k)
+        found = select.add_topk(total, addend, decay, k, Journal())
         expected = start * np.float32(decay) + addend
         assert total.tobytes() == expected.tobytes()
         chosen = reference.topk(expected, k)
         other = start.copy()
-        for indices, numbers in (found, reference.add_topk(other, addend, decay, k)):
+        for indices, numbers in (found, reference.add_topk(other, addend, decay, k, Journal())):
             np.testing.assert_array_equal(indices, chosen)
             assert numbers.tobytes() == expected[chosen].tobytes()
         assert other.tobytes() == total.tobytes()
@@ -73,7 +74,7 @@ def test_nothing_is_lost_by_what_is_not_finite(bad, at, k):
     total, addend = rng.standard_normal((2, 700_001)).astype(np.float32)
     total[at], addend[at] = 3e38, bad
     before = total.copy()
-    assert select.add_topk(total, addend, 1.0, k) is None
+    assert select.add_topk(total, addend, 1.0, k, Journal()) is None
     np.testing.assert_allclose(total, before, rtol=1e-6, atol=2e-6)
     assert total[at] == before[at]
 
@@ -92,5 +93,5 @@ def test_a_sample_that_misleads_by_design():
         np.testing.assert_array_equal(select.topk(values, k), reference.topk(values, k))
         total = values.copy()
         np.testing.assert_array_equal(
-            select.add_topk(total, np.zeros(d, np.float32), 1.0, k)[0], reference.topk(values, k)
+            select.add_topk(total, np.zeros(d, np.float32), 1.0, k, Journal())[0], reference.topk(values, k)
         )

@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradwire.compressors.quantize import _inner_edges
+from gradwire.journal import Journal
 from gradwire.kernels import reference, torch_ops
 from gradwire.kernels.sampling import sample_plan
 
@@ -166,7 +167,7 @@ def test_topk_of_views(device):
 def check_add(device, total, addend, decay, k):
     before, (tensor, more) = total.copy(), on(device, total, addend)
     with np.errstate(over="ignore", invalid="ignore"):
-        expected = reference.add_topk(total, addend, decay, k)
+        expected = reference.add_topk(total, addend, decay, k, Journal())
     found = torch_ops.add_topk(tensor, more, decay, k)
     assert (found is None) == (expected is None)
     if expected is not None:

@@ -186,15 +186,17 @@ def read_container(blob, reference=None):
 
 
 def read_file(data):
-    """(spec, [(name, dtype code, shape, blob)]) of a .gw file; a float tensor's blob is a container."""
+    """(spec, metadata, [(name, dtype's code or name, shape, blob)]) of a .gw file; a float's blob is a container."""
     file, heads = Reader(data), []
     assert file.take(7) == b"GWFILE\x01", "no .gw file of version 1"
     end = file.varint() + file.at // 8
-    spec = file.take(file.varint()).decode()
+    texts = iter(lambda: file.take(file.varint()).decode(), None)
+    spec, metadata = next(texts), {next(texts): next(texts) for _ in range(file.varint())}
     for _ in range(file.varint()):
-        name = file.take(file.varint()).decode()
-        heads.append((name, file.field(8), [file.varint() for _ in range(file.varint())]))
+        name, code = next(texts), file.field(8)
+        dtype = (next(texts), file.varint())[0] if code == 255 else code
+        heads.append((name, dtype, [file.varint() for _ in range(file.varint())]))
     assert file.take(4) == struct.pack("<I", zlib.crc32(data[:end])), "header checksum"
     tensors = [(*head, file.take(file.varint())) for head in heads]
     assert file.at == 8 * len(data), "bytes left over"
-    return spec, tensors
+    return spec, metadata, tensors

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Vector, accumulate
+from gradwire.compressors.compressor import LARGEST, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Levels, Part, Payload
-from gradwire.saved import check_memory, reading_state
+from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
-__all__ = ["Aggregator", "Mirrors", "check_weight"]
+__all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
 
 _SPARSE = 16  # a sum of which one in so many entries is not zero, or fewer, is worked on as a sparse one
 _LARGEST_SUM = float(np.finfo(np.float32).max) / 2
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.999  # some room for rounding
 
 
 class Aggregator:
@@ -32,6 +32,8 @@ class Aggregator:
     Attributes:
         sum_weights: total weight added so far.
         num_received: payloads added so far.
+        largest_mean: what magnitude the mean's entries may have; payloads with which they could be larger are refused.
+        largest_sum_weights: what the weights may add up to.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -49,6 +51,8 @@ class Aggregator:
         self._sum = np.zeros(layout.d, np.float32)
         self.sum_weights = 0.0
         self.num_received = 0
+        self.largest_mean = LARGEST
+        self.largest_sum_weights = math.inf
         self._bound = 0.0
         self._touched: NDArray[np.int64] | None = None  # where the sum is not zero, if that was looked for
         self._stale: NDArray[np.int64] | slice | None = None  # what there still is of the round before
@@ -73,9 +77,13 @@ class Aggregator:
         if payload.d != self.layout.d:
             raise ProtocolError(f"payload must have d = {self.layout.d}, got {payload.d}")
         largest = max((_largest(part) for part in payload.parts if part.support.num_kept), default=0.0)
-        divisor = self._divisor(self.sum_weights + (weight if count else 0.0))
-        if self._bound + weight * largest > min(_LARGEST_SUM, _LARGEST_MEAN * divisor):
-            raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum")
+        sum_weights = self.sum_weights + (weight if count else 0.0)
+        self.check_sum_weights(sum_weights)
+        if self._bound + weight * largest > min(_LARGEST_SUM, self.largest_mean * self._divisor(sum_weights)):
+            room = "" if self.largest_mean == LARGEST else f"; the mean may reach {self.largest_mean:g}"
+            raise ProtocolError(
+                f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum{room}"
+            )
         self._clear()
         self._touched = None
         accumulate(self._sum, payload, weight, reference)
@@ -83,6 +91,11 @@ class Aggregator:
         if count:
             self.sum_weights += weight
             self.num_received += 1
+
+    def check_sum_weights(self, sum_weights: float) -> None:
+        """Refuse weights that add up to more than allowed, with ProtocolError."""
+        if sum_weights > self.largest_sum_weights:
+            raise ProtocolError(f"weights may add up to {self.largest_sum_weights:g}, got {sum_weights:g}")
 
     def _divisor(self, sum_weights: float) -> float:
         """What the sum is divided by for the mean, once this much weight was received."""
@@ -101,7 +114,9 @@ class Aggregator:
         if type(other) is not type(self):
             raise ConfigError(f"aggregators must be of one kind, got {type(other).__name__} and {type(self).__name__}")
         if other.layout.digest != self.layout.digest:
-            raise ConfigError("aggregators can only be merged over the same layout")
+            raise ConfigError(
+                f"aggregators can only be merged over the same layout: {self.layout.difference(other.layout)}"
+            )
         if self._bound + other._bound > _LARGEST_SUM:
             raise ProtocolError("the merged sum could leave float32's range")
         self._clear()
@@ -147,12 +162,13 @@ class Aggregator:
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
         self._clear()
-        return {
+        state = {
             "sum": self._sum.copy(),
             "sum_weights": self.sum_weights,
             "num_received": self.num_received,
             "bound": self._bound,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -160,6 +176,7 @@ class Aggregator:
         Raises:
             StateError: on a sum of another length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             total = np.array(state["sum"], np.float32)
             sum_weights, bound = (
@@ -226,7 +243,7 @@ class Mirrors(Aggregator):
     def reset(self) -> None:
         """Begin the next round: nothing received yet, and the mirrors where they are."""
         self.sum_weights, self.num_received, self._touched = 0.0, 0, None
-        self._bound = max(float(self._sum.max()), -float(self._sum.min())) if self._sum.size else 0.0
+        self._bound = largest_magnitude(self._sum)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts, and ``num_clients``."""
@@ -247,14 +264,17 @@ def _largest(part: Part) -> float:
     """A bound of the magnitudes of a part that is not empty: the largest, or what its levels or factors say."""
     if isinstance(part.values, (Factors, Levels)):
         return part.values.bound
-    numbers = part.numbers()
-    return max(float(numbers.max()), -float(numbers.min()))
+    return largest_magnitude(part.numbers())
+
+
+LARGEST_WEIGHT = 2.0**64
+"""The largest weight a payload may have."""
 
 
 def check_weight(weight: float) -> float:
     """Return a weight of [2^-64, 2^64] as a float, or raise ConfigError."""
     if isinstance(weight, bool) or not isinstance(weight, (int, float, np.integer, np.floating)):
         raise ConfigError(f"weight must be a number, got {weight!r}")
-    if not 2.0**-64 <= weight <= 2.0**64:
+    if not 1 / LARGEST_WEIGHT <= weight <= LARGEST_WEIGHT:
         raise ConfigError(f"weight must be positive, from 2^-64 to 2^64, got {weight!r}")
     return float(weight)

@@ -19,14 +19,14 @@ from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import reading_state
+from gradwire.saved import from_saved, reading_state, to_saved
 
 __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 
 _FADINGS = ("none", "rayleigh")
 _LEAST_SNR_DB = -100.0
 _LARGEST_DRAW = 6.0  # no Gaussian made of 24-bit uniforms is larger
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.99  # some room for rounding
+_LARGEST_SHARE = 0.99  # of what the mean may reach: some more room for rounding
 
 
 def gaussians(key: Key, num_values: int) -> NDArray[np.float64]:
@@ -166,7 +166,7 @@ class OverTheAir(Aggregator):
             loudest = max(loudest, weight * math.sqrt(float(np.mean(np.square(numbers, dtype=np.float64))) / gain))
         largest = max((float(np.abs(part.numbers).max(initial=0.0)) for part in found), default=0.0)
         reach = self._bound + weight * largest + _LARGEST_DRAW * self._deviation * loudest
-        if reach > _LARGEST_MEAN * (self.sum_weights + weight):
+        if reach > _LARGEST_SHARE * self.largest_mean * (self.sum_weights + weight):
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the mean")
         super().add(payload, weight, reference)
         self._loudest = loudest
@@ -220,7 +220,7 @@ class OverTheAir(Aggregator):
             What ``Aggregator.state_dict`` gives, and ``aggregation`` (the rule's text), ``air_seed``, ``air_round``,
             ``air_indices`` ((k,) int64 or None), ``loudest``, ``silent`` and ``channel_uses``.
         """
-        return super().state_dict() | {
+        state = super().state_dict() | {
             "aggregation": str(self.rule),
             "air_seed": self._seed,
             "air_round": self._round,
@@ -229,6 +229,7 @@ class OverTheAir(Aggregator):
             "silent": self.silent,
             "channel_uses": self.channel_uses,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -236,6 +237,7 @@ class OverTheAir(Aggregator):
         Raises:
             StateError: on a state of another rule or length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             if state["aggregation"] != str(self.rule):
                 raise StateError(f"state has aggregation {state['aggregation']!r}, expected {str(self.rule)!r}")

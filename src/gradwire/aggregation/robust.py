@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from gradwire.aggregation.aggregator import Aggregator, check_weight
 from gradwire.aggregation.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Compressor, Vector
+from gradwire.compressors.compressor import Compressor, Vector, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
+from gradwire.named import Named
 from gradwire.payload import Payload
-from gradwire.saved import reading_state
+from gradwire.saved import from_saved, reading_state, to_saved
 
 __all__ = [
     "Aggregation",
@@ -75,7 +76,11 @@ class _Collector(Aggregator):
                 one; nothing is changed.
         """
         weight = check_weight(weight)
-        self._indices, row = self._read(payload, reference, count)
+        indices, row = self._read(payload, reference, count)
+        self.check_sum_weights(self.sum_weights + weight)
+        if (largest := largest_magnitude(row)) > self.largest_mean:
+            raise ProtocolError(f"payload's largest entry may be {self.largest_mean:g}, got {largest:g}")
+        self._indices = indices
         self._rows.append(row)
         self.sum_weights += weight
         self.num_received += 1
@@ -112,7 +117,9 @@ class _Collector(Aggregator):
         if not isinstance(other, _Collector) or other.rule != self.rule:
             raise ConfigError(f"{self.rule} can only be merged with itself: it needs every client's numbers")
         if other.layout.digest != self.layout.digest:
-            raise ConfigError("aggregators can only be merged over the same layout")
+            raise ConfigError(
+                f"aggregators can only be merged over the same layout: {self.layout.difference(other.layout)}"
+            )
         if other._indices is not None:
             self._check_same(other._indices)
             self._indices = other._indices
@@ -149,13 +156,14 @@ class _Collector(Aggregator):
             ((n, k) float32), ``sum_weights`` and ``num_received``.
         """
         rows = np.stack(self._rows) if self._rows else np.empty((0, 0), np.float32)
-        return {
+        state = {
             "aggregation": str(self.rule),
             "indices": None if self._indices is None else self._indices.copy(),
             "rows": rows,
             "sum_weights": self.sum_weights,
             "num_received": self.num_received,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken; other names in ``state`` are ignored.
@@ -163,6 +171,7 @@ class _Collector(Aggregator):
         Raises:
             StateError: on a state of another rule or length; nothing is changed then.
         """
+        state = from_saved(state)
         with reading_state():
             if state["aggregation"] != str(self.rule):
                 raise StateError(f"state has aggregation {state['aggregation']!r}, expected {str(self.rule)!r}")
@@ -266,7 +275,7 @@ class TrimmedMean(_Collector):
 
 
 @dataclass(frozen=True, repr=False)
-class Aggregation(ABC):
+class Aggregation(Named, kind="aggregation", example="median()"):
     """How a server makes one update of many: a frozen value, whose ``str()`` is the text that builds an equal one.
 
     Example:
@@ -274,14 +283,6 @@ class Aggregation(ABC):
         >>> str(trimmed_mean(0.1)), Aggregation.registry["trimmed_mean"](0.1) == trimmed_mean(0.1)
         ('trimmed_mean(0.1)', True)
     """
-
-    registry: ClassVar[dict[str, type[Aggregation]]] = {}
-    summary: ClassVar[str] = ""
-    citation: ClassVar[str] = ""
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        Aggregation.registry[cls.__name__] = cls
 
     @abstractmethod
     def make(self, layout: Layout, seed: int = 0, compressor: Compressor | None = None) -> Aggregator:
@@ -298,18 +299,6 @@ class Aggregation(ABC):
         Raises:
             ConfigError: on a compressor whose payloads this aggregation cannot use; the message says why.
         """
-
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.default is MISSING:
-                parts.append(repr(value))
-            elif value != f.default:
-                parts.append(f"{f.name}={'1e309' if value == math.inf else repr(value)}")  # no literal is infinity
-        return f"{type(self).__name__}({', '.join(parts)})"
-
-    __repr__ = __str__
 
 
 @dataclass(frozen=True, repr=False)

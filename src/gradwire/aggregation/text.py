@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradwire.aggregation.over_the_air import over_the_air
 from gradwire.aggregation.robust import Aggregation, mean, median, trimmed_mean
-from gradwire.compressors.spec import read_call
+from gradwire.named import read
 
 __all__ = ["Aggregation", "mean", "median", "over_the_air", "parse_aggregation", "trimmed_mean"]
 
@@ -26,5 +26,4 @@ def parse_aggregation(text: str) -> Aggregation:
         >>> parse_aggregation("trimmed_mean( share = 0.1 )")
         trimmed_mean(0.1)
     """
-    built: Aggregation = read_call(text, Aggregation, Aggregation.registry, "aggregation", "median()")
-    return built
+    return read(text, Aggregation)  # type: ignore[type-abstract]

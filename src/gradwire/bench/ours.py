@@ -122,7 +122,7 @@ class Trip:
         ]
 
     def _floor(self, number: int) -> None:
-        add_nothing(self.client._state.memory["residual"], self.updates[number % len(self.updates)])
+        add_nothing(self.client._standing.state.memory["residual"], self.updates[number % len(self.updates)])
 
     def _compress(self, number: int) -> None:
         self.blob = self.client.compress(self.updates[number % len(self.updates)])

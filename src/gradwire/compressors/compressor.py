@@ -5,10 +5,9 @@ A compressor is a frozen value; what it remembers between rounds is a ``State`` 
 
 from __future__ import annotations
 
-import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -18,14 +17,30 @@ from numpy.typing import NDArray
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
+from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
+from gradwire.named import Named
 from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
-__all__ = ["Compressor", "Occupied", "Round", "State", "Vector", "accumulate", "decompress", "resolve"]
+__all__ = [
+    "LARGEST",
+    "Compressor",
+    "Occupied",
+    "Round",
+    "State",
+    "Vector",
+    "accumulate",
+    "decompress",
+    "largest_magnitude",
+    "resolve",
+]
 
 Vector = NDArray[np.float32]
+
+LARGEST = float(np.finfo(np.float32).max) * 0.999
+"""The largest magnitude that sums may have: float32's, with some room for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +122,7 @@ class State:
         layout: the layout it was made for.
         memory: name -> array or plain value; ``"residual"`` is error feedback's (d,) float32. Empty vectors of a fresh
             state may have any length later, all the same one; those of int64 are lists of coordinates.
+        journal: how to take back what the last ``compress`` changed of its arrays in place.
 
     Example:
         >>> import gradwire as gw
@@ -116,9 +132,14 @@ class State:
 
     layout: Layout
     memory: dict[str, Any] = field(default_factory=dict)
+    journal: Journal = field(default_factory=Journal, repr=False, compare=False)
+
+    def having(self, memory: dict[str, Any]) -> State:
+        """Return a state of another memory, some of it perhaps the same arrays: they share one journal."""
+        return State(self.layout, memory, self.journal)
 
 
-class Compressor(ABC):
+class Compressor(Named, kind="stage", example="topk(0.01)"):
     """update <-> Payload, as a pure value.
 
     Subclasses are frozen dataclasses whose fields are their parameters; ``str()`` is the spec text that builds
@@ -133,9 +154,7 @@ class Compressor(ABC):
         [0.0, -4.0, 2.0, 0.0]
     """
 
-    registry: ClassVar[dict[str, type[Compressor]]] = {}
-    summary: ClassVar[str] = ""
-    citation: ClassVar[str] = ""
+    joins: ClassVar[bool] = True
 
     @property
     def uses_reference(self) -> bool:
@@ -151,11 +170,6 @@ class Compressor(ABC):
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if not inspect.isabstract(cls) and cls.__name__.islower() and not cls.__name__.startswith("_"):
-            Compressor.registry[cls.__name__] = cls
 
     @abstractmethod
     def init(self, layout: Layout) -> State:
@@ -174,7 +188,8 @@ class Compressor(ABC):
 
         Args:
             update: (d,) float32, finite, not modified.
-            state: from ``init`` or the last call; consumed: its buffers may be reused.
+            state: from ``init`` or the last call; consumed: its buffers may be reused, ``state.journal`` then knows
+                how to undo that.
             round: what both ends agree on; round 0 of seed 0 when None.
 
         Returns:
@@ -196,6 +211,17 @@ class Compressor(ABC):
             The number that ``Round.largest`` may hold, of the model's parameters; None where it would be of no use.
         """
         return None
+
+    def largest_update(self, state: State) -> float:
+        """Tell what magnitude an update's entries may have for ``compress`` to take it for certain.
+
+        Args:
+            state: what ``compress`` will be given.
+
+        Returns:
+            The magnitude, 0 or more; what is remembered and added to the update leaves less room in float32.
+        """
+        return LARGEST
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take back a payload that was not delivered.
@@ -243,21 +269,10 @@ class Compressor(ABC):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
 
-    def __str__(self) -> str:
-        parts: list[str] = []
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.default is not MISSING and value == f.default:
-                continue
-            positional = f.default is MISSING or f.metadata.get("positional", False)
-            parts.append(_text(value) if positional else f"{f.name}={_text(value)}")
-        return f"{type(self).__name__}({', '.join(parts)})"
 
-    __repr__ = __str__
-
-
-def _text(value: object) -> str:
-    return str(value) if isinstance(value, Compressor) else repr(value)
+def largest_magnitude(vector: Vector) -> float:
+    """Return the largest magnitude of a vector's entries, 0 where it has none."""
+    return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_flag, check_number
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, accumulate, decompress
+from gradwire.compressors.compressor import (
+    Compressor,
+    Round,
+    State,
+    Vector,
+    accumulate,
+    decompress,
+    largest_magnitude,
+    resolve,
+)
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
+from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import Payload
+from gradwire.payload import Every, Payload
 
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
@@ -116,16 +127,17 @@ class ef(_Feedback):
         """
         residual: Vector = state.memory["residual"]
         round = round or Round()
-        inner = round.knowing(self._add(residual, update, self.compressor.num_largest(state, round), state))
+        journal = state.journal
+        journal.clear()  # the round before stands
         try:
-            payload, state = self.compressor.compress(residual, state, inner)
+            inner = round.knowing(self._add(residual, update, self.compressor.num_largest(state, round), state))
+            payload, after = self.compressor.compress(residual, state, inner)
+            _take_out(residual, payload, round.reference, journal)
         except BaseException:
-            residual -= update  # to float32 rounding
-            residual /= np.float32(self.decay)
+            journal.undo()
             raise
-        accumulate(residual, payload, -1.0, round.reference)
-        state.memory["residual"] = residual
-        return payload, state
+        after.memory["residual"] = residual
+        return payload, after
 
     @property
     def checks_update(self) -> bool:
@@ -149,13 +161,17 @@ class ef(_Feedback):
         mean, state = yield from self.compressor.phases(corrected, state, round)
         with np.errstate(over="ignore"):
             corrected -= mean
-        check_finite(corrected, "residual")
+        check_finite(corrected, "residual", state.layout)
         state.memory["residual"] = corrected
         return mean, state
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
         return _restored(payload, self.compressor.restore(payload, state, reference), reference)
+
+    def largest_update(self, state: State) -> float:
+        """Tell what room the residual leaves."""
+        return max(0.0, self.compressor.largest_update(state) - largest_magnitude(state.memory["residual"]))
 
     def _add(
         self, residual: Vector, update: Vector, num_largest: int | None, state: State
@@ -166,16 +182,15 @@ class ef(_Feedback):
             UpdateError: on what is not finite; the residual is as it was then, to float32 rounding.
         """
         if num_largest is None:
-            added, largest = ops.add_finite(residual, update, self.decay), None
+            added, largest = ops.add_finite(residual, update, self.decay, state.journal), None
         else:
             d = state.layout.num_parameters
-            statistics = residual[d:].copy()
-            added = not statistics.size or ops.add_finite(statistics, update[d:], self.decay)
-            largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest) if added else None
-            if added := largest is not None:
-                residual[d:] = statistics
+            added = d == residual.size or ops.add_finite(residual[d:], update[d:], self.decay, state.journal)
+            largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest, state.journal) if added else None
+            added = largest is not None
         if not added:
-            check_finite(update, "update")
+            state.journal.undo()
+            check_finite(update, "update", state.layout)
             self._corrected(update, state)  # says where
         return largest
 
@@ -183,8 +198,22 @@ class ef(_Feedback):
         residual: Vector = state.memory["residual"]
         with np.errstate(over="ignore"):
             corrected = residual + update if self.decay == 1.0 else residual * np.float32(self.decay) + update
-        check_finite(corrected, "residual + update")
+        check_finite(corrected, "residual + update", state.layout)
         return corrected
+
+
+def _take_out(residual: Vector, payload: Payload, reference: Vector | Reference | None, journal: Journal) -> None:
+    """Subtract in place what a payload sends."""
+    start = 0
+    for part in resolve(payload, reference):
+        piece = residual[start : start + part.length]
+        start += part.length
+        if isinstance(part.support, Every):
+            ops.subtract(piece, part.numbers(), journal)
+        elif part.support.num_kept:
+            indices = part.support.indices
+            journal.note(partial(piece.__setitem__, indices, ops.gather(piece, indices)))
+            ops.accumulate_at(piece, indices, part.numbers(), -1.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -244,22 +273,26 @@ class ef21(_Feedback):
         mirror: Vector = state.memory["mirror"]
         with np.errstate(over="ignore"):
             difference = update - mirror
-        check_finite(difference, "update - mirror")
+        check_finite(difference, "update - mirror", state.layout)
         payload, state = self.compressor.compress(difference, state, round)
-        state.memory["mirror"] = _moved(mirror, payload, 1.0, None if round is None else round.reference)
+        state.memory["mirror"] = _moved(state, payload, 1.0, None if round is None else round.reference)
         return payload, state
+
+    def largest_update(self, state: State) -> float:
+        """Tell what room the mirror leaves."""
+        return max(0.0, self.compressor.largest_update(state) - largest_magnitude(state.memory["mirror"]))
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take a step that the server did not get out of the mirror again."""
         state = self.compressor.restore(payload, state, reference)
-        return State(state.layout, {**state.memory, "mirror": _moved(state.memory["mirror"], payload, -1.0, reference)})
+        return State(state.layout, {**state.memory, "mirror": _moved(state, payload, -1.0, reference)})
 
 
-def _moved(mirror: Vector, payload: Payload, sign: float, reference: Vector | Reference | None) -> Vector:
-    moved = mirror.copy()
+def _moved(state: State, payload: Payload, sign: float, reference: Vector | Reference | None) -> Vector:
+    moved: Vector = state.memory["mirror"].copy()
     with np.errstate(over="ignore"):
         accumulate(moved, payload, sign, reference)
-    check_finite(moved, "mirror")
+    check_finite(moved, "mirror", state.layout)
     return moved
 
 
@@ -322,7 +355,7 @@ class momentum_correction(_Feedback):
             momentum = state.memory["momentum"] * np.float32(self.momentum)
             momentum += update
             residual = state.memory["residual"] + momentum
-        check_finite(residual, "residual + momentum")
+        check_finite(residual, "residual + momentum", state.layout)
         payload, state = self.compressor.compress(residual, state, round)
         sent = decompress(payload, None if round is None else round.reference)
         residual -= sent
@@ -330,6 +363,11 @@ class momentum_correction(_Feedback):
         momentum[state.layout.num_parameters :] = 0
         state.memory["momentum"], state.memory["residual"] = momentum, residual
         return payload, state
+
+    def largest_update(self, state: State) -> float:
+        """Tell what room residual and momentum leave: the momentum of all rounds to come has to fit, too."""
+        room = self.compressor.largest_update(state) - largest_magnitude(state.memory["residual"])
+        return max(0.0, room * (1 - self.momentum) - self.momentum * largest_magnitude(state.memory["momentum"]))
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Add a payload that was not delivered back to the residual."""
@@ -341,5 +379,5 @@ def _restored(payload: Payload, state: State, reference: Vector | Reference | No
     residual = state.memory["residual"].copy()
     with np.errstate(over="ignore"):
         accumulate(residual, payload, reference=reference)
-    check_finite(residual, "residual + what was not delivered")
+    check_finite(residual, "residual + what was not delivered", state.layout)
     return State(state.layout, {**state.memory, "residual": residual})

@@ -167,7 +167,7 @@ class powersgd(Compressor):
         q_shared = [total / num_workers for total in _cut((yield _joined(own)), own)]
         for place, p, q in zip(places, p_shared, q_shared, strict=True):
             result[place.start : place.stop] = Factors(p, q).numbers(Every(place.stop - place.start))
-        check_finite(result, "the mean over the workers")
+        check_finite(result, "the mean over the workers", layout)
         kept = np.concatenate([q.reshape(-1) for q in q_shared])
         return result, State(layout, {**state.memory, "q": self._warm(kept, places)})
 

@@ -143,6 +143,11 @@ class warmup(Compressor):
             return self.first.num_largest(first, round)
         return self.compressor.num_largest(later, round)
 
+    def largest_update(self, state: State) -> float:
+        """Tell the less of both."""
+        later, first = self._split(state)
+        return min(self.compressor.largest_update(later), self.first.largest_update(first))
+
     def phases(
         self, update: Vector, state: State, round: Round | None = None
     ) -> Generator[Vector, Vector, tuple[Vector, State]]:
@@ -186,7 +191,7 @@ class warmup(Compressor):
                 first[name.removeprefix(self._prefix)] = value
             else:
                 later[name] = value
-        return State(state.layout, later), State(state.layout, first)
+        return state.having(later), state.having(first)
 
     def _joined(self, layout: Layout, later: dict[str, Any], first: dict[str, Any]) -> State:
         return State(layout, later | {self._prefix + name: value for name, value in first.items()})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import check_memory, check_state, copy_memory, reading_state, to_bytes
+from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode, encode
 from gradwire.wire.packets import cut_packets
 
@@ -44,6 +44,18 @@ class _Held:
     sum_weights: float | None
 
 
+@dataclass(frozen=True)
+class _Standing:
+    """All of a client that changes, as one value: it is replaced by the next in one step, or not at all."""
+
+    state: State
+    pending: tuple[_Pending, ...] = ()
+    reference: _Held | None = None
+    synced: int = 0
+    round: int = 0
+    sequence: int = 0
+
+
 class Client:
     """Turns updates into blobs, remembers what was not delivered, and follows the server's rounds.
 
@@ -56,9 +68,8 @@ class Client:
         seed: seed of the run, the same at all ends.
         num_rounds: rounds of the whole run, for compressors with a schedule, or None.
 
-    Attributes:
-        round: the round the next update belongs to.
-        sequence: how many payloads were made so far.
+    A call that fails, by an interrupt or for want of memory too, leaves the client as it was, a residual to float32
+    rounding. Where an interrupt comes just as a call returns, it may have been done: ``sequence`` and ``round`` tell.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -88,17 +99,22 @@ class Client:
         self.client_id = check_integer("client_id", client_id, 0, 2**63)
         self.seed = Key(seed).seed
         self.num_rounds = _check_num_rounds(num_rounds)
-        self.round = 0
-        self.sequence = 0
-        self._state = compressor.init(layout)
-        self._pending: list[_Pending] = []
-        self._reference: _Held | None = None
-        self._synced = 0
+        self._standing = _Standing(compressor.init(layout))
+
+    @property
+    def round(self) -> int:
+        """The round the next update belongs to."""
+        return self._standing.round
+
+    @property
+    def sequence(self) -> int:
+        """How many payloads were made so far."""
+        return self._standing.sequence
 
     @property
     def pending(self) -> tuple[bytes, ...]:
         """Blobs that were made and not answered yet, oldest first: what to send again after a crash."""
-        return tuple(blob for p in self._pending for blob in p.blobs)
+        return tuple(blob for p in self._standing.pending for blob in p.blobs)
 
     def compress(
         self, update: Any, weight: float = 1.0, round: int | None = None, num_bytes: int | None = None
@@ -118,10 +134,8 @@ class Client:
             UpdateError: on NaN, Inf, a wrong length or dtype.
             ConfigError: on a weight, round or budget that cannot be.
         """
-        payload = self._compress(update, weight, round, check_bytes(num_bytes))
-        blob = encode(payload)
-        self._sent((blob,), payload.round)
-        return blob
+        num_bytes = check_bytes(num_bytes)
+        return self._send(update, weight, round, num_bytes, lambda payload: (encode(payload),))[0]
 
     def packets(self, update: Any, mtu: int, weight: float = 1.0, round: int | None = None) -> list[bytes]:
         """Turn an update into blobs of at most ``mtu`` bytes, the largest magnitudes first, each readable alone.
@@ -140,27 +154,45 @@ class Client:
             ConfigError: on an mtu too small for one entry, or a weight or round that cannot be.
         """
         mtu = check_integer("mtu", mtu, 1)
-        before = State(self.layout, copy_memory(self._state.memory))
-        payload = self._compress(update, weight, round, None)
-        try:
-            blobs = tuple(encode(packet) for packet in cut_packets(payload, mtu))
-        except ConfigError:
-            self._state = before
-            raise
-        self._sent(blobs, payload.round)
+        blobs = self._send(update, weight, round, None, lambda payload: tuple(map(encode, cut_packets(payload, mtu))))
         return list(blobs)
 
-    def _sent(self, blobs: tuple[bytes, ...], round: int) -> None:
-        self._pending.append(_Pending(self.sequence, blobs))
-        self.sequence += 1
-        self.round = max(self.round, round)
+    def _send(
+        self,
+        update: Any,
+        weight: float,
+        round: int | None,
+        num_bytes: int | None,
+        write: Callable[[Payload], tuple[bytes, ...]],
+    ) -> tuple[bytes, ...]:
+        """Compress and write; what is remembered changes once the bytes exist, or not at all."""
+        before = self._standing
+        state = State(self.layout, dict(before.state.memory))  # its arrays may be changed in place: see its journal
+        try:
+            payload, after = self._compress(update, weight, round, num_bytes, state)
+            blobs = write(payload)
+            self._standing = replace(
+                before,
+                state=State(self.layout, after.memory),
+                pending=(*before.pending, _Pending(before.sequence, blobs)),
+                sequence=before.sequence + 1,
+                round=max(before.round, payload.round),
+            )
+        except BaseException:  # an interrupt or no memory, too
+            self._standing = before
+            state.journal.undo()
+            raise
+        return blobs
 
-    def _compress(self, update: Any, weight: float, round: int | None, num_bytes: int | None) -> Payload:
+    def _compress(
+        self, update: Any, weight: float, round: int | None, num_bytes: int | None, state: State
+    ) -> tuple[Payload, State]:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
-        vector = as_update(update, self.layout.d, check=not self.compressor.checks_update)
-        current = self.compressor.uses_reference and self._reference is not None and index == self._synced
-        held = self._reference if current else None
+        vector = as_update(update, self.layout.d, not self.compressor.checks_update, layout=self.layout)
+        standing = self._standing
+        current = self.compressor.uses_reference and index == standing.synced
+        held = standing.reference if current else None
         agreed = Round(
             index=index,
             key=Key(self.seed, index, self.client_id),
@@ -172,8 +204,7 @@ class Client:
             num_rounds=self.num_rounds,
             sequence=self.sequence,
         )
-        payload, self._state = self.compressor.compress(vector, self._state, agreed)
-        return payload
+        return self.compressor.compress(vector, state, agreed)
 
     def end_round(self, blob: bytes, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
         """Follow the server into the next round.
@@ -199,29 +230,26 @@ class Client:
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(
-                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
-                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
-            )
+            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
         if payload.round >= 2**63 - 1:
             raise ProtocolError(f"blob is of round {payload.round}, after which there is none")
-        if payload.round < self._synced:
+        standing = self._standing
+        if payload.round < standing.synced:
             raise ProtocolError(
-                f"blob is of round {payload.round}, which ended before; expected {self._synced} or later"
+                f"blob is of round {payload.round}, which ended before; expected {standing.synced} or later"
             )
         applied = decompress(payload)
-        state = self._state
+        state = State(self.layout, dict(standing.state.memory))
         for unanswered in lost:
             state = self.compressor.restore(unanswered, state, self._reference_of(unanswered))
-        self._state = state
-        self._pending.clear()
-        self._reference = self._hold(bytes(blob), payload)
-        self.round = self._synced = payload.round + 1
+        held, next_round = self._hold(bytes(blob), payload), payload.round + 1
+        self._standing = _Standing(state, (), held, next_round, next_round, standing.sequence)
         return applied
 
     def _lost(self, delivered: Delivered | Mapping[int, Delivered]) -> list[Payload]:
         """The pending payloads, or packets, that did not arrive."""
-        sequences = [p.sequence for p in self._pending]
+        pending = self._standing.pending
+        sequences = [p.sequence for p in pending]
         if not isinstance(delivered, Mapping):
             if isinstance(delivered, Set) and len(sequences) != 1:
                 raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(sequences)}")
@@ -229,19 +257,20 @@ class Client:
         if set(delivered) != set(sequences):
             raise ConfigError(f"delivered must name the pending payloads {sequences}, got {sorted(delivered)}")
         lost = []
-        for pending in self._pending:
-            fate = delivered[pending.sequence]
-            arrived = fate if isinstance(fate, Set) else set(range(len(pending.blobs))) if fate is True else set()
-            wrong = [n for n in arrived if isinstance(n, bool) or n not in range(len(pending.blobs))]
+        for sent in pending:
+            fate = delivered[sent.sequence]
+            arrived = fate if isinstance(fate, Set) else set(range(len(sent.blobs))) if fate is True else set()
+            wrong = [n for n in arrived if isinstance(n, bool) or n not in range(len(sent.blobs))]
             if wrong or not isinstance(fate, (bool, Set)):
                 raise ConfigError(
-                    f"delivered must be True, False or packet numbers in [0, {len(pending.blobs)}), got {fate!r}"
+                    f"delivered must be True, False or packet numbers in [0, {len(sent.blobs)}), got {fate!r}"
                 )
-            lost += [decode(blob) for number, blob in enumerate(pending.blobs) if number not in arrived]
+            lost += [decode(blob) for number, blob in enumerate(sent.blobs) if number not in arrived]
         return lost
 
     def _reference_of(self, payload: Payload) -> Reference | None:
-        return None if payload.reference_digest is None or self._reference is None else self._reference.reference
+        held = self._standing.reference
+        return None if payload.reference_digest is None or held is None else held.reference
 
     def _hold(self, blob: bytes, payload: Payload) -> _Held:
         """What to keep of a server's blob, decoded only where the compressor reads it."""
@@ -257,24 +286,26 @@ class Client:
             with their sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's
             other memory).
         """
-        memory = copy_memory(self._state.memory)
-        return {
+        standing, held = self._standing, self._standing.reference
+        memory = copy_memory(standing.state.memory)
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
             "layout": self.layout.digest.hex(),
             "client_id": self.client_id,
             "seed": self.seed,
             "num_rounds": self.num_rounds,
-            "round": self.round,
-            "sequence": self.sequence,
+            "round": standing.round,
+            "sequence": standing.sequence,
             "residual": memory.pop("residual", None),
             "pending": [
                 {"sequence": p.sequence, "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs]}
-                for p in self._pending
+                for p in standing.pending
             ],
-            "reference": None if self._reference is None else np.frombuffer(self._reference.blob, np.uint8).copy(),
+            "reference": None if held is None else np.frombuffer(held.blob, np.uint8).copy(),
             "scheme": memory,
         }
+        return to_saved(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken: the next bytes are the same.
@@ -285,6 +316,7 @@ class Client:
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         with reading_state():
             if state["client_id"] != self.client_id:
@@ -293,10 +325,10 @@ class Client:
             if state["residual"] is not None:
                 memory["residual"] = np.array(state["residual"], np.float32)
             check_memory(memory, self.compressor.init(self.layout).memory, self.layout.num_parameters)
-            pending = [
+            pending = tuple(
                 _Pending(check_integer("sequence", p["sequence"], 0, 2**63 - 1), tuple(map(to_bytes, p["blobs"])))
                 for p in state["pending"]
-            ]
+            )
             for blob in (blob for p in pending for blob in p.blobs):
                 decode(blob)
             reference, synced = None, 0
@@ -308,9 +340,8 @@ class Client:
             num_rounds = _check_num_rounds(state["num_rounds"])
             round_index = check_integer("round", state["round"], 0, 2**63 - 1)
             sequence = check_integer("sequence", state["sequence"], 0, 2**63 - 1)
-        self._state = State(self.layout, memory)
-        self._pending, self._reference, self._synced = pending, reference, synced
-        self.seed, self.num_rounds, self.round, self.sequence = seed, num_rounds, round_index, sequence
+        self.seed, self.num_rounds = seed, num_rounds
+        self._standing = _Standing(State(self.layout, memory), pending, reference, synced, round_index, sequence)
 
 
 def _check_num_rounds(value: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReferenc
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
-from gradwire.saved import check_state, reading_state, to_bytes
+from gradwire.saved import check_state, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode
 
 __all__ = ["Clipped", "Inbox"]
@@ -103,6 +104,7 @@ class Inbox:
         self._limits = Limits(max_parameters=max(1, layout.d))
         self._make_aggregator = aggregator
         self._aggregator = self._new_aggregator()
+        self._limited = False
         self._accepted: list[tuple[int, int]] = []
         self._arrived: dict[tuple[int, int], set[int]] = {}
         self._covered: dict[tuple[int, int], tuple[int, NDArray[np.int64]]] = {}
@@ -148,6 +150,9 @@ class Inbox:
         first = name not in self._arrived
         covered = self._coverage(payload, name)
         clipped, length, factor = self._clip(payload, name)
+        if not self._limited:
+            self._set_limits()
+            self._limited = True
         before = self._aggregator.num_received
         self._aggregator.add(clipped, weight, self.reference_of(payload), count=first)
         if factor < 1:
@@ -169,12 +174,22 @@ class Inbox:
         _insert(self._counted.setdefault(client_id, []), payload.sequence)
 
     def _follow(self, blob: bytes) -> None:
-        """Go into the round after the one a server's blob closed, which may now be leant on."""
-        self._aggregator.reset()
+        """Go into the round after the one a server's blob closed, which may now be leant on.
+
+        What there was is left as it is: whoever kept it can go back to it.
+        """
+        references = {**self._references, reference_digest(blob): blob}
+        self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
         self._accepted, self._arrived, self._covered, self._lengths, self._clipped = [], {}, {}, {}, []
-        self._references[reference_digest(blob)] = blob
-        while len(self._references) > self.max_staleness + 1:
-            del self._references[next(iter(self._references))]
+        self._aggregator = copy.copy(self._aggregator)
+        self._aggregator.reset()
+        self._limited = False
+
+    def _set_limits(self) -> None:
+        """Tell a round's aggregator what its mean and weights may come to, for the round to be closed for certain.
+
+        Done when the first payload arrives: by then a step has its memory.
+        """
 
     def _packets(self) -> dict[tuple[int, int], frozenset[int]]:
         """The packet numbers that arrived of each payload that came in packets."""
@@ -192,10 +207,7 @@ class Inbox:
         if payload.sum_weights is not None:
             raise ProtocolError("receive takes a client's blob, got a server's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(
-                f"blob is of layout {payload.layout_digest.hex()} with d = {payload.d}, "
-                f"expected {self.layout.digest.hex()} with d = {self.layout.d}"
-            )
+            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
         if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
             raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
         # kept after the round: a packet that was counted is no lost one, however late it comes again
@@ -254,7 +266,7 @@ class Inbox:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only."""
-        return {
+        state = {
             "format": STATE_FORMAT,
             "spec": str(self.compressor),
             "layout": self.layout.digest.hex(),
@@ -270,9 +282,11 @@ class Inbox:
             "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
         }
+        return to_saved(state)
 
     def _checked_state(self, state: dict[str, Any]) -> Callable[[], None]:
         """Check a state, and return what takes it over: nothing is changed before."""
+        state = from_saved(state)
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         with reading_state():
             aggregator = self._new_aggregator()
@@ -299,7 +313,7 @@ class Inbox:
             self._arrived, self._partial, self._covered = arrived, partial, covered
             self._lengths, self._clipped = lengths, clipped
             self._references = {reference_digest(blob): blob for blob in blobs}
-            self.seed, self.round = seed, round_index
+            self.seed, self.round, self._limited = seed, round_index, False
 
         return take_over
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradwire.aggregation.aggregator import Aggregator
+from gradwire.aggregation.aggregator import LARGEST_WEIGHT, Aggregator
+from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
 from gradwire.compressors.sparsify import dense
@@ -108,6 +109,7 @@ class Region(Inbox):
         )  # or it would draw what a client of its number does
         self._up = Client(forward, layout, region_id, own_seed, num_rounds)
         self._forwarded = False
+        self._first = 0
 
     @property
     def region_id(self) -> int:
@@ -143,8 +145,10 @@ class Region(Inbox):
         aggregator = self._aggregator
         made = None
         if aggregator.num_received:
-            blob = self._up.compress(aggregator.mean(), aggregator.sum_weights, self.round, num_bytes)
-            made = Forwarded(blob, aggregator.sum_weights, tuple(self._accepted), self._packets(), tuple(self._clipped))
+            told = tuple(self._accepted), self._packets(), tuple(self._clipped)
+            if self._up.sequence == self._first:  # else a call that was interrupted had made it
+                self._up.compress(aggregator.mean(), aggregator.sum_weights, self.round, num_bytes)
+            made = Forwarded(self._up.pending[-1], aggregator.sum_weights, *told)
         self._forwarded = True
         return made
 
@@ -167,14 +171,21 @@ class Region(Inbox):
             raise ProtocolError(
                 f"round {self.round} holds {self._aggregator.num_received} payloads: forward them first"
             )
-        applied = self._up.end_round(blob, delivered)
-        self._follow(bytes(blob))
-        self.round, self._forwarded = self._up.round, False
+        before, standing = dict(vars(self)), self._up._standing
+        try:
+            applied = self._up.end_round(blob, delivered)
+            self._follow(bytes(blob))
+            self.round, self._forwarded, self._first = self._up.round, False, self._up.sequence
+        except BaseException:  # an interrupt or no memory, too
+            vars(self).update(before)
+            self._up._standing = standing
+            raise
         return applied
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only."""
-        return super().state_dict() | {"up": self._up.state_dict(), "forwarded": self._forwarded}
+        up = {"up": self._up.state_dict(), "forwarded": self._forwarded, "first": self._first}
+        return super().state_dict() | up
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -185,6 +196,11 @@ class Region(Inbox):
         take_over = self._checked_state(state)
         with reading_state():
             up, forwarded = state["up"], bool(state["forwarded"])
+            first = check_integer("first", state["first"], 0, 2**63 - 1)
         self._up.load_state_dict(up)
         take_over()
-        self._forwarded = forwarded
+        self._forwarded, self._first = forwarded, first
+
+    def _set_limits(self) -> None:
+        self._aggregator.largest_mean = self._up.compressor.largest_update(self._up._standing.state)
+        self._aggregator.largest_sum_weights = LARGEST_WEIGHT

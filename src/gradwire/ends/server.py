@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,10 +18,10 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Floats, Payload
 from gradwire.rng import Key
-from gradwire.saved import check_memory, copy_memory, reading_state
+from gradwire.saved import check_memory, copy_memory, from_saved, reading_state, to_saved
 from gradwire.wire import encode
 
-__all__ = ["Result", "Server"]
+__all__ = ["Result", "Server", "ServerStep"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,20 @@ class Result:
     clipped: tuple[Clipped, ...] = ()
 
 
+@runtime_checkable
+class ServerStep(Protocol):
+    """What a step can tell beside making one, so that a round can always be closed; plain functions need not."""
+
+    def __call__(self, update: Vector, /) -> Vector:
+        """Make one step: (d,) float32 -> (d,) float32."""
+
+    def undo_point(self) -> Callable[[], None]:
+        """Return what puts the step's memory back as it is now."""
+
+    def largest_update(self, largest: float) -> float:
+        """Tell how large a mean's entries may be for a finite step with none above ``largest``."""
+
+
 class Server(Inbox):
     """Takes blobs in, closes rounds, and says what to send down.
 
@@ -68,7 +82,7 @@ class Server(Inbox):
         seed: seed of the run, the same at all ends.
         downlink: what compresses the way down; lossless by default.
         step: update -> delta, run inside ``close_round`` on the (d,) float32 mean (a server optimiser, clipping); the
-            mean itself when None.
+            mean itself when None. A ``ServerStep`` also says what it can take: larger payloads are refused.
         num_clients: how many clients there are, for schemes that mirror each of them (``ef21`` needs it); client ids
             are then below it.
         max_staleness: accept payloads of this many closed rounds.
@@ -127,13 +141,31 @@ class Server(Inbox):
             The result; its blob goes to every client. A round nothing arrived in gives zeros and a valid blob.
 
         Raises:
-            UpdateError: when ``step`` gives something that is no finite (d,) float vector; the round then stays open.
+            UpdateError: when ``step`` gives something that is no finite (d,) float vector. Whenever this fails, by an
+                interrupt or for want of memory too, the round stays open and nothing is changed: not the downlink's
+                memory, nor that of a step that can be undone (``ServerStep``).
         """
-        if self.step is None:
-            update = delta = self._aggregator.mean()
-        else:
-            update = self._aggregator.mean()
-            delta = as_update(self.step(update.copy()), self.layout.d)
+        before = dict(vars(self))
+        undo_step = self.step.undo_point() if isinstance(self.step, ServerStep) else None
+        state = State(self.layout, dict(self._downlink_state.memory))
+        try:
+            result, after = self._closed(state)
+            self._downlink_state = State(self.layout, after.memory)
+            self._follow(result.blob)
+            self.round += 1
+        except BaseException:  # an interrupt or no memory, too
+            vars(self).update(before)
+            state.journal.undo()
+            if undo_step is not None:
+                undo_step()
+            raise
+        return result
+
+    def _closed(self, state: State) -> tuple[Result, State]:
+        """What closing the round comes to, and the downlink's next state."""
+        update = delta = self._aggregator.mean()
+        if self.step is not None:
+            delta = as_update(self.step(update.copy()), self.layout.d, what="what step gives", layout=self.layout)
         occupied = Occupied(delta)
         agreed = Round(
             index=self.round,
@@ -143,7 +175,7 @@ class Server(Inbox):
             sum_weights=self._aggregator.sum_weights,
             occupied=occupied,
         )
-        payload, self._downlink_state = self.downlink.compress(delta, self._downlink_state, agreed)
+        payload, state = self.downlink.compress(delta, state, agreed)
         blob = encode(payload)
         result = Result(
             update=update,
@@ -156,9 +188,13 @@ class Server(Inbox):
             round=self.round,
             clipped=tuple(self._clipped),
         )
-        self._follow(blob)
-        self.round += 1
-        return result
+        return result, state
+
+    def _set_limits(self) -> None:
+        room = self.downlink.largest_update(self._downlink_state)
+        self._aggregator.largest_mean = (
+            self.step.largest_update(room) if isinstance(self.step, ServerStep) and room else room
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
@@ -170,7 +206,7 @@ class Server(Inbox):
             the past ``references``. The step's own state is the caller's.
         """
         memory = copy_memory(self._downlink_state.memory)
-        return super().state_dict() | {"downlink": str(self.downlink), "scheme": memory}
+        return to_saved(super().state_dict() | {"downlink": str(self.downlink), "scheme": memory})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
@@ -181,6 +217,7 @@ class Server(Inbox):
         Raises:
             StateError: on a state of something else; nothing is changed then.
         """
+        state = from_saved(state)
         take_over = self._checked_state(state)
         downlink = state.get("downlink")
         if not isinstance(downlink, str) or downlink != str(self.downlink):

@@ -14,7 +14,7 @@ from gradwire.aggregation.text import parse_aggregation
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
-from gradwire.federated.algorithms.algorithm import Algorithm, parse_algorithm
+from gradwire.federated.algorithms import Algorithm, parse_algorithm
 from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.network.budgets import Budget, parse_budget
 from gradwire.federated.network.channel import Loss

@@ -17,7 +17,8 @@ from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.federated.data.tasks import Task, load_task
 from gradwire.federated.experiment import Experiment, Variant, read_toml
 from gradwire.federated.simulate import RoundMetrics, Simulation
-from gradwire.files.store import load_state, save_state, write_atomically
+from gradwire.files.atomic import write_atomically
+from gradwire.files.store import read_state, write_state
 
 __all__ = ["RunFolder", "prepare", "run_experiment"]
 
@@ -119,7 +120,7 @@ class RunFolder:
         """
         if not self.checkpoint.is_file():
             return None
-        state = load_state(self.checkpoint)
+        state = read_state(self.checkpoint)
         try:
             rounds_done = state["totals"]["rounds_done"]
             found = _Checkpoint(str(state["label"]), int(state["seed"]), int(rounds_done), state)
@@ -264,7 +265,7 @@ def _run_one(
             stopping = stop() and not simulation.finished
             if stopping or time.monotonic() - last_saved > _CHECKPOINT_SECONDS:
                 file.flush()
-                save_state(folder.checkpoint, simulation.state_dict())
+                write_state(folder.checkpoint, simulation.state_dict())
                 simulation.saved()
                 last_saved = time.monotonic()
             if stopping:

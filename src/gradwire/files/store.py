@@ -1,25 +1,29 @@
-"""Saved state on disk: nested dicts and lists of arrays and plain values, written whole or not at all."""
+"""State on disk: nested dicts and lists of arrays and plain values, with a checksum, written whole or not at all.
+
+It is a safetensors file: the arrays in their order, and in the metadata the tree they hang in as JSON, and the CRC-32
+of both.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Callable
+import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from gradwire.errors import StateError
+from gradwire.files.atomic import write_atomically
+from gradwire.files.paths import open_input
 
-__all__ = ["AtomicFile", "load_state", "pack_state", "save_state", "unpack_state", "write_atomically"]
+__all__ = ["pack_state", "read_state", "unpack_state", "write_state"]
 
-_FORMAT = "gradwire-state-1"
+_FORMAT = "gradwire-state-2"
 _ARRAY = "__array__"
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def write_state(path: Path, state: dict[str, Any]) -> None:
     """Write a state to a file, replacing what was there only once the new one is whole.
 
     Args:
@@ -28,15 +32,38 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
     Raises:
         StateError: on anything else inside.
+        OSError: when it cannot be written.
     """
     write_atomically(path, pack_state(state))
 
 
-def pack_state(state: dict[str, Any]) -> bytes:
-    """Return the bytes ``save_state`` writes.
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a state written by ``write_state``.
 
     Args:
-        state: as for ``save_state``.
+        path: the file.
+
+    Returns:
+        The state.
+
+    Raises:
+        StateError: when the file is missing, damaged or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        open_input(path).close()  # a pipe would be waited for
+        with safe_open(str(path), framework="numpy") as file:
+            return _tree(file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}, str(path))  # noqa: SIM118
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def pack_state(state: dict[str, Any]) -> bytes:
+    """Return the bytes ``write_state`` writes.
+
+    Args:
+        state: as for ``write_state``.
 
     Returns:
         A safetensors file, as bytes.
@@ -47,8 +74,8 @@ def pack_state(state: dict[str, Any]) -> bytes:
     from safetensors.numpy import save
 
     arrays: dict[str, Any] = {}
-    skeleton = _strip(state, arrays, "state")
-    return save(arrays, {"format": _FORMAT, "tree": json.dumps(skeleton)})
+    tree = json.dumps(_strip(state, arrays, "state"))
+    return save(arrays, {"format": _FORMAT, "tree": tree, "crc32": _checksum(tree, arrays)})
 
 
 def unpack_state(data: bytes, source: str) -> dict[str, Any]:
@@ -69,89 +96,14 @@ def unpack_state(data: bytes, source: str) -> dict[str, Any]:
 
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return _tree(header.get("__metadata__") or {}, load(data).__getitem__, source)
+        return _tree(header.get("__metadata__") or {}, load(data), source)
     except (SafetensorError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise StateError(f"{source}: cannot be read: {error}") from error
+        raise _unreadable(source, error) from None
 
 
-def load_state(path: Path) -> dict[str, Any]:
-    """Read a state written by ``save_state``.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The state.
-
-    Raises:
-        StateError: when the file is missing, damaged or of another format.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            return _tree(file.metadata() or {}, file.get_tensor, str(path))
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
-        raise StateError(f"{path}: cannot be read: {error}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that at any moment it is either as before or complete.
-
-    Args:
-        path: the file; its folder must exist.
-        data: the whole content.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    file = AtomicFile(path)
-    try:
-        file.write(data)
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
-
-
-class AtomicFile:
-    """A file that appears, or replaces the old one, only when ``commit`` is called.
-
-    Args:
-        path: the file.
-
-    Raises:
-        OSError: when its folder cannot be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.num_bytes = 0
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        self._name = Path(name)
-        self._file: IO[bytes] = os.fdopen(descriptor, "wb")
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append bytes."""
-        self._file.write(data)
-        self.num_bytes += len(data)
-
-    def commit(self) -> None:
-        """Put the file in its place."""
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._name.chmod(0o644)
-            self._name.replace(self._path)
-        except BaseException:
-            self.discard()
-            raise
-
-    def discard(self) -> None:
-        """Forget everything written."""
-        self._file.close()
-        self._name.unlink(missing_ok=True)
+def _unreadable(source: object, error: Exception) -> StateError:
+    said = str(error)
+    return StateError(said if said.startswith(f"{source}: ") else f"{source}: cannot be read: {said}")
 
 
 def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
@@ -159,7 +111,8 @@ def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
         name = f"a{len(arrays)}"
         if value.dtype.kind not in "biuf":
             raise StateError(f"{where}: arrays must be of numbers, got {value.dtype}")
-        arrays[name] = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        whole = value if value.flags.c_contiguous else np.ascontiguousarray(value)
+        arrays[name] = whole.astype(whole.dtype.newbyteorder("<"), copy=False)
         return {_ARRAY: name}
     if isinstance(value, dict):
         bad = next((k for k in value if not isinstance(k, str) or k == _ARRAY), None)
@@ -175,20 +128,32 @@ def _strip(value: Any, arrays: dict[str, Any], where: str) -> Any:
     raise StateError(f"{where}: cannot be saved, got {type(value).__name__}")
 
 
-def _tree(metadata: dict[str, str], array_of: Callable[[str], Any], source: str) -> dict[str, Any]:
+def _checksum(tree: str, arrays: dict[str, Any]) -> str:
+    """CRC-32 of the tree, and of each array's dtype, shape and bytes in the order of their names."""
+    crc = zlib.crc32(tree.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        crc = zlib.crc32(f"{name} {array.dtype.name} {array.shape}".encode(), crc)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"
+
+
+def _tree(metadata: dict[str, str], arrays: dict[str, Any], source: str) -> dict[str, Any]:
     if metadata.get("format") != _FORMAT:
         raise StateError(f"{source}: format must be {_FORMAT!r}, got {metadata.get('format')!r}")
-    tree = _fill(json.loads(metadata["tree"]), array_of)
+    if metadata["crc32"] != _checksum(metadata["tree"], arrays):
+        raise StateError(f"{source}: damaged: its CRC-32 does not match")
+    tree = _fill(json.loads(metadata["tree"]), arrays)
     if not isinstance(tree, dict):
         raise StateError(f"{source}: a state is a dict, got {type(tree).__name__}")
     return tree
 
 
-def _fill(value: Any, array_of: Callable[[str], Any]) -> Any:
+def _fill(value: Any, arrays: dict[str, Any]) -> Any:
     if isinstance(value, dict):
         if set(value) == {_ARRAY}:
-            return np.asarray(array_of(value[_ARRAY]))
-        return {k: _fill(v, array_of) for k, v in value.items()}
+            return np.asarray(arrays[value[_ARRAY]])
+        return {k: _fill(v, arrays) for k, v in value.items()}
     if isinstance(value, list):
-        return [_fill(v, array_of) for v in value]
+        return [_fill(v, arrays) for v in value]
     return value

@@ -9,11 +9,12 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from gradwire.journal import Journal
 from gradwire.kernels import reference, threads
 from gradwire.kernels.blocks import BLOCK, INFINITE, sum_reaching, write_sum
 from gradwire.kernels.jit import array, kernel, plain
 
-__all__ = ["accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "undo"]
+__all__ = ["Added", "accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "subtract"]
 
 SUMMED, LANES = reference.SUMMED, reference.LANES
 _SUMMED, _LANES = np.uint64(SUMMED), np.uint64(LANES)
@@ -80,39 +81,90 @@ def _inside(indices: NDArray[np.uint64], size: Any) -> bool:
     return not outside
 
 
-def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
+class Added:
+    """An addend on its way into a vector: how far each range has come, so that it can be taken out at any point.
+
+    Kernels leave in ``done`` how many elements of their range are added; none is interrupted on its way.
+    """
+
+    def __init__(
+        self, total: NDArray[np.float32], addend: NDArray[np.float32], decay: np.float32, weight: float = 1.0
+    ) -> None:
+        self.ranges = threads.split(total.size)
+        self.done = [np.zeros(1, np.int64) for _ in self.ranges]
+        self._total, self._addend = total, addend
+        self._decay, self._weight = decay, np.float32(weight)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is in."""
+        return sum(int(done[0]) for done in self.done) == self._total.size
+
+    def take_out(self) -> None:
+        """Take out again what was added, to float32 rounding; nothing a second time."""
+        for r, done in zip(self.ranges, self.done, strict=True):
+            _take_out(self._total[r], self._addend[r], self._decay, self._weight, done)
+
+
+def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, journal: Journal) -> bool:
     """Add in place where all sums are finite; see ``reference.add_finite``."""
     addend, factor = np.ascontiguousarray(addend), np.float32(decay)
-    ranges = threads.split(total.size)
-    done = threads.run([partial(_add, total[r], addend[r], factor) for r in ranges])
-    if sum(done) == total.size:
-        return True
-    for r, count in zip(ranges, done, strict=True):
-        undo(total[r][:count], addend[r][:count], factor)
-    return False
+    added = Added(total, addend, factor)
+    journal.note(added.take_out)
+    threads.run(
+        [partial(_add, total[r], addend[r], factor, done) for r, done in zip(added.ranges, added.done, strict=True)]
+    )
+    if not added.complete:
+        added.take_out()
+    return added.complete
 
 
-@kernel(types.int64, _OUT_F32, _F32, types.float32)
-def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> int:
-    """Add block by block; return where the first block starts whose sums are not all finite, or the end."""
+def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: Journal) -> None:
+    """Subtract in place; see ``reference.subtract``."""
+    numbers = np.ascontiguousarray(numbers)
+    subtracted = Added(total, numbers, np.float32(1), -1.0)
+    journal.note(subtracted.take_out)
+    threads.run(
+        [
+            partial(_subtract, total[r], numbers[r], done)
+            for r, done in zip(subtracted.ranges, subtracted.done, strict=True)
+        ]
+    )
+
+
+@kernel(types.void, _OUT_F32, _F32, _OUT_I64)
+def _subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], done: NDArray[np.int64]) -> None:
+    for i in range(total.size):
+        total[i] -= numbers[i]
+    done[0] = total.size
+
+
+@kernel(types.void, _OUT_F32, _F32, types.float32, _OUT_I64)
+def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any, done: NDArray[np.int64]) -> None:
+    """Add block by block, up to the first block whose sums are not all finite."""
     whole = total.size // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         if sum_reaching(total, addend, start, decay, INFINITE) != _0:
-            return start
+            done[0] = start
+            return
         write_sum(total, addend, start, decay)
     for i in range(whole, total.size):
         added = total[i] * decay + addend[i]
         if not np.isfinite(added):
-            return i
+            done[0] = i
+            return
         total[i] = added
-    return total.size
+    done[0] = total.size
 
 
-@kernel(types.void, _OUT_F32, _F32, types.float32)
-def undo(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any) -> None:
-    """Take an addend out again, to float32 rounding."""
-    for i in range(total.size):
-        total[i] = (total[i] - addend[i]) / decay
+@kernel(types.void, _OUT_F32, _F32, types.float32, types.float32, _OUT_I64)
+def _take_out(
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any, weight: Any, done: NDArray[np.int64]
+) -> None:
+    """Make of decay * total + weight * addend the total again, to float32 rounding, as far as it was made."""
+    for i in range(done[0]):
+        total[i] = (total[i] - weight * addend[i]) / decay
+    done[0] = 0
 
 
 def find_intervals(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
+from gradwire.journal import Journal
 from gradwire.kernels import models, reference
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "quotients",
     "signed_symbols",
     "split_float32",
+    "subtract",
     "topk",
     "unpack",
 ]
@@ -87,24 +89,24 @@ def accumulate_at(
         reference.accumulate_at(out, indices, numbers, weight)
 
 
-def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
-    """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite."""
+def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, journal: Journal) -> bool:
+    """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite; the journal can undo it."""
     if _compiled(total.size, VECTOR_FROM):
         import gradwire.kernels.dense as dense
 
-        return dense.add_finite(total, addend, decay)
-    return reference.add_finite(total, addend, decay)
+        return dense.add_finite(total, addend, decay, journal)
+    return reference.add_finite(total, addend, decay, journal)
 
 
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add like ``add_finite``, and select the k largest of what comes out; None where a sum is not finite."""
     if _compiled(total.size, VECTOR_FROM):
         import gradwire.kernels.select as select
 
-        return select.add_topk(total, addend, decay, k)
-    return reference.add_topk(total, addend, decay, k)
+        return select.add_topk(total, addend, decay, k, journal)
+    return reference.add_topk(total, addend, decay, k, journal)
 
 
 def ans_bits(counts: NDArray[np.int64], frequencies: NDArray[np.uint32]) -> float:
@@ -335,6 +337,16 @@ def split_float32(bits: NDArray[np.uint32]) -> tuple[NDArray[np.uint8], NDArray[
 
         return cpu.split_float32(bits)
     return reference.split_float32(bits)
+
+
+def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: Journal) -> None:
+    """Set ``total`` to ``total - numbers``, in place; the journal can undo it."""
+    if _compiled(total.size, VECTOR_FROM):
+        import gradwire.kernels.dense as dense
+
+        dense.subtract(total, numbers, journal)
+    else:
+        reference.subtract(total, numbers, journal)
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

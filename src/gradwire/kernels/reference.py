@@ -5,11 +5,13 @@ Bit streams are least significant bit first: bit i of a stream is bit ``i % 8`` 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.journal import Journal
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -47,6 +49,7 @@ __all__ = [
     "quotients",
     "signed_symbols",
     "split_float32",
+    "subtract",
     "topk",
     "unpack",
 ]
@@ -69,13 +72,14 @@ MAX_GOLOMB = 1 << 48
 """Largest Golomb parameter; limits are at most 2^8 times this, so that no sum of a decoder leaves int64."""
 
 
-def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float) -> bool:
+def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, journal: Journal) -> bool:
     """Set ``total`` to ``decay * total + addend``, in place, where all of that is finite.
 
     Args:
         total: (d,) float32, finite, C-contiguous, modified in place; left as it was, to float32 rounding, on False.
         addend: (d,) float32, not modified.
         decay: above 0, rounded to float32.
+        journal: is told how to take it back, to float32 rounding; ``addend`` is needed for that.
 
     Returns:
         Whether all sums are finite.
@@ -85,12 +89,25 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
         square = np.dot(added, added)
     if not np.isfinite(square) and not np.isfinite(added).all():
         return False
+    journal.note(partial(np.copyto, total, total.copy()))
     total[:] = added
     return True
 
 
+def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: Journal) -> None:
+    """Set ``total`` to ``total - numbers``, in place.
+
+    Args:
+        total: (d,) float32, C-contiguous, modified in place.
+        numbers: (d,) float32, not modified.
+        journal: is told how to take it back, to float32 rounding; ``numbers`` is needed for that.
+    """
+    journal.note(partial(np.copyto, total, total.copy()))
+    total -= numbers
+
+
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add like ``add_finite``, and select the k largest of what comes out like ``topk``.
 
@@ -99,11 +116,12 @@ def add_topk(
         addend: as for ``add_finite``.
         decay: as for ``add_finite``.
         k: as for ``topk``.
+        journal: as for ``add_finite``.
 
     Returns:
         What ``topk`` returns, (m,) int64, and the numbers there, (m,) float32; or None where a sum is not finite.
     """
-    if not add_finite(total, addend, decay):
+    if not add_finite(total, addend, decay, journal):
         return None
     chosen = topk(total, k)
     return chosen, total[chosen]

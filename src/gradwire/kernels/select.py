@@ -15,6 +15,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from gradwire.journal import Journal
 from gradwire.kernels import dense, reference, threads
 from gradwire.kernels.blocks import BLOCK, INFINITE, SIGNLESS, reaching, sum_reaching, write_sum
 from gradwire.kernels.jit import array, inline, kernel, pair, trailing_zeros
@@ -62,7 +63,7 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int
+    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add and select in one pass; see ``reference.add_topk``."""
     addend, factor = np.ascontiguousarray(addend), np.float32(decay)
@@ -71,37 +72,26 @@ def add_topk(
         _sample_sum(total, addend, factor, sample)
         if sampled := _threshold(sample.view(np.uint32) & SIGNLESS, plan[1]):
             threshold, pieces = sampled[0], _pieces(sampled[1], total.size)
+            added = dense.Added(total, addend, factor)
+            journal.note(added.take_out)
             tasks = [
-                partial(_add_collect, total[p.range], addend[p.range], factor, threshold, p.room, p.places, p.bits)
-                for p in pieces
+                partial(_add_collect, total[r], addend[r], factor, threshold, p.room, p.places, p.bits, done)
+                for r, p, done in zip(added.ranges, pieces, added.done, strict=True)
             ]
             counts = threads.run(tasks)
-            if min(counts) < 0:
-                _undo(total, addend, factor, pieces, counts)
+            if not added.complete:
+                added.take_out()
                 return None
             if (found := _among(counts, pieces, threshold, k)) is not None:
                 return found
             return _with_numbers(total, _without_sample(total.view(np.uint32), k))
-    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay) else None
+    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay, journal) else None
 
 
 def _with_numbers(
     values: NDArray[np.float32], chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return chosen, dense.gather(values, chosen)
-
-
-def _undo(
-    total: NDArray[np.float32],
-    addend: NDArray[np.float32],
-    decay: np.float32,
-    pieces: list[_Piece],
-    counts: list[int],
-) -> None:
-    """Take the addend out again of what was added before something was not finite."""
-    for piece, count in zip(pieces, counts, strict=True):
-        done = -1 - count if count < 0 else piece.range.stop - piece.range.start
-        dense.undo(total[piece.range][:done], addend[piece.range][:done], decay)
 
 
 def _threshold(sample: Bits, rank: int) -> tuple[np.uint32, NDArray[np.bool_]] | None:
@@ -248,7 +238,7 @@ def _collect(bits: Bits, threshold: Any, room: int, places: Bits, found: Bits) -
     return count
 
 
-@kernel(types.int64, _OUT_F32, _F32, types.float32, types.uint32, types.int64, _OUT_U32, _OUT_U32)
+@kernel(types.int64, _OUT_F32, _F32, types.float32, types.uint32, types.int64, _OUT_U32, _OUT_U32, _OUT_I64)
 def _add_collect(
     total: NDArray[np.float32],
     addend: NDArray[np.float32],
@@ -257,15 +247,17 @@ def _add_collect(
     room: int,
     places: Bits,
     found: Bits,
+    done: NDArray[np.int64],
 ) -> int:
-    """Add up and collect at once; -1 - start where the block that starts there would not be finite, and is left."""
+    """Add up and collect at once, up to the first block that would not be finite."""
     bits = total.view(np.uint32)
     count = 0
     whole = total.size // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         mask = sum_reaching(total, addend, start, decay, threshold)
         if mask != _0 and sum_reaching(total, addend, start, decay, INFINITE) != _0:
-            return -1 - start
+            done[0] = start
+            return count
         write_sum(total, addend, start, decay)
         while mask != _0:
             j = np.int64(trailing_zeros(mask))
@@ -278,12 +270,14 @@ def _add_collect(
     for at in range(whole, total.size):
         added = total[at] * decay + addend[at]
         if not np.isfinite(added):
-            return -1 - at
+            done[0] = at
+            return count
         total[at] = added
         if bits[at] & SIGNLESS >= threshold:
             places[count] = at
             found[count] = bits[at]
             count += 1
+    done[0] = total.size
     return count
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
@@ -50,12 +50,21 @@ def split(size: int, least: int = _LEAST) -> list[slice]:
 
 
 def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Call each task, all at once, and return what they give, in order; inside of another task one after the other."""
+    """Call each task, all at once, and return what they give, in order; inside of another task one after the other.
+
+    When this fails, or is interrupted, none of them runs any more.
+    """
     if len(tasks) == 1 or num_threads() == 1 or hasattr(_here, "working"):
         return [task() for task in tasks]
-    others = [_submit(task) for task in tasks[1:]]
-    first = [task() for task in tasks[:1]]
-    return first + [other.result() for other in others]
+    others: list[Future[T]] = [Future() for _ in tasks[1:]]
+    try:
+        for other, task in zip(others, tasks[1:], strict=True):
+            _submit(other, task)
+        first = [task() for task in tasks[:1]]
+        return first + [other.result() for other in others]
+    except BaseException:  # an interrupt, say: nothing runs on behind the caller's back
+        wait([other for other in others if not other.cancel()])
+        raise
 
 
 def over(size: int, task: Callable[[slice], T], least: int = _LEAST) -> list[T]:
@@ -64,17 +73,28 @@ def over(size: int, task: Callable[[slice], T], least: int = _LEAST) -> list[T]:
     return [task(r) for r in ranges] if len(ranges) < 2 else run([partial(task, r) for r in ranges])
 
 
-def _submit(task: Callable[[], T]) -> Future[T]:
+def _submit(future: Future[T], task: Callable[[], T]) -> None:
+    """Have a task run for a future that is there already, so that no interrupt can lose sight of it."""
     global _pool
     with _lock:
         if _pool is None:
             _pool = ThreadPoolExecutor(os.cpu_count() or 1, "gradwire", lambda: setattr(_here, "working", True))
         try:
-            return _pool.submit(task)
+            _pool.submit(_fulfil, future, task)
+            return
         except RuntimeError:  # the interpreter is shutting down
-            done: Future[T] = Future()
-            done.set_result(task())
-            return done
+            pass
+    _fulfil(future, task)
+
+
+def _fulfil(future: Future[T], task: Callable[[], T]) -> None:
+    if future.set_running_or_notify_cancel():
+        try:
+            result = task()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
 
 
 def _forget() -> None:

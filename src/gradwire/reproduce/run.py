@@ -19,7 +19,7 @@ from typing import Any
 
 import gradwire
 from gradwire.errors import ConfigError, nearest
-from gradwire.files.store import write_atomically
+from gradwire.files.atomic import write_atomically
 from gradwire.report.offline import replace_file
 from gradwire.reproduce.page import render
 from gradwire.reproduce.units import Paper, Unit, thinned

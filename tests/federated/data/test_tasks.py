@@ -375,7 +375,7 @@ def test_damaged_shakespeare(tmp_path):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    from gradwire.federated import tasks
+    from gradwire.federated.data import tasks
 
     monkeypatch.setattr(tasks, "_MAX_FILE_BYTES", 1000)
     write_mnist(tmp_path, pack="gz")

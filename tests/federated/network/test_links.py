@@ -1,6 +1,5 @@
 """Connections against closed forms and a stepping clock, the text of links, and trace files."""
 
-import doctest
 import math
 from collections import Counter
 from pathlib import Path
@@ -11,19 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
-from gradwire.federated import channel, links, traces
 from gradwire.federated.network.links import PROFILES, Mix, Profile, Trace, parse_links
 from gradwire.federated.network.traces import UNLIMITED_BYTES, Conditions, Connection, ListedSessions, read_trace
 from gradwire.rng import Key
 
 HEADER = "client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,available"
-
-
-@pytest.mark.parametrize("module", [links, traces, channel], ids=lambda m: m.__name__.rpartition(".")[2])
-def test_examples(module):
-    results = doctest.testmod(module)
-    assert results.attempted > 0
-    assert results.failed == 0
 
 
 # --- transfers and computation --------------------------------------------------------------------

@@ -11,11 +11,11 @@ from gradwire.ends.client import Client
 from gradwire.ends.inbox import Inbox
 from gradwire.ends.server import Server
 from gradwire.errors import ConfigError, StateError
-from gradwire.federated import federation as federation_module
 from gradwire.federated.algorithms.controls import Controls
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
+from gradwire.federated.rounds import federation as federation_module
 from gradwire.federated.rounds.members import MembersOnDisk
 from gradwire.federated.simulate import Simulation
 from gradwire.rng import Key

@@ -15,7 +15,7 @@ from gradwire.errors import ConfigError
 from gradwire.federated.algorithms.algorithm import check_positive
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
-from gradwire.saved import check_memory, reading_state
+from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 from gradwire.wire import decode
 
 __all__ = ["Controls", "control_correction", "control_update"]
@@ -83,10 +83,11 @@ class Controls:
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of c and of the server's state, between rounds."""
-        return {"value": self.value.copy(), "server": self.server.state_dict()}
+        return to_saved({"value": self.value.copy(), "server": self.server.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
+        state = from_saved(state)
         with reading_state():
             value = np.array(state["value"], np.float32)
             check_memory({"value": value}, {"value": self.value}, self._layout.d)
@@ -149,11 +150,12 @@ def control_update(
     Deviations: none.
     """
     scale = check_integer("local_steps", local_steps, 1) * check_positive("learning_rate", learning_rate)
-    update, control = as_update(update, layout.d), as_update(server_control, layout.d)
+    update = as_update(update, layout.d, layout=layout)
+    control = as_update(server_control, layout.d, what="server_control", layout=layout)
     n = layout.num_parameters
     change = np.zeros(layout.d, np.float32)
     with np.errstate(all="ignore"):  # what is not finite is found below
         np.multiply(update[:n], np.float32(-1 / scale), out=change[:n])
         change[:n] -= control[:n]
-    check_finite(change, "scaffold's control update")
+    check_finite(change, "scaffold's control update", layout)
     return change

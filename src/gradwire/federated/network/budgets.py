@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,9 @@ from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.feedback import ef, momentum_correction
 from gradwire.compressors.papers.adaptopk import adaptopk
 from gradwire.compressors.pipeline import Stage
-from gradwire.compressors.spec import read_call
 from gradwire.errors import ConfigError
 from gradwire.federated.network.links import Connection
+from gradwire.named import Named, read
 
 __all__ = ["Budget", "Plan", "fit", "none", "parse_budget", "round_shares"]
 
@@ -35,18 +35,8 @@ class Plan:
 
 
 @dataclass(frozen=True, repr=False)
-class Budget(ABC):
-    """A policy: ``plan`` is all a new one needs, and fields of a frozen dataclass where it has parameters.
-
-    Attributes:
-        registry: name -> class of every policy.
-    """
-
-    registry: ClassVar[dict[str, type[Budget]]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        Budget.registry[cls.__name__] = cls
+class Budget(Named, kind="budget", example="fit()", must_say=("summary",)):
+    """A policy: ``plan`` and a summary are all a new one needs, and fields where it has parameters."""
 
     @abstractmethod
     def plan(self, connection: Connection, start: float, seconds: float, local_steps: int) -> Plan:
@@ -62,16 +52,12 @@ class Budget(ABC):
             The plan.
         """
 
-    def __str__(self) -> str:
-        given = ((f, getattr(self, f.name)) for f in fields(self))
-        return f"{type(self).__name__}({', '.join(f'{f.name}={v!r}' for f, v in given if v != f.default)})"
-
-    __repr__ = __str__
-
 
 @dataclass(frozen=True, repr=False)
 class none(Budget):
     """Let every client do all steps and send what its compressor makes of them."""
+
+    summary: ClassVar[str] = "all steps, as many bytes as they take"
 
     def plan(self, connection: Connection, start: float, seconds: float, local_steps: int) -> Plan:
         """Plan all steps and any number of bytes."""
@@ -107,6 +93,8 @@ class fit(Budget):
     margin: float = 0.05
     least_bytes: int = 128
     most_bytes: int | None = None
+
+    summary: ClassVar[str] = "as many steps and bytes as the deadline leaves time for"
 
     def __post_init__(self) -> None:
         for name, low in (("compute_share", 0.0), ("margin", -1.0)):
@@ -146,8 +134,7 @@ def parse_budget(text: str) -> Budget:
         >>> parse_budget("fit(margin=0.0)")
         fit(margin=0.0)
     """
-    built: Budget = read_call(text, Budget, Budget.registry, "budget", "fit()")
-    return built
+    return read(text, Budget)  # type: ignore[type-abstract]
 
 
 def round_shares(compressor: Compressor, budget: Budget, d: int, num_rounds: int) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Vector
 from gradwire.errors import ProtocolError
-from gradwire.federated.algorithms.steps import BufferedStep
+from gradwire.federated.algorithms import BufferedStep
 from gradwire.federated.data.training import Trained
 from gradwire.federated.rounds.federation import Federation, Job
 from gradwire.rng import Key
