@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from gradwire.rng import Key
 __all__ = [
     "LARGEST_UPDATE",
     "Compressor",
+    "Occupied",
     "Round",
     "Sharing",
     "State",
@@ -42,6 +44,28 @@ Sharing = Literal["none", "partly", "whole"]
 
 LARGEST_UPDATE = LARGEST * 0.999
 """The largest magnitude that sums may have: float32's, with some room for rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Occupied:
+    """Where a vector, which does not change, is anything but 0.0: looked for once, by whoever asks first.
+
+    Attributes:
+        vector: (d,) float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradwire.compressors.compressor import Occupied
+        >>> Occupied(np.array([0, 3, -0.0], np.float32)).places.tolist()
+        [1, 2]
+    """
+
+    vector: Vector
+
+    @cached_property
+    def places(self) -> NDArray[np.int64] | None:
+        """(m,) int64 increasing; None where that is everywhere."""
+        return ops.occupied(self.vector, self.vector.size - 1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +87,7 @@ class Round:
         num_workers: workers that take part in ``phases``.
         largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
+        occupied: where a vector is not zero, of use where the update is that very array; or None.
 
     Example:
         >>> import gradwire as gw
@@ -83,6 +108,7 @@ class Round:
     num_kept: int | None = None
     num_workers: int = 1
     largest: tuple[NDArray[np.int64], Vector] | None = None
+    occupied: Occupied | None = None
 
     def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
         """Return this round with other ``largest``."""
@@ -304,7 +330,7 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
             known = held.largest(start, part.length, support.count)
             if known.size != support.count:
                 raise Malformed(f"support leans on {support.count} entries of the reference, it has {known.size}")
-            if np.intersect1d(known, support.extra, assume_unique=True).size:
+            if (ops.find(known, support.extra) >= 0).any():
                 raise Malformed("support names a coordinate that the reference gives already")
             part = Part(Known(part.length, support.count, support.extra, known), part.values)
         parts.append(part)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
+from gradwire.compressors.compressor import Compressor, Occupied, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, compose
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
+from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Cyclic, Every, Explicit, Floats, Grouped, Known, Part, Payload, Seeded, Support
+from gradwire.payload import Cyclic, Every, Explicit, Floats, Grouped, Known, Part, Payload, Seeded, Support, Values
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -239,6 +241,7 @@ def _sparsifier_of(stages: tuple[Stage, ...]) -> Sparsifier | None:
 def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload:
     layout = state.layout
     sparsifier, quantizer, coder = pipeline._roles
+    occupied = round.occupied if round.occupied is not None and round.occupied.vector is update else Occupied(update)
 
     def payload(num_kept: int | None) -> Payload:
         parameters = update[: layout.num_parameters]
@@ -253,7 +256,7 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
             parts = [*parts, Part(Every(statistics.size), Floats(statistics))]
         return Payload(
             layout.d,
-            tuple(_own(pruned(part), update) for part in parts),
+            tuple(_own(part, update) for part in _all_pruned(parts, occupied)),
             round=round.index,
             sequence=round.sequence,
             layout_digest=layout.digest,
@@ -382,11 +385,33 @@ def _own(part: Part, update: Vector) -> Part:
     return part
 
 
-def pruned(part: Part) -> Part:
+def _all_pruned(parts: list[Part], occupied: Occupied) -> Iterator[Part]:
+    """Prune each part; those that are a stretch of the update itself by where it is not zero."""
+    start = 0
+    for part in parts:
+        stop = start + part.length
+        places = None
+        if isinstance(part.support, Every) and _is_stretch(part.values, occupied.vector[start:stop]):
+            places = occupied.places
+        if places is not None:
+            low, high = np.searchsorted(places, [start, stop])
+            places = places[low:high] - start
+        yield pruned(part, places)
+        start = stop
+
+
+def _is_stretch(values: Values, stretch: Vector) -> bool:
+    """Whether values are the very memory of a stretch of the update."""
+    return isinstance(values, Floats) and values.data.ctypes.data == stretch.ctypes.data
+
+
+def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
     """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper.
 
     Args:
         part: any part.
+        occupied: (n,) int64 increasing: where the numbers of a part that sends every coordinate are anything but 0.0,
+            if it is known.
 
     Returns:
         A part that stands for the same numbers.
@@ -400,18 +425,28 @@ def pruned(part: Part) -> Part:
         )
     if not part.values.zeros_possible:
         return part
-    nonzero = part.numbers() != 0
-    count = int(np.count_nonzero(nonzero))
-    if count == support.num_kept:
+    kept = _not_zero(part.numbers(), occupied)
+    if kept is None:
         return part
-    kept = np.flatnonzero(nonzero)
-    chosen = support.indices[kept]
-    if count == 0:
+    chosen = kept if isinstance(support, Every) else support.indices[kept]
+    if kept.size == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
     cuts = support.cuts if isinstance(support, Explicit) else ()
     fewer = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
     if isinstance(support, Explicit):
         return fewer
-    skipped = support.length - count
-    index_bits = count * math.log2(support.length / count) + skipped * math.log2(support.length / skipped)
+    skipped = support.length - kept.size
+    index_bits = kept.size * math.log2(support.length / kept.size) + skipped * math.log2(support.length / skipped)
     return fewer if index_bits / 8 + fewer.values.num_bytes < part.values.num_bytes else part
+
+
+def _not_zero(numbers: Vector, occupied: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Where numbers are not zero, -0.0 being one; None where none is."""
+    if occupied is None:
+        occupied = ops.occupied(numbers, numbers.size - 1)
+    if occupied is None:
+        negative = numbers == 0
+        return np.flatnonzero(~negative) if negative.any() else None
+    negative = ops.gather(numbers, occupied) == 0
+    kept = occupied[~negative] if negative.any() else occupied
+    return kept if kept.size < numbers.size else None

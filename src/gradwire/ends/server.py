@@ -6,14 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from gradwire.aggregation.aggregator import Aggregator
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Occupied, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense
 from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.errors import ConfigError, StateError
+from gradwire.kernels import ops
 from gradwire.layout import Layout, as_update
+from gradwire.payload import Floats, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, copy_memory, from_saved, reading_state, to_saved
 from gradwire.wire import encode
@@ -28,7 +32,8 @@ class Result:
     Attributes:
         update: (d,) float32: the weighted mean of what arrived; zeros when nothing did. For ``ef21`` the mean of all
             clients' mirrors, silent ones included, each counting the same whatever its weight.
-        applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model.
+        applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model. Without a step,
+            where nothing is lost on the way down, ``update`` itself: copy it before changing one of them in place.
         blob: what goes to each client.
         sum_weights: total weight received.
         num_received: payloads accepted.
@@ -164,18 +169,20 @@ class Server(Inbox):
         update = delta = self._aggregator.mean()
         if self.step is not None:
             delta = as_update(self.step(update.copy()), self.layout.d, what="what step gives", layout=self.layout)
+        occupied = Occupied(delta)
         agreed = Round(
             index=self.round,
             key=Key(self.seed, self.round, purpose="downlink"),
             sequence=self.round,
             num_rounds=self.num_rounds,
             sum_weights=self._aggregator.sum_weights,
+            occupied=occupied,
         )
         payload, state = self.downlink.compress(delta, state, agreed)
         blob = encode(payload)
         result = Result(
             update=update,
-            applied=decompress(payload),
+            applied=update if delta is update and _is(payload, occupied) else decompress(payload),
             blob=blob,
             sum_weights=self._aggregator.sum_weights,
             num_received=self._aggregator.num_received,
@@ -223,3 +230,19 @@ class Server(Inbox):
             check_memory(memory, self.downlink.init(self.layout).memory, self.layout.num_parameters)
         take_over()
         self._downlink_state = State(self.layout, memory)
+
+
+def _is(payload: Payload, occupied: Occupied) -> bool:
+    """Whether a payload stands for a vector that is 0.0 at one place or more, bit for bit."""
+    if any(not isinstance(part.values, Floats) or part.values.coding != "float32" for part in payload.parts):
+        return False
+    if occupied.places is None or payload.num_kept != occupied.places.size:
+        return False
+    start = 0
+    for part in payload.parts:
+        sent = part.numbers().view(np.uint32)
+        there = ops.gather(occupied.vector[start : start + part.length], part.support.indices).view(np.uint32)
+        if not (sent.all() and np.array_equal(sent, there)):
+            return False
+        start += part.length
+    return True

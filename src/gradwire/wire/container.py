@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from gradwire.errors import (
     Truncated,
     UnsupportedVersion,
 )
+from gradwire.kernels import threads
 from gradwire.payload import Floats, Known, Part, Payload
 from gradwire.wire import index, values
 from gradwire.wire.limits import Limits
@@ -85,11 +87,7 @@ def encode(payload: Payload) -> bytes:
     for part in payload.parts:
         if several:
             out += varint(part.length)
-        codec, data = index.encode_support(part.support)
-        out.append(codec)
-        out += data
-        if part.support.num_kept:
-            codec, data = values.encode_values(part.values, payload.coder)
+        for codec, data in _sections(part, payload.coder):
             out.append(codec)
             out += data
             coded += part.values.num_coded
@@ -99,6 +97,14 @@ def encode(payload: Payload) -> bytes:
         out += bytes(missing)
     out += struct.pack("<I", zlib.crc32(out))
     return bytes(out)
+
+
+def _sections(part: Part, coder: str) -> list[tuple[int, bytes]]:
+    """Codec and bytes of a part's support and, where it has any, of its values: side by side where they are many."""
+    tasks = [partial(index.encode_support, part.support)]
+    if part.support.num_kept:
+        tasks.append(partial(values.encode_values, part.values, coder))
+    return threads.run(tasks) if part.support.num_kept >= threads.FEW else [task() for task in tasks]
 
 
 def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> Payload:

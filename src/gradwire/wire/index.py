@@ -163,9 +163,9 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     entropy_bits = float(np.sum(counts * np.log2(gaps.size / counts)))
     if (entropy_bits + gaps.size * b) / 8 + cap + 20 >= below:
         return None
-    large = gaps[symbols >= cap] >> b
+    large = gaps[np.flatnonzero(symbols >= cap)] >> b
     _, stream = encode_symbols(np.minimum(symbols, np.uint16(cap)), cap + 1, "ans")
-    low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()
+    low_bits = ops.pack(gaps, b).tobytes()
     head = varint(gaps.size) + varint(b) + varint(cap)
     return head + stream + low_bits + b"".join(varint(int(q) - cap) for q in large)
 
