@@ -29,7 +29,7 @@ def clip_payload(payload: Payload, max_norm: float) -> tuple[Payload, float, flo
         >>> from gradwire.aggregation.clipping import clip_payload
         >>> blob = gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.array([3, 4], np.float32))
         >>> clipped, norm, factor = clip_payload(gw.decode(blob), 1.0)
-        >>> gw.decompress(clipped).round(3).tolist(), round(norm, 3), factor
+        >>> [round(x, 3) for x in gw.decompress(clipped).tolist()], norm, factor
         ([0.6, 0.8], 1.0, 0.2)
 
     Source: gradient clipping by norm, Pascanu et al. 2013 (arXiv 1211.5063), Algorithm 1; of clients' updates,
