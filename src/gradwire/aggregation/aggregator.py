@@ -21,7 +21,7 @@ _LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.999  # some room for roundin
 
 
 class Aggregator:
-    """A running weighted sum of payloads, which regional servers merge.
+    """A running weighted sum of payloads, which regional servers merge; for one thread at a time.
 
     Args:
         layout: the model's layout.
