@@ -166,6 +166,7 @@ def test_error_tree():
         "StateError": (gw.GradwireError,),
         "ProtocolError": (gw.GradwireError,),
         "Duplicate": (gw.ProtocolError,),
+        "Forgotten": (gw.ProtocolError,),
         "StaleReference": (gw.ProtocolError,),
         "BackendUnavailable": (gw.GradwireError, ImportError),
         "DecodeError": (gw.GradwireError, ValueError),

@@ -24,7 +24,7 @@ _LARGEST_SUM = LARGEST / 2
 
 
 class Aggregator:
-    """A running weighted sum of payloads, which regional servers merge.
+    """A running weighted sum of payloads, which regional servers merge; for one thread at a time.
 
     Args:
         layout: the model's layout.

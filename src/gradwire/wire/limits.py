@@ -35,6 +35,24 @@ class Limits:
     max_bytes: int = 2**36
     max_expansion: int = 128
 
+    @classmethod
+    def of(cls, d: int) -> Limits:
+        """Return what an end reads of a model of length d, where no payload of ours is longer.
+
+        Args:
+            d: length of the update.
+
+        Returns:
+            Limits of d parameters, and of 16 bytes a parameter and one MiB for headers: four times a dense float32
+            update, and about twice what the costliest compressors make.
+
+        Example:
+            >>> import gradwire as gw
+            >>> gw.Limits.of(1000).max_bytes
+            1064576
+        """
+        return cls(max_parameters=max(1, d), max_bytes=16 * d + 2**20)
+
     def __post_init__(self) -> None:
         for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion"):
             value = getattr(self, name)

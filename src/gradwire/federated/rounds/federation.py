@@ -144,6 +144,7 @@ class Federation:
                 aggregator,
                 e.max_norm,
                 e.rounds,
+                None if self.algorithm.asynchronous else 1,
             )
             self.regions = []
         self.region_connections = parse_links(e.region_link).assign(e.regions, seed) if e.regions else []
