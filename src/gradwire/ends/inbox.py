@@ -16,7 +16,7 @@ from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
 from gradwire.ends.client import reference_digest
 from gradwire.ends.counted import Counted
-from gradwire.ends.locking import Lock
+from gradwire.ends.locking import Lock, locked
 from gradwire.ends.pieces import Pieces
 from gradwire.errors import ConfigError, Duplicate, Forgotten, ProtocolError, StaleReference
 from gradwire.layout import Layout
@@ -123,6 +123,8 @@ class Inbox:
         self._senders: dict[int, dict[int, int]] = {}
         # of all rounds, by client
         self._counted: dict[int, Counted] = {}
+        # what the three were before the open round's first payload; None before it
+        self._began: _Known | None = None
         self._references: dict[bytes, bytes] = {}
         self._decoded: tuple[bytes, Reference] | None = None
 
@@ -187,6 +189,10 @@ class Inbox:
             known = known.added(payload.sequence, payload.round)
         is_first, num_received = name not in self._arrived, self._aggregator.num_received
         self._aggregator.add(clipped, weight, self.reference_of(payload), count=is_first)
+        if self._began is None:
+            self._began = self._pieces, self._senders, self._counted
+            senders_copied = {index: dict(sent) for index, sent in self._senders.items()}
+            self._pieces, self._senders, self._counted = dict(self._pieces), senders_copied, dict(self._counted)
         if name not in self._pieces:
             senders = self._senders.setdefault(payload.round, {})
             senders[client_id] = senders.get(client_id, 0) + 1
@@ -224,6 +230,7 @@ class Inbox:
         self._accepted, self._arrived, self._clipped = [], {}, []
         self._pieces, self._senders = pieces, senders
         self._counted = {**self._counted, **counted}
+        self._began = None
         self._aggregator = copy.copy(self._aggregator)
         self._aggregator.reset()
         self._limited = False
@@ -233,6 +240,60 @@ class Inbox:
 
         Done when the first payload arrives: by then a step has its memory.
         """
+
+    @locked
+    def drop_round(self) -> tuple[tuple[int, int], ...]:
+        """Forget what the open round received: the round stays open, with nothing in it.
+
+        For a round that cannot be closed, or must not be: because a step of the host's own fails on its mean, say.
+        What was dropped is as if it had never come: to be told to its sender as not delivered, which takes it back
+        into its residual, or to be received again.
+
+        Returns:
+            (client_id, sequence) of the payloads that were accepted, in order of arrival.
+
+        Raises:
+            ConfigError: where payloads are steps of mirrors, which outlast a round. Nothing is changed then.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> server = gw.Server(gw.dense(), gw.Layout.flat(2))
+            >>> server.receive(gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.ones(2, np.float32)), 0)
+            >>> server.drop_round(), server.close_round().num_received
+            (((0, 0),), 0)
+        """
+        if self.compressor.mirrored:
+            raise ConfigError(f"{self.compressor} sends steps of mirrors, which cannot be dropped")
+        dropped, before = tuple(self._accepted), dict(vars(self))
+        try:
+            if self._began is not None:
+                self._pieces, self._senders, self._counted = self._began
+            self._accepted, self._arrived, self._clipped, self._began = [], {}, [], None
+            self._aggregator, self._limited = self._new_aggregator(), False
+        except BaseException:
+            vars(self).update(before)
+            raise
+        return dropped
+
+    @locked
+    def counted(self, client_id: int) -> tuple[tuple[int, int], ...]:
+        """Tell which of a client's payloads were counted: what a host says to a client that missed the answers.
+
+        Args:
+            client_id: whose.
+
+        Returns:
+            (first, last) of each run of consecutive numbers that came whole, increasing. Of rounds before
+            ``max_staleness`` only the newest runs are known.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> server, client = (end(gw.dense(), gw.Layout.flat(2)) for end in (gw.Server, gw.Client))
+            >>> server.receive(client.compress(np.ones(2, np.float32)), 0)
+            >>> server.counted(0), server.counted(1)
+            (((0, 0),), ())
+        """
+        return tuple((run.low, run.high) for run in self._counted.get(client_id, Counted()).runs)
 
     def _packets(self) -> dict[tuple[int, int], frozenset[int]]:
         """The packet numbers that arrived of each payload that came in packets."""
@@ -311,9 +372,8 @@ class Inbox:
             "accepted": [list(pair) for pair in self._accepted],
             "arrived": [[*name, sorted(found)] for name, found in self._arrived.items()],
             "clipped": [[c.client_id, c.sequence, c.packet, c.factor] for c in self._clipped],
-            "pieces": [[*name, *pieces.state()] for name, pieces in self._pieces.items()],
-            "senders": [[index, *sent] for index, senders in self._senders.items() for sent in senders.items()],
-            "counted": [[client, *counted.state()] for client, counted in sorted(self._counted.items())],
+            **_state_of((self._pieces, self._senders, self._counted)),
+            "began": None if self._began is None else _state_of(self._began),
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
         }
         return to_saved(state)
@@ -333,14 +393,8 @@ class Inbox:
                 Clipped(int(client), int(sequence), None if packet is None else int(packet), float(factor))
                 for client, sequence, packet, factor in state["clipped"]
             ]
-            pieces = {
-                (int(client), int(sequence)): Pieces.from_state(saved, self.layout.d)
-                for client, sequence, *saved in state["pieces"]
-            }
-            senders: dict[int, dict[int, int]] = {}
-            for index, client, number in state["senders"]:
-                senders.setdefault(int(index), {})[int(client)] = int(number)
-            counted = {int(client): Counted.from_state(saved) for client, *saved in state["counted"]}
+            known = _read_known(state, self.layout.d)
+            began = None if state["began"] is None else _read_known(state["began"], self.layout.d)
             blobs = [to_bytes(blob) for blob in state["references"]]
             for blob in blobs:
                 decode(blob)
@@ -348,8 +402,28 @@ class Inbox:
 
         def take_over() -> None:
             self._aggregator, self._accepted, self._arrived, self._clipped = aggregator, accepted, arrived, clipped
-            self._pieces, self._senders, self._counted = pieces, senders, counted
+            (self._pieces, self._senders, self._counted), self._began = known, began
             self._references = {reference_digest(blob): blob for blob in blobs}
             self.seed, self.round, self._limited = seed, round_index, False
 
         return take_over
+
+
+_Known = tuple[dict[tuple[int, int], Pieces], dict[int, dict[int, int]], dict[int, Counted]]
+
+
+def _state_of(known: _Known) -> dict[str, Any]:
+    pieces, senders, counted = known
+    return {
+        "pieces": [[*name, *found.state()] for name, found in pieces.items()],
+        "senders": [[index, *sent] for index, of_round in senders.items() for sent in of_round.items()],
+        "counted": [[client, *found.state()] for client, found in sorted(counted.items())],
+    }
+
+
+def _read_known(state: dict[str, Any], d: int) -> _Known:
+    pieces = {(int(client), int(sequence)): Pieces.from_state(saved, d) for client, sequence, *saved in state["pieces"]}
+    senders: dict[int, dict[int, int]] = {}
+    for index, client, number in state["senders"]:
+        senders.setdefault(int(index), {})[int(client)] = int(number)
+    return pieces, senders, {int(client): Counted.from_state(saved) for client, *saved in state["counted"]}
