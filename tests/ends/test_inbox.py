@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import threading
@@ -500,6 +501,15 @@ def test_rounds_that_close_while_payloads_come():
     assert sorted(client for r in results for client, _ in r.accepted) == list(range(120))
     total = math.fsum(float(r.update[0]) * r.sum_weights for r in results)
     assert total == pytest.approx(sum(range(120)))
+
+
+def test_servers_can_be_copied():
+    server = gw.Server(gw.dense(), LAYOUT)
+    server.receive(blob_of(vector(0)))
+    twin = copy.deepcopy(server)
+    assert state_of(twin) == state_of(server)
+    server.receive(blob_of(vector(1)), 1)
+    assert (twin.close_round().num_received, server.close_round().num_received) == (1, 2)
 
 
 def test_a_step_may_look_at_its_server():

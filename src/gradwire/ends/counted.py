@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gradwire.checks import check_integer
@@ -68,15 +68,16 @@ class Counted:
         last = at + 1 if at < len(self.runs) and self.runs[at].low == number + 1 else at
         joined = (*self.runs[first:last], Run(number, number, round))
         run = Run(min(r.low for r in joined), max(r.high for r in joined), max(r.round for r in joined))
-        return replace(self, runs=(*self.runs[:first], run, *self.runs[last:]))
+        return Counted((*self.runs[:first], run, *self.runs[last:]), self.unfinished, self.forgotten)
 
     def left_behind(self, number: int, packets: int) -> Counted:
         """Return this with a payload whose round is over and that came in part: packet n as bit n."""
-        unfinished = dict(sorted({**self.unfinished, number: packets}.items()))
-        return replace(self, unfinished=unfinished)
+        return Counted(self.runs, dict(sorted({**self.unfinished, number: packets}.items())), self.forgotten)
 
     def without(self, oldest: int) -> Counted:
         """Return this with no more than is kept of the rounds before ``oldest``."""
+        if len(self.runs) <= KEPT and len(self.unfinished) <= KEPT:
+            return self
         runs = set([run for run in self.runs if run.round < oldest][:-KEPT])
         unfinished = set(list(self.unfinished)[:-KEPT])
         return Counted(
