@@ -71,7 +71,9 @@ def write_all(changed: set[str] | None = None) -> None:
 
 def _cut(text: str, name: str) -> tuple[str, str, str]:
     """A page up to a section, the section, and what comes after it."""
-    start, end = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+    start, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    if start not in text or end not in text:
+        raise SystemExit(f"a page has no section {name}: write {start.strip()} and {end} where it belongs")
     before, rest = text.split(start, 1)
     section, after = rest.split(end, 1)
-    return before + start, section, end + after
+    return before + start, section.rstrip("\n"), f"\n{end}{after}"

@@ -27,7 +27,7 @@ from gradwire.report.tables import format_bytes
 
 FOLDER = Path(__file__).parent.parent / "experiments"
 MANY = "many-clients"
-PARTS = ("mixed-links", "drift", "packet-loss", "over-the-air", "regions", "continuous", MANY)
+PARTS = ("mixed-links", "drift", "participation", "noise", "packet-loss", "over-the-air", "regions", "continuous", MANY)
 Run = dict[str, Any]
 
 
@@ -181,6 +181,15 @@ def _drift(runs: list[Run]) -> str:
     return table(["method · algorithm", "accuracy", "uplink", "downlink", "other", "drift norm"], rows)
 
 
+def _spread(runs: list[Run]) -> str:
+    rows = [
+        [_code(label), _accuracy(mine), f"{_mean(mine, 'drift_norm'):.3f}"]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["run · method · algorithm", "accuracy", "drift norm"], rows)
+
+
 def _packet_loss(runs: list[Run]) -> str:
     base = _mean(_of(runs, _labels(runs)[0]), "final_accuracy")
     rows = [
@@ -282,6 +291,8 @@ def _many_clients(runs: list[Run]) -> str:
 _TABLES: dict[str, Callable[[list[Run]], str]] = {
     "mixed-links": _mixed_links,
     "drift": _drift,
+    "participation": _spread,
+    "noise": _spread,
     "packet-loss": _packet_loss,
     "over-the-air": _over_the_air,
     "regions": _regions,

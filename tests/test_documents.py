@@ -140,6 +140,11 @@ def test_sections_are_cut_where_they_are_marked(copy):
     documents.write("docs/x.md#n", "new | text")
     assert (copy / "docs" / "x.md").read_text() == "a\n<!-- n -->\nnew | text\n<!-- end n -->\nb\n"
     assert current("docs/x.md#n") == "new | text"
+    (copy / "docs" / "x.md").write_text("<!-- n -->\n<!-- end n -->")
+    documents.write("docs/x.md#n", "text")
+    assert (copy / "docs" / "x.md").read_text() == "<!-- n -->\ntext\n<!-- end n -->"
+    with pytest.raises(SystemExit, match="no section m"):
+        documents.write("docs/x.md#m", "text")
 
 
 def test_what_the_readme_says_of_indices_was_measured():
