@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
-from gradwire.federated.experiment import Experiment, read_toml
+from gradwire.federated.experiment import Experiment, read_settings
 from gradwire.federated.runs import RunFolder, run_experiment
 from gradwire.federated.simulate import Simulation
 from gradwire.report.tables import format_bytes
@@ -53,7 +53,7 @@ def _run(name: str, data_dir: str | None) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     path = Path("runs") / f"federated-{name}"
-    settings = read_toml(FOLDER / f"{name}.toml")
+    settings = read_settings(FOLDER / f"{name}.toml")
     if settings.get("data") != "digits" and data_dir is not None:
         settings["data_dir"] = data_dir
     experiment = Experiment.build(settings, name)

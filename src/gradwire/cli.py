@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the run failed; 2 bad input or a damaged file; 130 interru
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -39,6 +40,7 @@ _RUN_FAILED = (UpdateError, ProtocolError)
 
 def main() -> None:
     """Run the command and exit with its code; every error is one line on stderr."""
+    _replace_odd_characters()
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _RUN_FAILED as error:
@@ -54,6 +56,13 @@ def main() -> None:
             raise
         _fail(message(), 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _replace_odd_characters() -> None:
+    """Let no output's encoding end a command: what it does not have is replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _fail(message: str, code: int) -> None:
@@ -122,7 +131,8 @@ def run(
         "evaluate_every": evaluate_every,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    from gradwire.federated.experiment import Experiment, read_toml
+    from gradwire.federated.experiment import Experiment, read_settings
+    from gradwire.federated.paths import with_whole_paths
     from gradwire.federated.runs import RunFolder, prepare
     from gradwire.report.page import import_report
 
@@ -133,8 +143,9 @@ def run(
                 extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
                 raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
             return _run(RunFolder.open(resume), None, interruption)
-        settings = {**(read_toml(experiment) if experiment else {}), **given}
-        checked = Experiment.build(_with_traces(_with_data_dir(settings)), str(experiment) if experiment else "options")
+        settings = read_settings(experiment) if experiment else {}
+        here = with_whole_paths(_with_data_dir({**settings, **given}), Path.cwd())
+        checked = Experiment.build(here, str(experiment) if experiment else "options")
         task = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
         return _run(folder, task, interruption)
@@ -145,28 +156,11 @@ def _option(name: str) -> str:
 
 
 def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the data folder written out, so that the run can be resumed from anywhere."""
-    found = settings.get("data_dir") or os.environ.get("GRADWIRE_DATA")
-    if not isinstance(found, str) or settings.get("data", "digits") == "digits":
+    """Settings with the data folder of the environment, where none is given and one is needed."""
+    found = os.environ.get("GRADWIRE_DATA")
+    if not found or settings.get("data_dir") is not None or settings.get("data", "digits") == "digits":
         return settings
-    return {**settings, "data_dir": str(Path(found).expanduser().resolve())}
-
-
-def _with_traces(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the paths of trace files written out, for the same reason."""
-
-    def whole(text: object) -> object:
-        kind, _, path = text.partition(":") if isinstance(text, str) else ("", "", "")
-        return f"trace:{Path(path).expanduser().resolve()}" if kind == "trace" and path else text
-
-    found = dict(settings)
-    if isinstance(found.get("links"), list):
-        found["links"] = [whole(text) for text in found["links"]]
-    if "region_link" in found:
-        found["region_link"] = whole(found["region_link"])
-    if isinstance(found.get("runs"), list):
-        found["runs"] = [_with_traces(table) if isinstance(table, dict) else table for table in found["runs"]]
-    return found
+    return {**settings, "data_dir": found}
 
 
 class Interruption:

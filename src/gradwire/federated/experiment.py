@@ -19,6 +19,8 @@ from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.network.budgets import Budget, parse_budget
 from gradwire.federated.network.channel import Loss
 from gradwire.federated.network.links import parse_links
+from gradwire.federated.paths import with_whole_paths
+from gradwire.files.text import read_text
 
 try:
     import tomli_w
@@ -216,7 +218,7 @@ class Experiment(BaseModel):
         """Read an experiment's TOML file.
 
         Args:
-            path: the file: the attributes above as ``name = value`` lines.
+            path: the file: the attributes above as ``name = value`` lines; paths in it begin at its folder.
 
         Returns:
             The experiment.
@@ -224,7 +226,7 @@ class Experiment(BaseModel):
         Raises:
             ConfigError: when the file is missing, is no TOML or holds a setting that cannot be used.
         """
-        return cls.build(read_toml(path), str(path))
+        return cls.build(read_settings(path), str(path))
 
     def compressors(self) -> list[Compressor]:
         """Return the methods as compressors."""
@@ -377,15 +379,14 @@ def _check_together(made: Experiment, source: str) -> None:
         raise ConfigError(f"{source}: {reason}")
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings, with a byte order mark or without; paths in it begin at its folder.
 
     Raises:
         ConfigError: when it is missing or is no TOML.
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return with_whole_paths(tomllib.loads(read_text(path).replace("\r\n", "\n")), path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # what tomllib raises on anything but TOML

@@ -15,7 +15,7 @@ import torch
 
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.federated.data.tasks import Task, load_task
-from gradwire.federated.experiment import Experiment, Variant, read_toml
+from gradwire.federated.experiment import Experiment, Variant
 from gradwire.federated.simulate import RoundMetrics, Simulation
 from gradwire.files.store import load_state, save_state, write_atomically
 
@@ -63,8 +63,7 @@ class RunFolder:
         """
         if not (path / "experiment.toml").is_file():
             raise ConfigError(f"--resume {path}: no experiment.toml there; expected the folder of an earlier run")
-        file = path / "experiment.toml"
-        return cls(path, Experiment.build(read_toml(file), str(file)))
+        return cls(path, Experiment.read(path / "experiment.toml"))
 
     @property
     def runs(self) -> list[tuple[Variant, int]]:
@@ -77,7 +76,7 @@ class RunFolder:
         if not file.is_file():
             return {}
         try:
-            entries = json.loads(file.read_text())["runs"]
+            entries = json.loads(file.read_text(encoding="utf-8"))["runs"]
             return {(r["label"], r["seed"]): r for r in entries if r["status"] == "complete"}
         except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise ConfigError(f"{file}: not a run's summary: {error}") from None
@@ -257,7 +256,7 @@ def _run_one(
 ) -> bool:
     """Run one simulation to its end; True when stopped before it."""
     last_saved = time.monotonic()
-    with _threads(simulation), (folder.path / "metrics.jsonl").open("a") as file:
+    with _threads(simulation), (folder.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
         for metrics in simulation.rounds():
             file.write(json.dumps(asdict(metrics)) + "\n")
             progressed(simulation, metrics)
