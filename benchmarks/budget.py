@@ -28,7 +28,7 @@ import torch
 import gradwire as gw
 from benchmarks.machine import DOCS, describe, load, save, table, write_section
 from gradwire.federated.data.models import build_model
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 
 D = 11_173_962
 ROUNDS = 51

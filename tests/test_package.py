@@ -31,7 +31,7 @@ ORDER = [
     "ends",
     "files",
     "federated.data federated.network",
-    "federated.algorithms",
+    "federated.algorithms federated.paths",
     "federated.experiment",
     "federated.rounds",
     "federated.simulate",

@@ -21,7 +21,7 @@ import typer
 from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError
 
 if TYPE_CHECKING:
-    from gradwire.federated.data.tasks import Task
+    from gradwire.federated.data.task import Task
     from gradwire.federated.runs import RunFolder
 
 __all__ = ["app", "main"]
@@ -86,7 +86,7 @@ def _root(
 @app.command()
 def run(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), mnist, cifar10 or shakespeare.")] = None,
+    data: Annotated[str | None, typer.Option(help="A task: digits (default), mnist, cifar10, shakespeare.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
@@ -157,8 +157,12 @@ def _option(name: str) -> str:
 
 def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the data folder of the environment, where none is given and one is needed."""
+    from gradwire.federated.data.tasks import TASKS
+    from gradwire.federated.experiment import Experiment
+
     found = os.environ.get("GRADWIRE_DATA")
-    if not found or settings.get("data_dir") is not None or settings.get("data", "digits") == "digits":
+    row = TASKS.get(str(settings.get("data", Experiment.model_fields["data"].default)))
+    if not found or settings.get("data_dir") is not None or row is None or row.files is None:
         return settings
     return {**settings, "data_dir": found}
 

@@ -17,7 +17,8 @@ from gradwire.ends.client import Client
 from gradwire.ends.server import Server
 from gradwire.errors import UpdateError
 from gradwire.federated.data.models import build_model
-from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.task import Task
+from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.rounds import federation

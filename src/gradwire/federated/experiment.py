@@ -16,6 +16,7 @@ from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
 from gradwire.federated.algorithms import Algorithm, parse_algorithm
 from gradwire.federated.data.partition import parse_partition
+from gradwire.federated.data.tasks import find_row
 from gradwire.federated.network.budgets import Budget, parse_budget
 from gradwire.federated.network.channel import Loss
 from gradwire.federated.network.links import parse_links
@@ -42,7 +43,6 @@ DEFAULT_METHODS = (
 )
 _SWEPT = ("methods", "algorithms", "links", "budgets")  # each a list; a run takes one of each
 _SHARED = ("data", "data_dir", "device", "seeds", "runs")  # the same for all runs of a file
-_LEARNING_RATES = {"digits": 0.2, "mnist": 0.1, "cifar10": 0.1, "shakespeare": 0.3}
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,7 @@ class Experiment(BaseModel):
             made.toml().encode()
         except UnicodeEncodeError:
             raise ConfigError(f"{source}: data_dir must be Unicode text, got {made.data_dir!r}") from None
+        find_row(made.data)
         shares = made.milestones
         if not all(0 < share < 1 for share in shares) or sorted(set(shares)) != shares:
             raise ConfigError(f"{source}: milestones must be increasing shares in (0, 1), got {shares}")
@@ -296,7 +297,7 @@ class Experiment(BaseModel):
     @property
     def step_size(self) -> float:
         """The learning rate used: the one given, or the task's own."""
-        return self.learning_rate if self.learning_rate is not None else _LEARNING_RATES.get(self.data, 0.1)
+        return self.learning_rate if self.learning_rate is not None else find_row(self.data).learning_rate
 
     def step_size_at(self, round: int) -> float:
         """The learning rate of a round (0-based): warm-up and milestones included."""
@@ -311,7 +312,8 @@ class Experiment(BaseModel):
 
     def evaluates(self, round: int) -> bool:
         """Whether the model is evaluated after a round (0-based)."""
-        every = self.evaluate_every or (1 if self.data == "digits" else max(1, self.rounds // 20))
+        times = find_row(self.data).evaluations or self.rounds
+        every = self.evaluate_every or max(1, self.rounds // times)
         return (round + 1) % every == 0 or round + 1 == self.rounds
 
 

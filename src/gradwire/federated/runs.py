@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
-from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.task import Task
+from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment, Variant
 from gradwire.federated.simulate import RoundMetrics, Simulation
 from gradwire.files.store import load_state, save_state, write_atomically

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor
 from gradwire.ends.client import Client
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.network.traffic import Traffic
 from gradwire.federated.rounds.asynchronous import AsynchronousRounds

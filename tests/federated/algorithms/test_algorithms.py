@@ -32,7 +32,7 @@ from gradwire.federated.algorithms import (
     scaffold,
 )
 from gradwire.federated.algorithms.controls import control_correction, control_update
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.federated.data.train import Trainer, draw_batches
 from gradwire.rng import Key
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
 from gradwire.federated.data.models import cross_entropy
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
 

@@ -25,7 +25,7 @@ from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
 from gradwire.federated.algorithms.controls import Controls, control_correction, control_update
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.partition import parse_partition
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.federated.data.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
