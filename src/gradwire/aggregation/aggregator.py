@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.checks import check_integer, check_number
+from gradwire.checks import LARGEST, check_integer, check_number
 from gradwire.compressors.compressor import Vector, accumulate
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
@@ -16,8 +16,8 @@ from gradwire.saved import check_memory, reading_state
 
 __all__ = ["Aggregator", "Mirrors", "check_weight"]
 
-_LARGEST_SUM = float(np.finfo(np.float32).max) / 2
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.999  # some room for rounding
+_LARGEST_SUM = LARGEST / 2
+_LARGEST_MEAN = LARGEST * 0.999  # some room for rounding
 
 
 class Aggregator:

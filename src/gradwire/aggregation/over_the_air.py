@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gradwire.aggregation.aggregator import Aggregator, check_weight
 from gradwire.aggregation.robust import Aggregation
 from gradwire.aggregation.sharing import Numbers, check_coordinates, check_support, numbers_of
-from gradwire.checks import check_integer, check_number
+from gradwire.checks import LARGEST, check_integer, check_number
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
@@ -26,7 +26,7 @@ __all__ = ["OverTheAir", "gaussians", "over_the_air"]
 _FADINGS = ("none", "rayleigh")
 _LEAST_SNR_DB = -100.0
 _LARGEST_DRAW = 6.0  # no Gaussian made of 24-bit uniforms is larger
-_LARGEST_MEAN = float(np.finfo(np.float32).max) * 0.99  # some room for rounding
+_LARGEST_MEAN = LARGEST * 0.99  # some room for rounding
 
 
 def gaussians(key: Key, num_values: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_integer
+from gradwire.checks import LARGEST, check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.errors import ConfigError, UpdateError
@@ -23,7 +23,6 @@ __all__ = ["powersgd"]
 _BLOCK = 2**15  # products worked on at a time: they stay in the cache
 _DEPENDENT = 2.0**-20  # a column of which no more is left by the columns before it counts as dependent on them
 _SMALLEST = 2.0**-100  # matrices below this travel whole: their factors would lose bits in float32's denormals
-_LARGEST = float(np.finfo(np.float32).max)
 
 Matrix = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -231,7 +230,7 @@ def _part(matrix: Matrix, p: Matrix, q: Matrix) -> Part:
     if not used.any():
         return _nothing(matrix.size)
     factors = Factors(p[:, used], q[:, used])
-    if factors.bound <= _LARGEST:
+    if factors.bound <= LARGEST:
         return Part(Every(matrix.size), factors)
     return _whole(matrix.reshape(-1))[0]
 

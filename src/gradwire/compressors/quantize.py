@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_flag, check_integer, check_number, check_scope
+from gradwire.checks import LARGEST, check_flag, check_integer, check_number, check_scope
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Quantizer
@@ -22,7 +22,6 @@ __all__ = ["bf16", "fixed", "fp16", "fractional", "qsgd", "sign", "ternary", "un
 
 _TINY = 2.0**-149  # the smallest float32 above zero
 _NORMAL = 2.0**-126  # the smallest of full precision
-_LARGEST = float(np.finfo(np.float32).max)
 _LLOYD_ROUNDS = 8
 _MAX_LEVELS = 1 << 15
 
@@ -369,8 +368,8 @@ class fixed(Quantizer):
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 2, 16))
         object.__setattr__(self, "clip", check_number("clip", self.clip))
         least = self._half * _NORMAL
-        if not least <= self.clip <= _LARGEST:
-            raise ConfigError(f"clip must be in [{least!r}, {_LARGEST!r}], got {self.clip!r}")
+        if not least <= self.clip <= LARGEST:
+            raise ConfigError(f"clip must be in [{least!r}, {LARGEST!r}], got {self.clip!r}")
 
     @property
     def num_symbols(self) -> int:
@@ -475,7 +474,7 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
         return np.empty(0)
     top, bottom = math.log2(largest), math.log2(smallest)
     powers = [math.exp2(top + p / intervals * (bottom - top)) for p in range(intervals - 1, 0, -1)]
-    mantissas, exponents = np.frexp(np.minimum(powers, _LARGEST))
+    mantissas, exponents = np.frexp(np.minimum(powers, LARGEST))
     edges: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
     return edges
 
@@ -533,7 +532,7 @@ def _whole_units(steps: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _steps(steps: NDArray[np.float64], half: float | NDArray[np.float64]) -> Vector:
     """Round steps to float32 > 0 whose grid, ``half`` steps to either side, is finite."""
-    step = np.clip(steps, _TINY, _LARGEST / np.maximum(half, 1.0)).astype(np.float32)
+    step = np.clip(steps, _TINY, LARGEST / np.maximum(half, 1.0)).astype(np.float32)
     with np.errstate(over="ignore"):
         overflows = np.isinf(step * np.asarray(half, np.float32))
     return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)

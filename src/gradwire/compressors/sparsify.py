@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_bytes, check_density, check_flag, check_number, check_scope
+from gradwire.checks import LARGEST, check_bytes, check_density, check_flag, check_number, check_scope
 from gradwire.compressors.compressor import Round, State, Vector
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Sparsifier
@@ -21,7 +21,6 @@ from gradwire.rng import Key
 
 __all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
-_LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
 
 
@@ -251,8 +250,8 @@ class threshold(Sparsifier):
             object.__setattr__(self, "density", check_density(self.density))
             return
         object.__setattr__(self, "value", check_number("value", self.value))
-        if not 0 < (self.value or 0.0) <= _LARGEST:
-            raise ConfigError(f"value must be in (0, {_LARGEST!r}], got {self.value!r}")
+        if not 0 < (self.value or 0.0) <= LARGEST:
+            raise ConfigError(f"value must be in (0, {LARGEST!r}], got {self.value!r}")
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select what reaches the threshold."""

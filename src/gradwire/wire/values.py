@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.checks import LARGEST
 from gradwire.errors import ConfigError, LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.payload import Every, Factors, Floats, Known, Levels, Support, Symbols, Values, block_ranks
@@ -34,7 +35,6 @@ _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
 _EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def name_of(codec: int) -> str:
@@ -180,7 +180,7 @@ def _decode_factors(coder: int, support: Support, reader: Reader, limits: Limits
         raise Malformed("approximation rank must be 1 or more, got 0")
     data = _decode_floats(FLOAT32, coder, rank * (rows + columns), reader, limits).data
     factors = Factors(data[: rank * rows].reshape(rows, rank), data[rank * rows :].reshape(columns, rank))
-    if factors.bound > _LARGEST:
+    if factors.bound > LARGEST:
         raise Malformed(f"factors must keep every number within float32, they may reach {factors.bound:g}")
     return factors
 
