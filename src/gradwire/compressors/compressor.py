@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,30 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         return False
 
     @property
+    def inside(self) -> tuple[Compressor, ...]:
+        """The compressors among its parameters; none where it is no wrapper or pipeline."""
+        values = [getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())]
+        return tuple(v for value in values for v in (value if isinstance(value, tuple) else (value,)) if _is_one(v))
+
+    @property
+    def uses_num_rounds(self) -> bool:
+        """Whether ``Round.num_rounds`` is read, here or inside: whether early rounds depend on how many there are."""
+        return any(inner.uses_num_rounds for inner in self.inside)
+
+    def schedule(self, d: int, num_rounds: int) -> NDArray[np.int64] | None:
+        """Tell how many entries each round keeps, where that is laid down for the whole run, here or inside.
+
+        Args:
+            d: number of parameters.
+            num_rounds: rounds of the run.
+
+        Returns:
+            (T,) int64, where T is ``num_rounds``, or what the compressor itself says; None where nothing is laid down.
+        """
+        found = (inner.schedule(d, num_rounds) for inner in self.inside)
+        return next((schedule for schedule in found if schedule is not None), None)
+
+    @property
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
@@ -210,6 +234,10 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         if not isinstance(other, Compressor):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
+
+
+def _is_one(value: object) -> TypeGuard[Compressor]:
+    return isinstance(value, Compressor)
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
