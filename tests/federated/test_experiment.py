@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
-from gradwire.federated.experiment import DEFAULT_METHODS, Experiment, read_settings
+from gradwire.federated.experiment import Experiment, read_settings
+from gradwire.federated.settings import DEFAULT_METHODS, Settings
 
 
 def write(folder, text):
@@ -40,7 +41,7 @@ def test_defaults():
 
 
 def test_every_setting_has_a_line_in_the_docstring():
-    text = inspect.getdoc(Experiment)
+    text = inspect.getdoc(Settings)
     for name in Experiment.model_fields:
         assert f"\n    {name}: " in text
 
