@@ -18,7 +18,8 @@ from benchmarks.machine import DOCS, describe, load, save, table, write_section
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.report.tables import format_bytes
 
 SEEDS = (0, 1, 2)

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +23,7 @@ from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolErr
 
 if TYPE_CHECKING:
     from gradwire.federated.data.task import Task
-    from gradwire.federated.runs import RunFolder
+    from gradwire.federated.folder import RunFolder
 
 __all__ = ["app", "main"]
 
@@ -42,9 +43,12 @@ def main() -> None:
     """Run the command and exit with its code; every error is one line on stderr."""
     _replace_odd_characters()
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with _ending_as_interrupted():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _RUN_FAILED as error:
         _fail(str(error), 1)
+    except MemoryError as error:
+        _fail(f"not enough memory: {error}".removesuffix(": "), 1)
     except (GradwireError, OSError) as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
@@ -63,6 +67,24 @@ def _replace_odd_characters() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """Take a request to end as Ctrl-C, so that temporary files go; one that is ignored (nohup) stays so."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int) -> None:
@@ -132,8 +154,9 @@ def run(
     }
     given = {name: value for name, value in given.items() if value is not None}
     from gradwire.federated.experiment import Experiment, read_settings
+    from gradwire.federated.folder import RunFolder
     from gradwire.federated.paths import with_whole_paths
-    from gradwire.federated.runs import RunFolder, prepare
+    from gradwire.federated.runs import prepare
     from gradwire.report.page import import_report
 
     import_report()
@@ -203,8 +226,11 @@ def _run(folder: RunFolder, task: Task | None, interruption: Interruption) -> in
         interruption.say = display.say
         try:
             complete = run_experiment(folder, display.started, display.progressed, lambda: interruption.requested, task)
-        except _RUN_FAILED:
-            build_report(folder.path)
+        except (*_RUN_FAILED, MemoryError, OSError) as error:
+            with suppress(ConfigError):  # a full disk holds no report either
+                build_report(folder.path)
+            if isinstance(error, OSError):
+                _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
             raise
     display.finish(build_report(folder.path), complete)
     return 0 if complete else 130

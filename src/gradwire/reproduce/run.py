@@ -271,7 +271,8 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
     import torch
 
     from gradwire.federated.experiment import Experiment
-    from gradwire.federated.runs import RunFolder, run_experiment
+    from gradwire.federated.folder import RunFolder
+    from gradwire.federated.runs import run_experiment
 
     torch.set_num_threads(1)
     experiment = Experiment.build(unit.settings, unit.name)
