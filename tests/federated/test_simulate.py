@@ -409,18 +409,6 @@ def test_on_digits_error_feedback_beats_plain_topk_at_the_same_bytes(on_digits):
 
 
 @pytest.mark.slow
-def test_speed_on_digits(digits):
-    """150 client-rounds a second or more: 10 clients, 5 local steps of 32; compression and evaluation included."""
-    for method in ("dense()", "ef(topk(0.01))"):
-        sim = simulation(digits, method, rounds=30, clients=10, local_steps=5, batch_size=32)
-        run(sim)
-        again = simulation(digits, method, rounds=30, clients=10, local_steps=5, batch_size=32)
-        run(again)
-        fastest = max(sim.summary()["client_rounds_per_second"], again.summary()["client_rounds_per_second"])
-        assert fastest >= 150
-
-
-@pytest.mark.slow
 def test_on_mnist_ef_topk_is_within_one_point_of_dense(data_dir):
     if not (data_dir / "mnist").is_dir():
         pytest.skip("MNIST not found")
