@@ -20,7 +20,8 @@ from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.report.tables import format_bytes
 
 SEEDS = (0, 1, 2)

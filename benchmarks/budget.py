@@ -29,7 +29,7 @@ import gradwire as gw
 from benchmarks.markdown import code, table
 from benchmarks.results import Found, describe
 from gradwire.federated.data.models import build_model
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 
 D = 11_173_962
 ROUNDS = 51

@@ -20,8 +20,9 @@ from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
-from gradwire.federated.experiment import Experiment, read_toml
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.experiment import Experiment, read_settings
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.federated.simulate import Simulation
 from gradwire.report.tables import format_bytes
 
@@ -56,7 +57,7 @@ def _run(name: str, data_dir: str | None) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     path = Path("runs") / f"federated-{name}"
-    settings = read_toml(FOLDER / f"{name}.toml")
+    settings = read_settings(FOLDER / f"{name}.toml")
     if settings.get("data") != "digits" and data_dir is not None:
         settings["data_dir"] = data_dir
     experiment = Experiment.build(settings, name)
