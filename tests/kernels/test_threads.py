@@ -52,6 +52,16 @@ def test_ranges_tile(torch_threads, size):
         assert not any(start % threads.ALIGNED for start in covered[::2])
 
 
+@pytest.mark.parametrize("size", [2**32 - 1, 2**32, 2**33 + 2**20, 2**40 + 1])
+def test_places_in_a_range_fit_in_32_bits(torch_threads, size):
+    for number in (1, 2, 7):
+        torch_threads(number)
+        ranges = threads.split(size)
+        assert max(r.stop - r.start for r in ranges) < 2**32
+        assert [ranges[0].start, *(r.stop for r in ranges)] == [*(r.start for r in ranges), size]
+        assert not any(r.start % threads.ALIGNED for r in ranges)
+
+
 def test_the_bytes_do_not_depend_on_them(torch_threads):
     found = []
     for number in (1, 2, 5):

@@ -9,22 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import LARGEST, Vector, accumulate, largest_magnitude
+from gradwire.compressors.compressor import LARGEST_UPDATE, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Factors, Levels, Part, Payload
+from gradwire.payload import LARGEST, Factors, Levels, Part, Payload
 from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
 __all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
 
 _SPARSE = 16  # a sum of which one in so many entries is not zero, or fewer, is worked on as a sparse one
-_LARGEST_SUM = float(np.finfo(np.float32).max) / 2
+_LARGEST_SUM = LARGEST / 2
 
 
 class Aggregator:
-    """A running weighted sum of payloads, which regional servers merge.
+    """A running weighted sum of payloads, which regional servers merge; for one thread at a time.
 
     Args:
         layout: the model's layout.
@@ -51,7 +51,7 @@ class Aggregator:
         self._sum = np.zeros(layout.d, np.float32)
         self.sum_weights = 0.0
         self.num_received = 0
-        self.largest_mean = LARGEST
+        self.largest_mean = LARGEST_UPDATE
         self.largest_sum_weights = math.inf
         self._bound = 0.0
         self._touched: NDArray[np.int64] | None = None  # where the sum is not zero, if that was looked for
@@ -80,7 +80,7 @@ class Aggregator:
         sum_weights = self.sum_weights + (weight if count else 0.0)
         self.check_sum_weights(sum_weights)
         if self._bound + weight * largest > min(_LARGEST_SUM, self.largest_mean * self._divisor(sum_weights)):
-            room = "" if self.largest_mean == LARGEST else f"; the mean may reach {self.largest_mean:g}"
+            room = "" if self.largest_mean == LARGEST_UPDATE else f"; the mean may reach {self.largest_mean:g}"
             raise ProtocolError(
                 f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum{room}"
             )

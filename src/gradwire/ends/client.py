@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.aggregation.aggregator import check_weight
 from gradwire.checks import check_bytes, check_integer
@@ -29,19 +30,24 @@ Delivered = bool | Set[int]
 
 @dataclass(frozen=True)
 class _Pending:
-    """A payload that was sent and not answered yet: one blob, or its packets in order."""
+    """A payload that was sent and not answered yet: one blob, or its packets in order; and what it leans on."""
 
     sequence: int
     blobs: tuple[bytes, ...]
+    held: _Held | None
 
 
 @dataclass(frozen=True)
 class _Held:
-    """The last blob of the server, the vector it stands for where that is read, and the weights behind it."""
+    """A blob of the server, the vector it stands for where that is read, and the weights behind it."""
 
     blob: bytes
     reference: Reference | None
     sum_weights: float | None
+
+    def saved(self) -> NDArray[np.uint8]:
+        """The blob, as it is kept in a state."""
+        return np.frombuffer(self.blob, np.uint8).copy()
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class _Standing:
 class Client:
     """Turns updates into blobs, remembers what was not delivered, and follows the server's rounds.
 
-    Nothing is sent or received here: the host carries the bytes, and says in ``end_round`` what arrived.
+    Nothing is sent or received here: the host carries the bytes, and says in ``end_round`` what arrived. A server asked
+    again about one of eight pending payloads or fewer knows, however late. A client is for one thread at a time.
 
     Args:
         compressor: what compresses updates.
@@ -110,6 +117,11 @@ class Client:
     def sequence(self) -> int:
         """How many payloads were made so far."""
         return self._standing.sequence
+
+    @property
+    def pending_sequences(self) -> tuple[int, ...]:
+        """Numbers of the payloads that were made and not answered yet, in order."""
+        return tuple(p.sequence for p in self._standing.pending)
 
     @property
     def pending(self) -> tuple[bytes, ...]:
@@ -171,10 +183,11 @@ class Client:
         try:
             payload, after = self._compress(update, weight, round, num_bytes, state)
             blobs = write(payload)
+            leans_on = None if payload.reference_digest is None else before.reference
             self._standing = replace(
                 before,
                 state=State(self.layout, after.memory),
-                pending=(*before.pending, _Pending(before.sequence, blobs)),
+                pending=(*before.pending, _Pending(before.sequence, blobs, leans_on)),
                 sequence=before.sequence + 1,
                 round=max(before.round, payload.round),
             )
@@ -213,8 +226,8 @@ class Client:
             blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed.
             delivered: what became of all payloads pending: True when each was accepted or answered ``Duplicate``,
                 False when none was: error feedback then takes them back. After ``packets``, the set of packet
-                numbers that arrived: the others are taken back. Where several payloads are pending, a dict from
-                sequence number to any of these.
+                numbers that arrived: the others are taken back. Or a dict from sequence number to any of these:
+                payloads it does not name stay pending, nothing being known of them yet.
 
         Returns:
             (d,) float32: what to add to the model, equal to ``result.applied`` at the server.
@@ -225,7 +238,7 @@ class Client:
             UpdateError: where the residual and what it takes back are more than float32 holds. Nothing is changed in
                 any of these cases.
         """
-        lost = self._lost(delivered)
+        self._check_fates(delivered)
         payload = decode(blob, Limits(max_parameters=max(1, self.layout.d)))
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
@@ -239,38 +252,82 @@ class Client:
                 f"blob is of round {payload.round}, which ended before; expected {standing.synced} or later"
             )
         applied = decompress(payload)
-        state = State(self.layout, dict(standing.state.memory))
-        for unanswered in lost:
-            state = self.compressor.restore(unanswered, state, self._reference_of(unanswered))
+        state, pending = self._settled(delivered)
         held, next_round = self._hold(bytes(blob), payload), payload.round + 1
-        self._standing = _Standing(state, (), held, next_round, next_round, standing.sequence)
+        self._standing = _Standing(state, pending, held, next_round, next_round, standing.sequence)
         return applied
 
-    def _lost(self, delivered: Delivered | Mapping[int, Delivered]) -> list[Payload]:
-        """The pending payloads, or packets, that did not arrive."""
-        pending = self._standing.pending
-        sequences = [p.sequence for p in pending]
-        if not isinstance(delivered, Mapping):
-            if isinstance(delivered, Set) and len(sequences) != 1:
-                raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(sequences)}")
-            delivered = dict.fromkeys(sequences, delivered)
-        if set(delivered) != set(sequences):
-            raise ConfigError(f"delivered must name the pending payloads {sequences}, got {sorted(delivered)}")
-        lost = []
-        for sent in pending:
-            fate = delivered[sent.sequence]
-            arrived = fate if isinstance(fate, Set) else set(range(len(sent.blobs))) if fate is True else set()
-            wrong = [n for n in arrived if isinstance(n, bool) or n not in range(len(sent.blobs))]
-            if wrong or not isinstance(fate, (bool, Set)):
-                raise ConfigError(
-                    f"delivered must be True, False or packet numbers in [0, {len(sent.blobs)}), got {fate!r}"
-                )
-            lost += [decode(blob) for number, blob in enumerate(sent.blobs) if number not in arrived]
-        return lost
+    def settle(self, delivered: Delivered | Mapping[int, Delivered]) -> None:
+        """Take note of what became of pending payloads, where no blob of the server came with the answer.
 
-    def _reference_of(self, payload: Payload) -> Reference | None:
-        held = self._standing.reference
-        return None if payload.reference_digest is None or held is None else held.reference
+        Args:
+            delivered: as for ``end_round``.
+
+        Raises:
+            ConfigError: on an answer about a payload that is not pending, or packets that it does not have.
+            UpdateError: where the residual and what it takes back are more than float32 holds. Nothing is changed in
+                any of these cases.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> client = gw.Client(gw.ef(gw.topk(0.5)), gw.Layout.flat(2))
+            >>> blobs = [client.compress(np.array([4, 1], np.float32)) for _ in range(2)]
+            >>> client.settle({0: False})  # of payload 1 nothing is known yet
+            >>> client.pending_sequences, client.state_dict()["residual"].tolist()
+            ((1,), [4.0, 2.0])
+        """
+        self._check_fates(delivered)
+        state, pending = self._settled(delivered)
+        self._standing = replace(self._standing, state=state, pending=pending)
+
+    def skip_to(self, sequence: int) -> None:
+        """Number the next payload so: a server has counted numbers that this client, restored from long ago, forgot.
+
+        Args:
+            sequence: the number, not below ``self.sequence``.
+
+        Raises:
+            ConfigError: on a number that was given to a payload before.
+        """
+        sequence = check_integer("sequence", sequence, self.sequence, 2**63 - 1)
+        self._standing = replace(self._standing, sequence=sequence)
+
+    def _fates(self, delivered: Delivered | Mapping[int, Delivered]) -> Mapping[int, Delivered]:
+        """What became of the payloads that an answer names, by number."""
+        sequences = self.pending_sequences
+        if isinstance(delivered, Mapping):
+            return delivered
+        if isinstance(delivered, Set) and len(sequences) != 1:
+            raise ConfigError(f"a set of packet numbers needs exactly one payload pending, got {len(sequences)}")
+        return dict.fromkeys(sequences, delivered)
+
+    def _check_fates(self, delivered: Delivered | Mapping[int, Delivered]) -> None:
+        """Raise ConfigError on an answer that is about nothing that is pending."""
+        fates = self._fates(delivered)
+        pending = {p.sequence: len(p.blobs) for p in self._standing.pending}
+        for sequence, fate in fates.items():
+            if sequence not in pending:
+                raise ConfigError(f"delivered may name the pending payloads {list(pending)}, got {sequence!r}")
+            packets = range(pending[sequence])
+            right = isinstance(fate, bool) or (
+                isinstance(fate, Set) and all(not isinstance(n, bool) and n in packets for n in fate)
+            )
+            if not right:
+                raise ConfigError(
+                    f"delivered must be True, False or packet numbers in [0, {pending[sequence]}), got {fate!r}"
+                )
+
+    def _settled(self, delivered: Delivered | Mapping[int, Delivered]) -> tuple[State, tuple[_Pending, ...]]:
+        """The state with what was lost taken back, against the reference it leans on; and what stays pending."""
+        fates, standing = self._fates(delivered), self._standing
+        state = State(self.layout, dict(standing.state.memory))
+        for sent in standing.pending:
+            fate = fates.get(sent.sequence, True)
+            for number, blob in enumerate(sent.blobs):
+                if not (number in fate if isinstance(fate, Set) else fate):
+                    reference = None if sent.held is None else sent.held.reference
+                    state = self.compressor.restore(decode(blob), state, reference)
+        return state, tuple(p for p in standing.pending if p.sequence not in fates)
 
     def _hold(self, blob: bytes, payload: Payload) -> _Held:
         """What to keep of a server's blob, decoded only where the compressor reads it."""
@@ -286,7 +343,7 @@ class Client:
             with their sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's
             other memory).
         """
-        standing, held = self._standing, self._standing.reference
+        standing = self._standing
         memory = copy_memory(standing.state.memory)
         state = {
             "format": STATE_FORMAT,
@@ -299,10 +356,14 @@ class Client:
             "sequence": standing.sequence,
             "residual": memory.pop("residual", None),
             "pending": [
-                {"sequence": p.sequence, "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs]}
+                {
+                    "sequence": p.sequence,
+                    "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs],
+                    "reference": None if p.held is None else p.held.saved(),
+                }
                 for p in standing.pending
             ],
-            "reference": None if held is None else np.frombuffer(held.blob, np.uint8).copy(),
+            "reference": None if standing.reference is None else standing.reference.saved(),
             "scheme": memory,
         }
         return to_saved(state)
@@ -325,23 +386,32 @@ class Client:
             if state["residual"] is not None:
                 memory["residual"] = np.array(state["residual"], np.float32)
             check_memory(memory, self.compressor.init(self.layout).memory, self.layout.num_parameters)
-            pending = tuple(
-                _Pending(check_integer("sequence", p["sequence"], 0, 2**63 - 1), tuple(map(to_bytes, p["blobs"])))
-                for p in state["pending"]
-            )
-            for blob in (blob for p in pending for blob in p.blobs):
-                decode(blob)
             reference, synced = None, 0
             if state["reference"] is not None:
                 blob = to_bytes(state["reference"])
                 payload = decode(blob)
                 reference, synced = self._hold(blob, payload), payload.round + 1
+            pending = tuple(self._read_pending(p, reference) for p in state["pending"])
+            sequences = [p.sequence for p in pending]
+            if sequences != sorted(set(sequences)):
+                raise StateError(f"state's pending payloads must be numbered in order, got {sequences}")
             seed = Key(state["seed"]).seed
             num_rounds = _check_num_rounds(state["num_rounds"])
             round_index = check_integer("round", state["round"], 0, 2**63 - 1)
             sequence = check_integer("sequence", state["sequence"], 0, 2**63 - 1)
         self.seed, self.num_rounds = seed, num_rounds
         self._standing = _Standing(State(self.layout, memory), pending, reference, synced, round_index, sequence)
+
+    def _read_pending(self, saved: Mapping[str, Any], current: _Held | None) -> _Pending:
+        """Read a pending payload of a state; what it leans on is mostly the current reference."""
+        held = None
+        if saved["reference"] is not None:
+            blob = to_bytes(saved["reference"])
+            held = current if current is not None and current.blob == blob else self._hold(blob, decode(blob))
+        blobs = tuple(map(to_bytes, saved["blobs"]))
+        for blob in blobs:
+            decode(blob)
+        return _Pending(check_integer("sequence", saved["sequence"], 0, 2**63 - 1), blobs, held)
 
 
 def _check_num_rounds(value: Any) -> int | None:

@@ -14,12 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["ALIGNED", "FEW", "num_threads", "over", "run", "split"]
+__all__ = ["ALIGNED", "FEW", "MOST", "num_threads", "over", "run", "split"]
 
 T = TypeVar("T")
 
 ALIGNED = 1 << 16
 """Ranges start at multiples of this."""
+MOST = 1 << 31
+"""No range is longer, so that kernels may keep places in it as uint32."""
 FEW = 1 << 16
 """Elements that are worth a thread's waking up where each takes some nanoseconds: a search, a place anywhere."""
 _LEAST = 1 << 18  # elements that are worth it where they are read one after the other
@@ -41,11 +43,11 @@ def num_threads() -> int:
 
 
 def split(size: int, least: int = _LEAST) -> list[slice]:
-    """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
+    """Cut ``size`` elements into as many ranges as there are threads; fewer where they would be short, more if long."""
     if size < 2 * least:
         return [slice(0, size)] if size else []
     number = min(num_threads(), size // least)
-    step = -(-size // number // ALIGNED) * ALIGNED or 1
+    step = min(MOST, -(-size // number // ALIGNED) * ALIGNED or 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 

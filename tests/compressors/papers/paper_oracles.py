@@ -165,6 +165,9 @@ class Network:
         except gw.Duplicate:
             assert name in self.names
             return True
+        except gw.Forgotten:
+            assert blob not in self.clients[number].pending, "what is not answered yet is never forgotten"
+            return False
         except gw.ProtocolError:
             assert name not in self.names
             return False
