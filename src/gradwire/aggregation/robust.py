@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gradwire.aggregation.aggregator import Aggregator, check_weight
 from gradwire.aggregation.sharing import WHY_SHARED, check_coordinates, check_support, numbers_of
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Compressor, Vector, largest_magnitude
+from gradwire.compressors.compressor import LARGEST_UPDATE, Compressor, Vector, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
@@ -101,7 +101,7 @@ class Collector(Aggregator):
         weight = check_weight(weight)
         indices, row = self._read(payload, reference, count)
         self.check_sum_weights(self.sum_weights + weight)
-        if (largest := largest_magnitude(row)) > self.largest_mean:
+        if self.largest_mean < LARGEST_UPDATE and (largest := largest_magnitude(row)) > self.largest_mean:
             raise ProtocolError(f"payload's largest entry may be {self.largest_mean:g}, got {largest:g}")
         self._indices = indices
         self._rows.append(row)

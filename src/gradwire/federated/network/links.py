@@ -8,6 +8,7 @@ an order of magnitude.
 from __future__ import annotations
 
 import math
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -389,7 +390,7 @@ class trace(Links):
 
     def rooted(self, folder: Path) -> Links:
         """Return the trace with its path written out."""
-        return replace(self, path=str(folder / Path(self.path).expanduser()))
+        return replace(self, path=os.path.abspath(folder / Path(self.path).expanduser()))
 
     def assign(self, num_clients: int, seed: int) -> list[Connection]:
         """Read the file; as ``Links.assign``, without chance."""
