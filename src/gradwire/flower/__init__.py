@@ -4,8 +4,8 @@ The ClientApp gets ``CompressionMod`` among its mods, the ServerApp's strategy i
 Importing this package needs flwr, which importing gradwire does not.
 """
 
-from gradwire.flower.installed import check_flower
+import gradwire.flower.installed  # noqa: F401  first of all: it refuses a flwr that is missing or too old
 from gradwire.flower.mod import CompressionMod
 from gradwire.flower.strategy import CompressedStrategy
 
-__all__ = ["CompressedStrategy", "CompressionMod", "check_flower"]
+__all__ = ["CompressedStrategy", "CompressionMod"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -26,9 +25,8 @@ from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import dense, topk
 from gradwire.errors import ConfigError
 
-__all__ = ["check_strategy", "owner_of", "takes_mean"]
+__all__ = ["check_strategy", "owner_of", "takes_mean", "warnings_of"]
 
-_log = logging.getLogger("flwr")
 _MEANS = [s.aggregate_train for s in (FedAvg, FedAvgM, FedAdam, FedYogi, FedAdagrad)]
 _ADAPTIVE = (FedAdam, FedYogi, FedAdagrad)
 _CLIPPED_BY_CLIENTS = (DifferentialPrivacyClientSideAdaptiveClipping, DifferentialPrivacyClientSideFixedClipping)
@@ -45,7 +43,7 @@ def owner_of(inner: Strategy, name: str) -> Any:
 
 
 def check_strategy(inner: Any, spec: Compressor, downlink: Compressor, max_staleness: int) -> None:
-    """Check that a strategy and a spec can work together; warn where they do so poorly.
+    """Check that a strategy and a spec can work together.
 
     Args:
         inner: the strategy.
@@ -63,13 +61,12 @@ def check_strategy(inner: Any, spec: Compressor, downlink: Compressor, max_stale
         raise ConfigError(f"{name} aggregates trees, not vectors: there is nothing to compress")
     if owner_of(inner, "weighted_by_key") is None:
         raise ConfigError(f"{name} must say by its weighted_by_key which metric is a client's weight")
-    parts = list(_parts(spec))
     if spec.mirrored:
         raise ConfigError(
             f"{spec} needs every client in every round and no disk lost, which Flower does not promise; use ef"
         )
     plain = type(inner).aggregate_train is FedAvg.aggregate_train and downlink == dense()
-    if any(isinstance(part, regtopk) for part in parts) and not plain:
+    if any(isinstance(part, regtopk) for part in _parts(spec)) and not plain:
         raise ConfigError(
             f"{spec} compares what it sent with the mean that came of it: {name} with downlink {downlink} applies "
             "something else; use FedAvg or FedProx and no downlink"
@@ -82,26 +79,31 @@ def check_strategy(inner: Any, spec: Compressor, downlink: Compressor, max_stale
         )
     if not takes_mean(inner) and max_staleness:
         raise ConfigError(f"{name} looks at each reply of a round: max_staleness must be 0, got {max_staleness}")
-    _warn(inner, spec, parts)
 
 
-def _warn(inner: Strategy, spec: Compressor, parts: list[Compressor]) -> None:
+def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
+    """Say what works and not as well as one might think.
+
+    Args:
+        inner: the strategy.
+        spec: what compresses the way up.
+
+    Returns:
+        A line for each.
+    """
     name = type(inner).__name__
+    said: list[str] = []
     if type(inner).start is not Strategy.start:
-        _log.warning("gradwire: %s has a start of its own, which is not run: CompressedStrategy's is", name)
+        said.append(f"{name} has a start of its own, which is not run: CompressedStrategy's is")
     if not takes_mean(inner):
-        _log.warning(
-            "gradwire: %s looks at each reply, which is made dense for it: the server needs a model's memory a client",
-            name,
-        )
-    sparse = any(isinstance(part, Sparsifier) and not isinstance(part, dense) for part in parts)
+        said.append(f"{name} looks at each reply, which is made dense for it: that takes a model's memory a client")
+    sparse = any(isinstance(part, Sparsifier) and not isinstance(part, dense) for part in _parts(spec))
     if isinstance(inner, _ADAPTIVE) and sparse:
-        _log.warning(
-            "gradwire: %s divides each coordinate by its past size: of one that %s sends rarely, the size that error "
-            "feedback gathered is divided away, and training is slower than without compression; FedAvgM is not",
-            name,
-            spec,
+        said.append(
+            f"{name} divides each coordinate by its past size: of one that {spec} sends rarely, the size that error "
+            "feedback gathered is divided away, and training is slower than without compression; with FedAvgM it is not"
         )
+    return said
 
 
 def _chain(inner: Any) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from gradwire.errors import ConfigError, DecodeError, Duplicate, ProtocolError, 
 from gradwire.files.store import read_state, write_state
 from gradwire.flower.conversation import Conversation
 from gradwire.flower.header import check_conversation
-from gradwire.flower.kinds import check_strategy, owner_of, takes_mean
+from gradwire.flower.kinds import check_strategy, owner_of, takes_mean, warnings_of
 from gradwire.flower.ledger import Ledger
 from gradwire.flower.model import Model
 from gradwire.flower.post import Budget, Post
@@ -402,8 +402,10 @@ class CompressedStrategy(Strategy):
         model = conversation.model
         sample = (Key(self.seed, purpose="sample").words(model.layout.d) / 2**63 - 1).astype(np.float32)
         blob = Client(self.spec, model.layout, seed=self.seed, num_rounds=self._num_rounds).compress(sample)
+        for warning in warnings_of(self.inner, self.spec):
+            _log.warning("gradwire: %s", warning)
         _log.info(
-            "gradwire: conversation %r: %s up, about %d bytes a client and round in place of %d; %s down; %d parameters",
+            "gradwire: conversation %r: %s up, some %d bytes a client and round in place of %d; %s down; %d parameters",
             conversation.name,
             self.spec,
             len(blob),
