@@ -38,9 +38,7 @@ def flat(record: ArrayRecord) -> np.ndarray:
 def trained(model: dict[str, np.ndarray], client: int, index: int) -> dict[str, np.ndarray]:
     """What a client makes of a model in a round: a noisy step towards its own goal."""
     rng = np.random.default_rng([client, index])
-    return {
-        k: (a + 0.1 * (client - a) + 0.01 * rng.standard_normal(a.shape)).astype(a.dtype) for k, a in model.items()
-    }
+    return {k: (a + 0.1 * (client - a) + 0.01 * rng.standard_normal(a.shape)).astype(a.dtype) for k, a in model.items()}
 
 
 @dataclass

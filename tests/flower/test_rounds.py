@@ -74,17 +74,18 @@ STRATEGIES = {
 def test_without_loss_it_is_flower_s_own_run(tmp_path, name):
     """The oracle is Flower: the same app and strategy with no mod and no wrapper."""
     make = STRATEGIES[name]
-    ours = make_grid(make_app(CompressionMod(state_dir=tmp_path)), 8)
-    theirs = make_grid(make_app(), 8)
-    got = CompressedStrategy(make(), "dense()").start(ours, initial(), num_rounds=3, timeout=5)
-    expected = make().start(theirs, initial(), num_rounds=3, timeout=5)
+    num_clients = 7 if name in ("Krum", "MultiKrum", "Bulyan") else 4
+    ours = make_grid(make_app(CompressionMod(state_dir=tmp_path)), num_clients)
+    theirs = make_grid(make_app(), num_clients)
+    got = CompressedStrategy(make(), "dense()").start(ours, initial(), num_rounds=2, timeout=5)
+    expected = make().start(theirs, initial(), num_rounds=2, timeout=5)
     assert list(got.arrays) == list(expected.arrays)
     np.testing.assert_allclose(flat(got.arrays), flat(expected.arrays), rtol=2e-5, atol=1e-5)
     for index, metrics in expected.train_metrics_clientapp.items():
         assert list(got.train_metrics_clientapp[index]) == list(metrics)
         for key, value in metrics.items():
             assert got.train_metrics_clientapp[index][key] == pytest.approx(value)
-    assert got.evaluate_metrics_clientapp[3]["norm"] == pytest.approx(expected.evaluate_metrics_clientapp[3]["norm"])
+    assert got.evaluate_metrics_clientapp[2]["norm"] == pytest.approx(expected.evaluate_metrics_clientapp[2]["norm"])
 
 
 @pytest.mark.parametrize("name", ["FedAvg", "FedAvgM", "FedAdam", "FedMedian", "Krum"])
@@ -132,8 +133,7 @@ FATES = {
 }
 
 
-@pytest.mark.parametrize("max_staleness", [0, 2])
-@pytest.mark.parametrize("fraction_evaluate", [0.0, 1.0])
+@pytest.mark.parametrize(("max_staleness", "fraction_evaluate"), [(0, 1.0), (2, 0.0)])
 @pytest.mark.parametrize("name", FATES)
 def test_law_1_whatever_is_lost(tmp_path, name, max_staleness, fraction_evaluate):
     books = Books()
@@ -144,13 +144,13 @@ def test_law_1_whatever_is_lost(tmp_path, name, max_staleness, fraction_evaluate
         FedAvg(fraction_evaluate=fraction_evaluate), "ef(topk(0.05) | uniform(8))", max_staleness=max_staleness
     )
     with counting(strategy) as counted:
-        strategy.start(grid, initial(), num_rounds=15, timeout=5)
+        strategy.start(grid, initial(), num_rounds=10, timeout=5)
         for client in range(3):
             assert audit(strategy, tmp_path, books, client, counted[client]) <= 1e-6
-            assert books.runs[client] >= 5, "the network must not lose everything"
+            assert books.runs[client] >= 3, "the network must not lose everything"
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_law_1_when_nodes_restart_under_other_ids(tmp_path, seed):
     """A SuperNode without authentication comes back as another node; its state is on disk."""
     books, rng = Books(), np.random.default_rng(seed)

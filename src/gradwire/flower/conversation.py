@@ -18,6 +18,7 @@ from gradwire.saved import reading_state, to_bytes
 __all__ = ["Conversation"]
 
 _FORMAT = 1
+_FIRST_SLOT = 2**62
 
 
 class Conversation:
@@ -50,6 +51,7 @@ class Conversation:
         self._blobs: list[bytes] = []
         self._model_bytes = 4 * model.layout.d
         self._slots: dict[int, dict[bytes, int]] = {}
+        self._taken: set[int] = set()
         self._num_slots = 0
 
     @property
@@ -63,10 +65,18 @@ class Conversation:
         if incarnation in known:
             known[incarnation] = known.pop(incarnation)  # the newest comes last
             return
-        known[incarnation] = self._num_slots
-        self._num_slots += 1
-        while len(known) > NUM_RUNS:
+        known[incarnation] = self._free_slot(client)
+        while len(known) > NUM_RUNS:  # their numbers stay taken
             del known[next(iter(known))]
+
+    def _free_slot(self, client: int) -> int:
+        """A number nobody has yet: the client's own for its first incarnation."""
+        slot = client
+        while slot in self._taken:
+            self._num_slots += 1
+            slot = _FIRST_SLOT + self._num_slots
+        self._taken.add(slot)
+        return slot
 
     def receive(self, client: int, incarnation: bytes, blob: bytes, weight: float) -> None:
         """Count a payload into the open round; raises what ``Server.receive`` raises."""
@@ -173,4 +183,5 @@ class Conversation:
                 for client, known in state["slots"]
             }
             self._num_slots = int(state["num_slots"])
+            self._taken = {slot for known in self._slots.values() for slot in known.values()}
         return self

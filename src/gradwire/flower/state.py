@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -30,6 +31,7 @@ __all__ = ["ContextStore", "FolderStore", "Member", "Place", "default_folder"]
 _FORMAT = 1
 _LOCK_SECONDS = 10.0
 _DAY = 86_400.0
+_parse = lru_cache(maxsize=16)(parse)  # the same text comes with every message
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Member:
     @classmethod
     def fresh(cls, told: Instruction, client_id: int, model: Model) -> Member:
         """Make the state of a node that hears of a conversation for the first time."""
-        client = Client(parse(told.spec), model.layout, client_id, told.seed, told.num_rounds)
+        client = Client(_parse(told.spec), model.layout, client_id, told.seed, told.num_rounds)
         return cls(client, told.birth, secrets.token_bytes(8), told.version, model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Member:
                 raise StateError(f"state has format {state['format']!r}, expected {_FORMAT}")
             model = Model.from_state(state["model"])
             saved = state["client"]
-            client = Client(parse(state["spec"]), model.layout, check_integer("client_id", saved["client_id"], 0))
+            client = Client(_parse(state["spec"]), model.layout, check_integer("client_id", saved["client_id"], 0))
             client.load_state_dict(saved)
             birth, incarnation = bytes.fromhex(state["birth"]), bytes.fromhex(state["incarnation"])
             return cls(client, birth, incarnation, check_integer("version", state["version"], 0), model)

@@ -91,6 +91,8 @@ class CompressedStrategy(Strategy):
         if self.downlink.mirrored:
             raise ConfigError(f"downlink must send what is applied, {self.downlink} sends steps of a mirror; use ef")
         self.max_staleness = check_integer("max_staleness", max_staleness, 0)
+        if isinstance(inner, CompressedStrategy):
+            raise ConfigError("inner compresses already: wrap a strategy once")
         check_strategy(inner, self.spec, self.downlink, self.max_staleness)
         self.inner = inner
         self.weighted_by_key: str = owner_of(inner, "weighted_by_key").weighted_by_key
@@ -329,7 +331,7 @@ class CompressedStrategy(Strategy):
             weight = weight_of(reply, self.weighted_by_key)
             conversation.receive(answer.client, answer.incarnation, answer.blob or b"", weight)
         except Duplicate as error:
-            _log.info("gradwire: node %d: %s", reply.node_id, error)
+            _log.info("gradwire: node %d sent it before: %s", reply.node_id, error)
             return False
         except (ProtocolError, DecodeError, ConfigError) as error:
             self._log_refused(reply, error)
