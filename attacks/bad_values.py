@@ -98,6 +98,31 @@ def attacks() -> None:
         known = bytes([forge.KNOWN]) + varint(1) + b"\0" + bytes([kind]) + varint(2) + varint(1) + floats(1.0)
         blob = container(1, known + b"\0\0", flags=forge.REFERENCE, reference=bytes(8))
         refused(f"block scales of kind {kind} on a known support", decoding(blob), gw.Malformed)
+    one, two = bytes([forge.FLOAT32]) + floats(1.0), bytes([forge.FLOAT32]) + floats(1.0, 2.0)
+    blocks = bytes([forge.CENTRED]) + varint(2) + varint(1) + floats(1.0) + b"\0"
+    factors = bytes([forge.LOW_RANK]) + varint(1) + varint(1) + floats(1.0, 1.0)
+    for what, members in (
+        ("one group", [(3, two)]),
+        ("more groups than values", [(1, one)] * 4),
+        ("an empty group", [(0, b""), (3, two)]),
+        ("a last group without values", [(2, two), (1, one), (0, b"")]),
+        ("a group of more than there are", [(4, two), (1, one)]),
+        ("groups in a group", [(2, forge.grouped((1, one), (1, one))), (1, one)]),
+        ("factors in a group", [(1, factors), (2, two)]),
+        ("block scales in a group", [(1, blocks), (2, two)]),
+        ("a NaN in a group", [(1, bytes([forge.FLOAT32]) + floats(NAN)), (2, two)]),
+    ):
+        refused(what, decoding(container(3, b"\1" + forge.grouped(*members))), gw.Malformed)
+    refused("no groups", decoding(container(3, bytes([forge.EVERY, forge.GROUPED, 0]))), gw.Malformed)
+    refused("a group cut short", decoding(container(3, b"\1" + forge.grouped((1, one), (2, one)))), gw.Truncated)
+    for coder in (forge.HUFFMAN, forge.ANS, forge.RLE):
+        values = bytes([forge.GROUPED | coder]) + forge.grouped((1, one), (2, two))[1:]
+        refused(f"groups in coder {coder >> 4}", decoding(container(3, b"\1" + values)), gw.UnknownCodec)
+    known = bytes([forge.KNOWN]) + varint(3) + b"\0" + forge.grouped((1, one), (2, two))
+    blob = container(3, known, flags=forge.REFERENCE, reference=bytes(8))
+    refused("groups on a known support", decoding(blob), gw.Malformed)
+    many = container(20_000, b"\1" + forge.grouped(*[(1, one)] * 20_000))
+    refused("20,000 groups", decoding(many), gw.LimitExceeded)
     for weights in (NAN, INF, -INF, -1.0, struct.unpack("<d", b"\1" + bytes(5) + b"\xf8\x7f")[0]):
         blob = container(1, b"\0", flags=forge.DOWNLINK, sum_weights=weights)
         refused(f"sum of weights {weights}", decoding(blob), gw.Malformed)

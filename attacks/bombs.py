@@ -46,6 +46,15 @@ def attacks() -> None:
     for size, num_parts in ((2000, 2), (2000, 50), (20_000, 20)):
         refused(f"{num_parts} bombs in one container", decoding(crowd(size, num_parts)), gw.LimitExceeded,
                 max_bytes=5 * LIMITS.max_expansion * size)  # fmt: skip
+    for size in (200, 20_000):
+        count = LIMITS.max_expansion * size
+        part = bytes([forge.EVERY]) + skewed_centred("rle", count)
+        short = len(container(count, part)) - 4
+        blob = container(count, part, padding=bytes(size - short))
+        bounded(f"{count} entries of an every support in rle, padded to {len(blob)} bytes, allowed", decoding(blob),
+                ENTRY_BYTES * LIMITS.max_expansion * len(blob) + 200_000)  # fmt: skip
+        blob = container(count, part, padding=bytes(size - short - 1))
+        refused(f"{count} entries, padded to one byte less", decoding(blob), gw.LimitExceeded)
     for size in (200, 2000):
         count = LIMITS.max_expansion * (size - 60)
         for name, support, flags in supports(count):

@@ -45,8 +45,10 @@ def uplinks() -> None:
     """Attack a server."""
     server, last = fresh()
     good = gw.decode(gw.Client(gw.topk(0.5), LAYOUT).compress(X, round=2))
-    server.receive(gw.encode(good), 0)
-    unchanged("a replay", server, lambda: server.receive(gw.encode(good), 0), gw.Duplicate)
+    server.receive(gw.encode(good), 5)
+    again = gw.encode(replace(good, sequence=1))
+    unchanged("a replay", server, lambda: server.receive(gw.encode(good), 5), gw.Duplicate)
+    unchanged("a second payload in a round", server, lambda: server.receive(again, 5), gw.ProtocolError)
     tries: list[tuple[str, gw.Payload, type[Exception]]] = [
         ("another layout's hash", replace(good, sequence=1, layout_digest=b"abcd"), gw.ProtocolError),
         ("a closed round", replace(good, sequence=1, round=1), gw.ProtocolError),
@@ -122,17 +124,27 @@ def poison() -> None:
         except gw.ProtocolError as error:
             print(f"overlapping packets\n    {type(error).__name__}: {error}")
     finite("packets that repeat a coordinate until it overflows", packets)
-    server = gw.Server(gw.dense(), LAYOUT)
     one = gw.decode(gw.Client(gw.topk(0.25), LAYOUT).compress(np.array([1, 0, 0, 0], np.float32)))
-    for number in range(100):
-        try:
-            server.receive(gw.encode(replace(one, packet=(number, 2**63))), 0)
-        except gw.ProtocolError:
-            break
-    server.receive(gw.Client(gw.dense(), LAYOUT, client_id=1).compress(empty), 1)
-    mean = float(server.close_round().update[0])
-    if mean > 1:
-        escaped(f"the same entry in a hundred packets of weight 1: the mean of 1 and 0 is {mean}")
+    for what, max_staleness, tries in (
+        ("in more packets than there are entries", 0, [replace(one, packet=(n, 2**63)) for n in range(100)]),
+        ("in four packets", 0, [replace(one, packet=(n, 4)) for n in range(4)]),
+        ("in four packets, one a round", 3, [replace(one, packet=(n, 4)) for n in range(4)]),
+        ("in a hundred payloads", 0, [replace(one, sequence=n) for n in range(100)]),
+    ):
+        server = gw.Server(gw.dense(), LAYOUT, max_staleness=max_staleness)
+        server.receive(gw.Client(gw.dense(), LAYOUT, client_id=1).compress(empty), 1)
+        total = 0.0
+        for payload in tries:
+            try:
+                server.receive(gw.encode(payload), 0)
+            except gw.ProtocolError as error:
+                refusal = error
+            if max_staleness:
+                total += float(server.close_round().update[0])
+        total += float(server.close_round().update[0])
+        if total > 1:
+            escaped(f"the same entry {what} of weight 1: the means add up to {total}")
+        print(f"the same entry {what}\n    {type(refusal).__name__}: {refusal}")
 
 
 def finite(what: str, server: gw.Server) -> None:

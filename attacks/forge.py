@@ -17,9 +17,9 @@ import numpy as np
 
 import gradwire as gw
 
-DOWNLINK, REFERENCE, SEVERAL, PACKET = 1, 2, 4, 8
+DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
 NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE = range(7)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED = range(8)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
 
 
@@ -158,6 +158,12 @@ def skewed_centred(coder: str, count: int, scale: float = 1.0) -> bytes:
     return bytes([CENTRED | PACKED]) + head + bytes(-(-count // 8))
 
 
+def grouped(*members: tuple[int, bytes]) -> bytes:
+    """Write values in groups: (how many, codec and values) of each."""
+    counts = [varint(count) for count, _ in members[:-1]] + [b""]
+    return bytes([GROUPED]) + varint(len(members)) + b"".join(c + v for c, (_, v) in zip(counts, members, strict=True))
+
+
 # containers and files
 
 
@@ -188,12 +194,12 @@ def header(
     return out
 
 
-def container(d: int, *parts: bytes, **fields: object) -> bytes:
+def container(d: int, *parts: bytes, padding: bytes = b"", **fields: object) -> bytes:
     """Write a container of one part, or of parts that begin with their lengths."""
     several = len(parts) > 1
     flags = int(fields.pop("flags", 0)) | (SEVERAL if several else 0)  # type: ignore[call-overload]
-    head = header(d, flags, **fields)  # type: ignore[arg-type]
-    return repaired(head + (varint(len(parts)) if several else b"") + b"".join(parts))
+    head = header(d, flags | (PADDED if padding else 0), **fields)  # type: ignore[arg-type]
+    return repaired(head + (varint(len(parts)) if several else b"") + b"".join(parts) + padding)
 
 
 def file_header(

@@ -161,6 +161,10 @@ def forged_values(count: int, length: int, rng: random.Random) -> bytes:
     """Make values: of count symbols, or few bytes that claim so many."""
     if count == 0:
         return b""
+    if count > 1 and rng.random() < 0.1:
+        cut = rng.randrange(1, count)
+        inside = (forged_values(cut, length, rng), forged_values(count - cut, length, rng))
+        return forge.grouped((cut, inside[0]), (count - cut, inside[1]))
     if count > 2000 or rng.random() < 0.2:
         return forge.skewed_centred(rng.choice(("rle", "ans", "huffman")), count, rng.choice((1.0, 1e38, 1e-45, 0.0)))
     if rng.random() < 0.2:

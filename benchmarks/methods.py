@@ -21,36 +21,6 @@ from gradwire.progress import signature_of
 
 PACKAGED = Path(gw.__file__).parent / "methods.json"
 
-TYPICAL = {
-    "dense": "dense()",
-    "topk": "topk(0.01)",
-    "randk": "randk(0.01)",
-    "threshold": "threshold(density=0.01)",
-    "fp16": "fp16()",
-    "bf16": "bf16()",
-    "uniform": "uniform(8)",
-    "qsgd": "qsgd(16)",
-    "sign": "sign()",
-    "ternary": "ternary()",
-    "fractional": "topk(0.01) | fractional(16)",
-    "fixed": "fixed(8, 1.0)",
-    "powersgd": "powersgd(4)",
-    "tcs": "ef(tcs(0.01, 0.001))",
-    "adaptopk": "adaptopk(0.01, rounds=100)",
-    "adaptopk_online": "adaptopk_online(0.01, rounds=100)",
-    "regtopk": "ef(regtopk(0.01))",
-    "cyclic": "ef(cyclic(0.01))",
-    "ef": "ef(topk(0.01))",
-    "ef21": "ef21(topk(0.01))",
-    "momentum_correction": "momentum_correction(topk(0.01))",
-    "warmup": "warmup(topk(0.01), 5)",
-    "by_tensor": "by_tensor(topk(0.01))",
-    "huffman": "topk(0.01) | uniform(4) | huffman()",
-    "ans": "topk(0.01) | uniform(4) | ans()",
-    "rle": "uniform(1) | rle()",
-    "auto": "topk(0.01) | uniform(4) | auto()",
-}
-
 
 def resnet20_shapes() -> list[tuple[int, ...]]:
     """Shapes of a small residual network: matrices, biases and norms of many sizes, 1.1 million parameters."""
@@ -73,18 +43,17 @@ def update_of(layout: gw.Layout, rng: np.random.Generator) -> np.ndarray:
 
 def run(data_dir: str | None) -> None:
     """Measure every stage, write benchmarks/results/methods.json and the package's own copy, then docs/methods.md."""
-    missing = set(gw.Compressor.registry) - set(TYPICAL)
-    if missing:
-        raise SystemExit(f"no typical setting for {', '.join(sorted(missing))}")
     layout = gw.Layout.from_arrays({f"t{i}": np.zeros(s, np.float32) for i, s in enumerate(resnet20_shapes())})
-    found = [_measure(name, TYPICAL[name], layout) for name in sorted(gw.Compressor.registry)]
+    found = [_measure(name, layout) for name in sorted(gw.Compressor.registry)]
     save("methods", {"d": layout.d, "methods": found})
     packaged = {"machine": machine(), "d": layout.d, "methods": found}
     PACKAGED.write_text(json.dumps(packaged, indent=1) + "\n")
     document()
 
 
-def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
+def _measure(name: str, layout: gw.Layout) -> dict[str, Any]:
+    stage = gw.Compressor.registry[name]
+    spec = stage.typical or f"{name}()"
     compressor = gw.parse(spec)
     rng = np.random.default_rng(0)
     first = 5 if name == "warmup" else 0
@@ -119,7 +88,6 @@ def _measure(name: str, spec: str, layout: gw.Layout) -> dict[str, Any]:
     compressor.compress(update, state, gw.Round(index=first))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    stage = gw.Compressor.registry[name]
     return {
         "name": name,
         "signature": signature_of(stage),

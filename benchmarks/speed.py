@@ -109,7 +109,8 @@ def _memory(memory: dict[str, Any]) -> str:
         "Peak over update and residual, in per cent of the update's bytes:\n\n"
         + table(["method", "to a payload", "to bytes (`Client.compress`)"], rows)
         + f"\n\n{memory['aggregate_clients']} clients aggregated in one round took "
-        f"{memory['aggregate_peak_vectors']:.2f} dense vectors at peak, the sum itself included."
+        f"{memory['aggregate_peak_vectors']:.2f} dense vectors at peak, the sum itself included. `Server.close_round`, "
+        f"after one client, took {memory['close_round_extra_vectors']:.2f} more, the result's own vector included."
     )
 
 

@@ -88,6 +88,7 @@ COMPRESSORS = [
     Row("qsgd(4)", keyed="client"),
     Row("qsgd(1)", keyed="client"),
     Row("ternary()", keyed="client"),
+    Row("natural()", keyed="client"),
     Row("fixed(2, 0.5)"),
     Row("fixed(16, 10.0)"),
     Row("fractional(1)"),

@@ -754,9 +754,11 @@ def test_a_sweep_over_algorithms_and_a_trace_goes_on_from_anywhere(tmp_path):
     header = "client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,available"
     rows = [f"{i},0,{8000 * (i + 1)},80000,0.1,10,1" for i in range(3)]
     (tmp_path / "links.csv").write_text("\n".join([header, *rows]) + "\n")
-    (tmp_path / "sweep.toml").write_text('rounds = 2\n[[runs]]\nname = "a"\nlinks = ["trace:links.csv"]\n[[runs]]\n')
+    (tmp_path / "sweep.toml").write_text(
+        """rounds = 2\n[[runs]]\nname = "a"\nlinks = ["trace('links.csv')"]\n[[runs]]\n"""
+    )
     small = ["--clients", 3, "--local-steps", 1, "--batch-size", 4, "--method", "ef(topk(0.01))"]
-    options = ["--rounds", 2, "--algorithm", "fedavg()", "--algorithm", "fedasync()", "--links", "trace:links.csv"]
+    options = ["--rounds", 2, "--algorithm", "fedavg()", "--algorithm", "fedasync()", "--links", "trace('links.csv')"]
     for name, more in (("swept", options), ("file", ["sweep.toml"])):
         done = gradwire("run", *more, *small, "--out", name, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import gradwire
+from gradwire.aggregation import Aggregation
 from gradwire.federated.algorithms import Algorithm
 from gradwire.federated.network.budgets import Budget
+from gradwire.federated.network.links import Links
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]
@@ -22,7 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 @pytest.mark.parametrize("name", [*WITH_CODE, *sorted(PAPERS)])
 def test_python_blocks_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for base in (gradwire.Compressor, Algorithm, Budget):
+    for base in (gradwire.Compressor, Algorithm, Aggregation, Budget, Links):
         monkeypatch.setattr(base, "registry", dict(base.registry))
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert blocks

@@ -126,6 +126,14 @@ def test_a_capital_letter_makes_a_base_and_is_told():
         read_apple("Pear()")
 
 
+def test_what_is_no_frozen_dataclass_cannot_be_read(monkeypatch):
+    """Its text could not be printed, and two that are equal would not be the same."""
+    monkeypatch.setattr(Ingredient, "registry", dict(Ingredient.registry))
+    made("quince", **SAID)
+    with pytest.raises(gw.ConfigError, match=r"quince must be a frozen dataclass: write @dataclass\(frozen=True"):
+        read_apple("quince()")
+
+
 def test_a_leading_underscore_keeps_a_class_out():
     made("_pear")
     assert "_pear" not in Ingredient.registry

@@ -15,6 +15,7 @@ from gradwire.compressors.compressor import Compressor, Round, State, accumulate
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.natural import natural
 from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
 from gradwire.compressors.papers.regtopk import regtopk
@@ -34,6 +35,7 @@ from gradwire.errors import (
     ConfigError,
     DecodeError,
     Duplicate,
+    Forgotten,
     GradwireError,
     LimitExceeded,
     Malformed,
@@ -65,6 +67,7 @@ __all__ = [
     "Contractive",
     "DecodeError",
     "Duplicate",
+    "Forgotten",
     "Forwarded",
     "GradwireError",
     "Guarantee",
@@ -112,6 +115,7 @@ __all__ = [
     "inspect",
     "load_state",
     "momentum_correction",
+    "natural",
     "parse",
     "powersgd",
     "qsgd",

@@ -94,7 +94,7 @@ def run(
         list[str] | None, typer.Option(help="fedavg() (default), scaffold(), fedasync() ...; may be repeated.")
     ] = None,
     links: Annotated[
-        list[str] | None, typer.Option(help="ideal (default), fibre:1,4g:2 or trace:FILE; may be repeated.")
+        list[str] | None, typer.Option(help="ideal() (default), 'mix(fibre=1, lte=2)' ...; may be repeated.")
     ] = None,
     clients: Annotated[int | None, typer.Option(help="Number of clients (default 10).")] = None,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds (default 100).")] = None,
@@ -161,10 +161,13 @@ def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _with_traces(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the paths of trace files written out, for the same reason."""
+    from gradwire.federated.network.links import parse_links
 
-    def whole(text: object) -> object:
-        kind, _, path = text.partition(":") if isinstance(text, str) else ("", "", "")
-        return f"trace:{Path(path).expanduser().resolve()}" if kind == "trace" and path else text
+    def whole(text: Any) -> Any:
+        try:
+            return str(parse_links(text).rooted(Path.cwd()))
+        except ConfigError:
+            return text  # refused with all other settings
 
     found = dict(settings)
     if isinstance(found.get("links"), list):

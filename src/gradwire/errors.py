@@ -8,6 +8,7 @@
     +-- StateError                        a saved state that belongs to something else
     +-- ProtocolError                     a payload that does not fit the conversation it arrived in
     |   +-- Duplicate                     already counted: the sender may forget it
+    |   +-- Forgotten                     so old that it is not known any more whether it was counted
     |   +-- StaleReference                leans on a reference that is not held here any more
     +-- BackendUnavailable (ImportError)  an optional dependency is missing
     +-- DecodeError (ValueError)          bytes that are not a payload
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigError",
     "DecodeError",
     "Duplicate",
+    "Forgotten",
     "GradwireError",
     "LimitExceeded",
     "Malformed",
@@ -67,6 +69,10 @@ class ProtocolError(GradwireError):
 
 class Duplicate(ProtocolError):
     """A payload that was counted already; its sender may forget it."""
+
+
+class Forgotten(ProtocolError):
+    """A payload so old that it is not known any more whether it was counted; it will not be counted now."""
 
 
 class StaleReference(ProtocolError):

@@ -29,7 +29,8 @@ class Named(ABC):
 
     A kind of values is a direct subclass that says its word and an example; all below it whose names are lower-case
     can be used in text. Those are frozen dataclasses whose fields are their parameters: fields without a default are
-    printed by position, others by name where they differ from it.
+    printed by position, others by name where they differ from it. A field whose metadata says ``keywords`` holds pairs
+    of a name and a value, which are printed as keywords of their own: what ``**`` of its ``__init__`` was given.
 
     Attributes:
         kind: the word for one of these, for instance ``"stage"``.
@@ -83,6 +84,9 @@ class Named(ABC):
         parts: list[str] = []
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
+            if f.metadata.get("keywords", False):
+                parts += [f"{name}={_text(each)}" for name, each in value]
+                continue
             if f.default is not MISSING and value == f.default:
                 continue
             positional = f.default is MISSING or f.metadata.get("positional", False)
@@ -241,6 +245,8 @@ def _call(node: ast.Call, source: _Source, depth: int) -> Any:
     called = source.registry.get(name)
     if called is None:
         raise source.at(node, f"unknown {source.kind} {name!r}{source.hint(name)}")
+    if not getattr(getattr(called, "__dataclass_params__", None), "frozen", False):
+        raise source.at(node, f"{name} must be a frozen dataclass: write @dataclass(frozen=True, repr=False) above it")
     parameters = inspect.signature(called).parameters
     variadic = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for argument in node.args:

@@ -22,6 +22,7 @@ __all__ = [
     "Explicit",
     "Factors",
     "Floats",
+    "Grouped",
     "Known",
     "Levels",
     "Part",
@@ -32,6 +33,8 @@ __all__ = [
     "Values",
 ]
 
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that can be sent."""
 SUPPORT_PURPOSE = "support"
 FLOAT_CODINGS = ("float32", "float16", "bfloat16")
 _BLOCK = 2**15  # products worked on at a time: they stay in the cache
@@ -192,7 +195,7 @@ class Known(Support):
 
 @dataclass(frozen=True, eq=False)
 class Values(_Frozen):
-    """The numbers at a support's coordinates. One of Floats, Symbols, Levels, Factors."""
+    """The numbers at a support's coordinates. One of Floats, Symbols, Levels, Factors, Grouped."""
 
     @property
     def num_values(self) -> int:
@@ -438,6 +441,54 @@ class Factors(Values):
         return out.reshape(-1)
 
 
+@dataclass(frozen=True, eq=False)
+class Grouped(Values):
+    """Values in groups, one after the other in the order of the indices, each with a scale or table of its own.
+
+    Attributes:
+        members: the values of each group: two groups or more, none of them empty.
+    """
+
+    members: tuple[Values, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.members) < 2 or not all(member.num_values for member in self.members):
+            raise ConfigError(f"groups must be two or more, none empty, got {[m.num_values for m in self.members]}")
+        if any(isinstance(m, (Grouped, Factors)) or (isinstance(m, Symbols) and m.block) for m in self.members):
+            raise ConfigError("groups hold numbers, or symbols of one scale: no groups, factors or blocks")
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        return sum(member.num_values for member in self.members)
+
+    @property
+    def zeros_possible(self) -> bool:
+        """Whether a number may be zero in one of the groups."""
+        return any(member.zeros_possible for member in self.members)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return sum(member.num_bytes for member in self.members)
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Values:
+        """Return some of the values, in the groups that are left."""
+        stops = np.cumsum([member.num_values for member in self.members])
+        pieces = np.split(chosen, np.searchsorted(chosen, stops[:-1]))
+        starts = [0, *stops.tolist()]
+        left = [
+            member.take(piece - start, support)
+            for member, piece, start in zip(self.members, pieces, starts, strict=False)
+            if piece.size
+        ]
+        return Grouped(tuple(left)) if len(left) > 1 else left[0] if left else Floats(np.empty(0, np.float32))
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (k,) float32: what each group stands for."""
+        return np.concatenate([member.numbers(support) for member in self.members])
+
+
 def block_ranks(support: Support, block: int) -> NDArray[np.int64]:
     """Number the blocks that hold a kept entry from 0 on and give each kept entry its block's number.
 
@@ -525,6 +576,8 @@ class Payload(_Frozen):
                 )
             if isinstance(part.values, Factors) and not isinstance(part.support, Every):
                 raise ConfigError(f"part {number}: factors need every coordinate, got {type(part.support).__name__}")
+            if isinstance(part.values, Grouped) and isinstance(part.support, Known):
+                raise ConfigError(f"part {number}: a known support has no groups, cut it in parts")
         if not self.parts or covered != self.d:
             raise ConfigError(f"parts must tile [0, {self.d}), got {len(self.parts)} parts over {covered} coordinates")
 

@@ -300,6 +300,9 @@ def print_bench(found: dict[str, Any]) -> None:
     facts[f"memory of {found['memory']['aggregate_clients']} clients aggregated"] = (
         f"{found['memory']['aggregate_peak_vectors']:.2f} dense vectors"
     )
+    facts["extra memory of Server.close_round, 1 %"] = (
+        f"{found['memory']['close_round_extra_vectors']:.2f} dense vectors"
+    )
     for spec, microseconds in found["small"]["microseconds"].items():
         facts[f"Client.compress of {found['small']['d']:,} parameters, {spec}"] = f"{microseconds:.0f} microseconds"
     for step in ("encode", "decode"):

@@ -15,7 +15,6 @@ from scipy import stats
 import gradwire as gw
 import gradwire.aggregation.robust
 from gradwire.aggregation.robust import Aggregation, Median, TrimmedMean, mean, median, trimmed_mean
-from gradwire.aggregation.sharing import shared_support
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
 
@@ -183,12 +182,12 @@ def test_one_wrong_client_moves_nothing_out_of_the_honest_range(seed, honest, po
 
 @pytest.mark.parametrize("spec", WHOLE)
 def test_whole_supports(spec):
-    assert shared_support(gw.parse(spec)) == "whole"
+    assert gw.parse(spec).shares == "whole"
 
 
 @pytest.mark.parametrize("spec", NONE)
 def test_supports_of_clients_own(spec):
-    assert shared_support(gw.parse(spec)) == "none"
+    assert gw.parse(spec).shares == "none"
     for rule in (median(), trimmed_mean(0.1)):
         with pytest.raises(gw.ConfigError) as error:
             rule.make(LAYOUT, compressor=gw.parse(spec))
@@ -198,7 +197,7 @@ def test_supports_of_clients_own(spec):
 
 @pytest.mark.parametrize("spec", ["tcs(0.1, 0.01)", "ef(tcs(0.1, 0.01) | fp16())", "warmup(tcs(0.1, 0.01), 2)"])
 def test_supports_shared_in_part(spec):
-    assert shared_support(gw.parse(spec)) == "partly"
+    assert gw.parse(spec).shares == "partly"
     with pytest.raises(gw.ConfigError, match="all send the same coordinates"):
         median().make(LAYOUT, compressor=gw.parse(spec))
 
@@ -207,7 +206,7 @@ def test_an_unknown_compressor_shares_nothing():
     class Own(gw.Compressor):
         init = compress = guarantee = None  # type: ignore[assignment]
 
-    assert shared_support(Own()) == "none"
+    assert Own().shares == "none"
 
 
 def test_mirrors_are_refused():
@@ -221,7 +220,7 @@ def test_every_row_of_the_table_is_told_right():
 
     for row in COMPRESSORS:
         compressor = row.build()
-        if shared_support(compressor) != "whole" or compressor.mirrored:
+        if compressor.shares != "whole" or compressor.mirrored:
             continue
         aggregator = median().make(MODEL, compressor=compressor)
         payloads = payloads_of(row.spec, MODEL, 3)
@@ -229,6 +228,21 @@ def test_every_row_of_the_table_is_told_right():
             aggregator.add(payload)
         expected = oracle(median(), [gw.decompress(p) for p in payloads])
         np.testing.assert_allclose(aggregator.mean(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_shared_is_said():
+    """A compressor whose clients send the same coordinates, whatever their updates, says so."""
+    from cases import COMPRESSORS
+
+    silent = []
+    for row in COMPRESSORS:
+        supports = [
+            np.concatenate([[-1], *[part.support.indices for part in payload.parts]]).tolist()
+            for payload in payloads_of(row.spec, LAYOUT, 3)
+        ]
+        if row.build().shares == "none" and supports[0] == supports[1] == supports[2] and row.density != 1.0:
+            silent.append(row.spec)
+    assert silent == []
 
 
 def test_zeros_left_out_are_values_only_where_said():
@@ -369,6 +383,10 @@ def test_state_goes_on_in_the_middle_of_a_round(count):
         {"rows": np.zeros((2, 3))},
         {"rows": np.full((2, 3), np.nan, np.float32)},
         {"rows": None},
+        {"weights": np.ones(1)},
+        {"weights": np.ones(2, np.float32)},
+        {"weights": np.array([1.0, -1.0])},
+        {"weights": [1.0, 1.0]},
         {"sum_weights": 0.0},
         {"sum_weights": -2.0},
         {"sum_weights": np.inf},

@@ -13,12 +13,13 @@ import pytest
 import torch
 from benchmarks import speed
 
+import gradwire as gw
 from gradwire import cli
-from gradwire.bench import flower, machine, peers, scaling, small
+from gradwire.bench import flower, machine, ours, peers, scaling, small
 from gradwire.bench.cost import LINKS, break_even, round_seconds
 from gradwire.bench.measure import Operation, Samples, measure, peak_bytes
 from gradwire.bench.ours import METHODS
-from gradwire.bench.updates import RESNET50, adversarial, layout_of, log_normal_update, resnet50_shapes, windows
+from gradwire.bench.updates import RESNET50, adversarial, blocks, layout_of, log_normal_update, resnet50_shapes, windows
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.tasks import load_task
 from gradwire.layout import Layout
@@ -70,6 +71,12 @@ def test_json_has_what_is_promised(found):
         f"{step}, {spec}" for spec in METHODS for step in ("Client.compress", "Server.receive", "Client.end_round")
     ]
     assert set(steps) <= set(names)
+    second = f"Server.receive, {METHODS[2]}, the second of a round"
+    assert names.index(second) == 1 + names.index(f"Server.receive, {METHODS[2]}")
+    assert f"Client.compress, {METHODS[1]}, blocks" in names
+    memory = {"compress_extra_percent", "aggregate_clients", "aggregate_peak_vectors", "close_round_extra_vectors"}
+    assert set(found["memory"]) == memory
+    assert 1 <= found["memory"]["close_round_extra_vectors"] < 2  # the result's vector, and what is small
 
 
 def test_every_number_is_positive_and_finite(found, scaled):
@@ -234,6 +241,27 @@ def test_windows_differ_from_round_to_round():
     updates = windows(D)
     assert all(update.shape == (D,) and update.flags.c_contiguous for update in updates)
     assert not any(np.array_equal(updates[i], updates[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_blocks_differ_in_scale():
+    update = blocks(0, 640_000)
+    scales = [float(np.std(block)) for block in np.array_split(update, 64)]
+    rng = np.random.default_rng(0)
+    rng.standard_normal(640_000, dtype=np.float32)
+    np.testing.assert_allclose(scales, rng.lognormal(0.0, 1.5, 64), rtol=0.05)
+    assert not np.array_equal(update, blocks(1, 640_000))
+
+
+def test_the_second_payload_of_a_round_is_another_clients():
+    layout, update = log_normal_update(0, D)
+    trip = ours.Trip(METHODS[2], [update], layout, again=True)
+    for number in range(3):
+        for operation in trip.operations():
+            operation.run(number)
+        assert trip.result is not None
+        assert [client for client, _ in trip.result.accepted] == [0, 1]
+        assert (gw.decode(trip.blob).reference_digest is not None) == (number > 0)
+    assert len(ours.Trip(METHODS[0], [update], layout).operations()) == len(trip.operations()) - 1
 
 
 def test_adversarial_updates_mislead_a_sample():

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from gradwire.compressors import references
 from gradwire.compressors.references import as_reference
 from gradwire.kernels import reference as plain
 
@@ -49,3 +50,53 @@ def test_compressors_take_either(spec):
             arrived = gw.decompress(made, reference)
             blobs.append((gw.encode(made), arrived.tobytes()))
     assert blobs[:2] == blobs[2:]
+
+
+def selections(monkeypatch):
+    """The calls of the selection from now on."""
+    calls = []
+
+    def topk(values, k):
+        calls.append(k)
+        return plain.topk(values, k)
+
+    monkeypatch.setattr(references.ops, "topk", topk)
+    return calls
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_what_was_selected_is_remembered(dense, monkeypatch):
+    vector = np.random.default_rng(0).integers(-9, 10, 400).astype(np.float32)
+    listed = None if dense else np.flatnonzero(vector)
+    reference = gw.Reference(400, vector if dense else vector[listed], listed)
+    calls = selections(monkeypatch)
+    asked = [(0, 400, 40), (0, 400, 30), (0, 200, 40), (200, 200, 40), (0, 400, 300)]
+    for _ in range(3):
+        for start, length, k in [*asked, *asked[:1]]:
+            found = reference.largest(start, length, k)
+            np.testing.assert_array_equal(found, plain.topk(vector[start : start + length], k))
+            assert not found.flags.writeable
+    assert len(calls) < 18
+    calls.clear()
+    for _ in range(100):
+        reference.largest(*asked[0])
+    assert len(calls) <= 1
+    held = sum(found.size for found in reference._selected.values())
+    assert held <= reference.numbers.size // (4 if dense else 1)
+
+
+def test_a_server_selects_once_a_round_from_its_reference(monkeypatch):
+    layout, compressor = gw.Layout.flat(1000), gw.parse("tcs(0.1, 0.02)")
+    clients = [gw.Client(compressor, layout, client_id=i) for i in range(5)]
+    server = gw.Server(compressor, layout)
+    for number in range(3):
+        rng = np.random.default_rng(number)
+        blobs = [client.compress(rng.standard_normal(1000).astype(np.float32)) for client in clients]
+        with monkeypatch.context() as patch:
+            calls = selections(patch)
+            for client_id, blob in enumerate(blobs):
+                server.receive(blob, client_id)
+            assert calls == ([100] if number else [])
+        result = server.close_round()
+        for client in clients:
+            client.end_round(result.blob)

@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
-import test_laws
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
+import test_laws
 from gradwire.compressors.feedback import ef, momentum_correction
 from gradwire.compressors.lowrank import powersgd
 from gradwire.compressors.rules import by_tensor, warmup, weaker

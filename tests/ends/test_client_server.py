@@ -150,6 +150,21 @@ def test_tiny_weights_give_the_same_mean():
         assert error <= 1e-5 * np.abs(u).max(), f"weights times {scale}: off by {error / np.abs(u).max()}"
 
 
+@pytest.mark.parametrize("weight", [2.0**-64, 1e-10, 1.0])
+def test_how_small_an_entry_may_be(weight):
+    """What is added is weight * entry in float32: each loses at most half of 2^-149, and half an ulp from 2^-126 up."""
+    entries = np.float32(10.0) ** np.arange(-38, 1, dtype=np.float32)
+    layout = gw.Layout.flat(entries.size)
+    server = gw.Server(gw.dense(), layout)
+    for i in range(2):
+        server.receive(gw.Client(gw.dense(), layout, client_id=i).compress(entries), i, weight)
+    error = np.abs(server.close_round().update.astype(np.float64) - entries)
+    assert (error <= 2.0**-149 / weight + 2.0**-22 * entries).all()
+    exact = weight * entries >= 2.0**-126
+    assert exact[-18:].all()
+    assert (error[exact] <= 2.0**-22 * entries[exact]).all()
+
+
 # --- step, downlink and reference -----------------------------------------------------------------
 
 
@@ -383,7 +398,7 @@ def test_num_clients_bounds_client_ids():
 
 def test_many_sequences_in_any_order():
     """The memory of what was counted must be right however the numbers arrive."""
-    client, server = pair("topk(0.1)", max_staleness=0)
+    client, server = pair("topk(0.1)", max_staleness=0, payloads_per_round=None)
     blobs = [client.compress(vector(i)) for i in range(40)]
     order = np.random.default_rng(0).permutation(40)
     for n, i in enumerate(order):
@@ -660,7 +675,7 @@ def test_inputs_of_every_kind_give_the_same_bytes():
 
 def test_updates_of_the_caller_are_never_modified():
     for spec in SPECS:
-        client, server = pair(spec)
+        client, server = pair(spec, payloads_per_round=None)
         u = vector(0)
         t = torch.from_numpy(u.copy())
         server.receive(client.compress(u))

@@ -107,3 +107,78 @@ def test_weights_of_a_region_add_up_to_a_weight():
     up = region.forward()
     server.receive(up.blob, 0, up.weight)
     assert server.close_round().applied.tolist() == [1.0] * 4
+
+
+# --- a round that is dropped ----------------------------------------------------------------------
+
+
+def failing_step(update):
+    if np.abs(update).max() > 5:
+        raise gw.UpdateError("more than this host's step takes")
+    return update
+
+
+def test_a_round_that_cannot_be_closed_is_dropped_and_nothing_is_lost():
+    layout, rng = gw.Layout.flat(20), np.random.default_rng(0)
+    clients = [gw.Client(gw.ef(gw.topk(0.2)), layout, n) for n in range(3)]
+    server = gw.Server(gw.ef(gw.topk(0.2)), layout, step=failing_step)
+    raw, counted = np.zeros((3, 20)), np.zeros((3, 20))
+    for index in range(6):
+        for n, client in enumerate(clients):
+            update = (rng.standard_normal(20) * (100 if index == 2 and n == 1 else 0.1)).astype(np.float32)
+            raw[n] += update
+            server.receive(blob := client.compress(update), n)
+            counted[n] += gw.decompress(gw.decode(blob))
+        try:
+            result = server.close_round()
+        except gw.UpdateError:
+            dropped = server.drop_round()
+            assert dropped == ((0, index), (1, index), (2, index))
+            for n, client in enumerate(clients):
+                counted[n] -= gw.decompress(gw.decode(client.pending[0]))
+            result = server.close_round()
+        assert result.num_received in (0, 3)
+        for n, client in enumerate(clients):
+            client.end_round(result.blob, delivered=(n, index) in result.accepted)
+        clients[1].load_state_dict(clients[1].state_dict())
+        if index == 2:  # the wrong update would come again: this client starts afresh
+            raw[1], counted[1] = 0, 0
+            clients[1] = gw.Client(gw.ef(gw.topk(0.2)), layout, 1)
+            clients[1].end_round(result.blob)
+            clients[1].skip_to(index + 1)
+    for n, client in enumerate(clients):
+        np.testing.assert_allclose(client.state_dict()["residual"] + counted[n], raw[n], atol=1e-4)
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_was_dropped_can_be_received_again(restart):
+    layout = gw.Layout.flat(40)
+    server = gw.Server(gw.topk(0.5), layout, max_staleness=1)
+    clients = [gw.Client(gw.topk(0.5), layout, n) for n in range(2)]
+    packets = clients[0].packets(np.arange(1, 41, dtype=np.float32), 80)
+    whole = clients[1].compress(np.ones(40, np.float32))
+    server.receive(packets[0], 0)
+    server.close_round()
+    expected = server.state_dict()
+    for blob, n in (*((packet, 0) for packet in packets[1:]), (whole, 1)):
+        server.receive(blob, n)
+    if restart:
+        saved, server = server.state_dict(), gw.Server(gw.topk(0.5), layout, max_staleness=1)
+        server.load_state_dict(saved)
+    assert server.counted(1) == ((0, 0),)
+    assert set(server.drop_round()) == {(0, 0), (1, 0)}
+    assert server.counted(1) == ()
+    for name in ("pieces", "senders", "counted", "accepted", "began"):
+        assert repr(server.state_dict()[name]) == repr(expected[name]), name
+    with pytest.raises(gw.Duplicate):
+        server.receive(packets[0], 0)
+    for packet in packets[1:]:
+        server.receive(packet, 0)
+    server.receive(whole, 1)
+    assert server.close_round().num_received == 2
+
+
+def test_mirrors_cannot_be_dropped():
+    server = gw.Server(gw.ef21(gw.topk(0.5)), LAYOUT, num_clients=1)
+    with pytest.raises(gw.ConfigError, match="steps of mirrors"):
+        server.drop_round()

@@ -231,13 +231,13 @@ def test_every_combination_is_run_once():
     values = {
         "methods": ["dense()", "ef(topk(0.01))"],
         "algorithms": ["fedavg()", "fedprox()"],
-        "links": ["4g", "lora"],
+        "links": ["lte()", "lora()"],
     }
     found = Experiment.build(values).variants()
     told = [(v.experiment.methods[0], v.experiment.algorithms[0], v.experiment.links[0]) for v in found]
-    assert told == [(m, a, li) for m in values["methods"] for a in values["algorithms"] for li in ("4g", "lora")]
+    assert told == [(m, a, li) for m in values["methods"] for a in values["algorithms"] for li in ("lte()", "lora()")]
     assert all(len(getattr(v.experiment, name)) == 1 for v in found for name in ("methods", "algorithms", "links"))
-    assert labels(values)[1] == "dense() · fedavg() · lora"
+    assert labels(values)[1] == "dense() · fedavg() · lora()"
 
 
 def test_runs_change_settings_and_keep_the_rest():
@@ -265,7 +265,7 @@ def test_runs_change_settings_and_keep_the_rest():
 def test_sweeps_go_through_toml(tmp_path):
     e = Experiment.build(
         {
-            "links": ["fibre:1,4g:2", "ideal"],
+            "links": ["mix(fibre=1, lte=2)", "ideal()"],
             "runs": [{"name": 'é "quoted"', "deadline_seconds": 2.5, "budgets": ["fit()"]}, {"rounds": 4}],
         }
     )
@@ -280,8 +280,8 @@ def test_sweeps_go_through_toml(tmp_path):
         ({"algorithms": ["fedavg"]}, "write fedavg(...)"),
         ({"algorithms": ["fedsomething()"]}, "unknown algorithm 'fedsomething'"),
         ({"algorithms": ["fedavg()", "fedavg( )"]}, "algorithm fedavg() is given twice"),
-        ({"links": ["fiber"]}, "did you mean 'fibre'"),
-        ({"links": ["4g", "4g"]}, "link 4g is given twice"),
+        ({"links": ["fiber()"]}, "did you mean 'fibre'"),
+        ({"links": ["lte()", "lte( )"]}, "link lte() is given twice"),
         ({"budgets": ["fit()"]}, "fit() needs deadline_seconds"),
         ({"budgets": ["fit()"], "deadline_seconds": 1.0, "mtu": 100}, "fit() and mtu"),
         ({"packet_loss": 0.1}, "packet_loss is about packets: set mtu"),

@@ -30,7 +30,7 @@ from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
 SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic"]
-KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine"]
+KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine", "grouped"]
 CODERS = ["packed", "huffman", "ans", "rle"]
 
 contents: dict[str, bytes] = {}
@@ -274,6 +274,28 @@ def affine():
     add("values-affine-blocks", forge.container(72, part), [(2, 6)], 72, indices, numbers)
 
 
+def grouped():
+    scales, sizes = [0.5, f32(1e-3), f32(1e30)], [3, 1, 5]
+    symbols = [[0, 1, 2], [2], [2, 2, 2, 2, 0]]
+    coders = [0, 0, 3]
+    centred = [
+        bytes([3 + 16 * c]) + forge.varint(3) + b"\0" + forge.floats(scale) + symbol_stream(c, some, 3)
+        for scale, some, c in zip(scales, symbols, coders, strict=True)
+    ]
+    numbers = [f32(scale * (s - 1)) for scale, some in zip(scales, symbols, strict=True) for s in some]
+    values = forge.grouped(*zip(sizes, centred, strict=True))
+    indices = gw.Key(5, 2**40, 6, "support").choice(100, 9).tolist()
+    seeded = bytes([4]) + forge.varint(9) + forge.varint(5) + forge.varint(7) + values
+    add("values-grouped", forge.container(100, seeded, round=2**40), [(4, 7)], 100, indices, numbers, round=2**40)
+    mixed = forge.grouped(
+        (2, bytes([2]) + (0x3F80).to_bytes(2, "little") * 2),
+        (30, bytes([4 + 16 * 2]) + forge.varint(1) + forge.floats(2.0) + forge.ans([1] * 30)),
+        (2, bytes([6]) + forge.varint(4) + b"\0" + forge.floats(0.25) + forge.pack([3], 2) + forge.pack([3, 0], 2)),
+    )
+    numbers = [1.0] * 2 + [-2.0] * 30 + [0.0, -0.75]
+    add("values-grouped-kinds", forge.container(34, b"\1" + mixed), [(1, 7)], 34, range(34), numbers)
+
+
 # the container's other fields
 
 
@@ -297,6 +319,8 @@ def structure():
     packet = {"packet": (2, 3), "sequence": 4}
     blob = forge.container(9, bytes([2, 1]) + forge.golomb([8], 4) + plain([0.125]), flags=8, **packet)
     add("packet", blob, [(2, 0)], 9, [8], [0.125], **packet)
+    part = b"\1" + forge.skewed_centred("rle", 9000)
+    add("padded", forge.container(9000, part, padding=bytes(60)), [(1, 3 + 48)], 9000, range(9000), [-0.5] * 9000)
     packet = {"packet": (0, 2**30), "sum_weights": 3.0}
     blob = forge.container(9, b"\0", flags=9, **packet)
     add("packet-downlink-empty", blob, [(0, None)], 9, [], [], **packet)
@@ -337,11 +361,14 @@ def made():
         ("tensors", "topk(0.1, scope='tensor') | uniform(4)"),
         ("blocks", "topk(0.2, scope=50) | uniform(3, scope=100)"),
         ("randk", "randk(0.1) | bf16()"),
+        ("randk-tensors", "randk(0.2) | uniform(4)"),
+        ("cyclic-tensors", "cyclic(0.6) | sign()"),
         ("dense", "dense()"),
         ("signs", "uniform(1) | rle()"),
         ("half", "topk(0.3) | fp16() | ans()"),
     ):
         record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(x, round=6))
+    record("made-padded", gw.Client(gw.sign(), gw.Layout.flat(30_000)).compress(np.ones(30_000, np.float32)))
     for number, blob in enumerate(gw.Client(gw.topk(0.1), layout).packets(x, 80)[:2]):
         record(f"made-packet-{number}", blob)
     for name, spec in (("affine", "uniform(4, affine=True)"), ("affine-blocks", "uniform(3, scope=64, affine=True)")):
@@ -426,7 +453,7 @@ def gw_files():
 
 
 def main():
-    for make in (supports, known, values, affine, structure, made, gw_files):
+    for make in (supports, known, values, affine, grouped, structure, made, gw_files):
         make()
     V1.mkdir(exist_ok=True)
     before = {path.name: path.read_bytes() for path in V1.iterdir() if path.suffix in (".blob", ".gw")}

@@ -67,6 +67,8 @@ def test_pack(width: int, n: int) -> None:
     symbols = np.random.default_rng(width).integers(0, 1 << width, n, dtype=np.uint64).astype(np.uint32)
     packed = same(lambda ops: ops.pack(symbols, width))
     assert packed.size == -(-n * width // 8)
+    wider = symbols.astype(np.int64) + (np.arange(n) << 32)
+    assert (same(lambda ops: ops.pack(wider, width)) == packed).all()
     behind = np.concatenate([packed, as_bytes(b"\xff" * 20)])
     assert (same(lambda ops: ops.unpack(packed, n, width)) == symbols).all()
     assert (same(lambda ops: ops.unpack(behind, n, width)) == symbols).all()

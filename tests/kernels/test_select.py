@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gradwire.journal import Journal
-from gradwire.kernels import reference, select
+from gradwire.kernels import dense, reference, select, threads
 from gradwire.kernels.sampling import sample_plan
 
 KINDS = {
@@ -49,7 +49,7 @@ def test_slices_and_strided_views():
 
 @pytest.mark.parametrize("d", [1, 63, 64, 65, 5000, 50_890, 700_001])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("decay", [1.0, 0.5])
+@pytest.mark.parametrize("decay", [1.0, 0.9])
 def test_adding_and_selecting_at_once(kind, d, decay):
     rng = np.random.default_rng(d)
     start, addend = rng.standard_normal(d).astype(np.float32), KINDS[kind](rng, d).astype(np.float32)
@@ -64,6 +64,43 @@ def test_adding_and_selecting_at_once(kind, d, decay):
             np.testing.assert_array_equal(indices, chosen)
             assert numbers.tobytes() == expected[chosen].tobytes()
         assert other.tobytes() == total.tobytes()
+
+
+@pytest.fixture
+def short_ranges(monkeypatch):
+    """More ranges than threads, as vectors of billions have."""
+    monkeypatch.setattr(threads, "MOST", threads.ALIGNED)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ranges_that_end_before_the_thread_does(kind, short_ranges):
+    d = 700_001
+    assert len(threads.split(d)) == 11
+    rng = np.random.default_rng(4)
+    start, values = rng.standard_normal(d).astype(np.float32), KINDS[kind](rng, d).astype(np.float32)
+    added = start + values
+    for k in (3, 7000, d // 3, d):
+        chosen = select.topk(values, k)
+        np.testing.assert_array_equal(chosen, reference.topk(values, k))
+        assert dense.gather(values, chosen).tobytes() == values[chosen].tobytes()
+        total = start.copy()
+        found, numbers = select.add_topk(total, values, 1.0, k, Journal())
+        np.testing.assert_array_equal(found, reference.topk(added, k))
+        assert numbers.tobytes() == added[found].tobytes()
+        assert total.tobytes() == added.tobytes()
+        np.testing.assert_array_equal(select._by_counting(values.view(np.uint32), k), reference.topk(values, k))
+
+
+def test_a_range_may_start_beyond_32_bits():
+    base, places = 2**40 + 5, np.array([0, 7, 2**32 - 1], np.uint32)
+    bits = np.array([3.0, -1.0, 1.0], np.float32).view(np.uint32)
+    chosen, numbers = np.empty(4, np.int64), np.empty(4, np.uint32)
+    kth = np.array([1.0], np.float32).view(np.uint32)[0]
+    assert select._pick(places, bits, kth, 2, base, 0, chosen, numbers) == (3, 0)
+    assert chosen[:3].tolist() == [base, base + 7, base + 2**32 - 1]
+    out = np.empty(2, np.int64)
+    select._pick_all(bits, kth, 1, base, out)
+    assert out.tolist() == [base, base + 1]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])

@@ -21,7 +21,7 @@ D = 2_000_000
 def blobs(seed: int) -> list[bytes]:
     """What a client sends in two rounds."""
     rng = np.random.default_rng(seed)
-    client = gw.Client(gw.parse("ef(topk(0.01) | fractional(16))"), gw.Layout.flat(D))
+    client = gw.Client(gw.parse("ef(topk(0.1) | fractional(16))"), gw.Layout.flat(D))
     return [client.compress(rng.standard_normal(D).astype(np.float32), round=r) for r in range(2)]
 
 
@@ -52,6 +52,16 @@ def test_ranges_tile(torch_threads, size):
         assert not any(start % threads.ALIGNED for start in covered[::2])
 
 
+@pytest.mark.parametrize("size", [2**32 - 1, 2**32, 2**33 + 2**20, 2**40 + 1])
+def test_places_in_a_range_fit_in_32_bits(torch_threads, size):
+    for number in (1, 2, 7):
+        torch_threads(number)
+        ranges = threads.split(size)
+        assert max(r.stop - r.start for r in ranges) < 2**32
+        assert [ranges[0].start, *(r.stop for r in ranges)] == [*(r.start for r in ranges), size]
+        assert not any(r.start % threads.ALIGNED for r in ranges)
+
+
 def test_the_bytes_do_not_depend_on_them(torch_threads):
     found = []
     for number in (1, 2, 5):
@@ -80,6 +90,13 @@ def test_an_error_reaches_the_caller(torch_threads):
 
     with pytest.raises(ValueError, match="no"):
         threads.run([lambda: None, fail])
+
+
+def test_tasks_inside_of_tasks_wait_for_no_thread(torch_threads):
+    torch_threads(2)
+    many = 4 * (os.cpu_count() or 1)
+    inner = [lambda: threads.run([lambda: 1, lambda: 2]), lambda: [3]]
+    assert threads.run([lambda: threads.run(inner)] * many) == [[[1, 2], [3]]] * many
 
 
 def _child(connection) -> None:

@@ -52,6 +52,15 @@ def ks(d):
     return sorted({0, 1, min(d, 3), max(1, d // 1000), max(1, d // 100), max(1, d // 3), d})
 
 
+@on_devices
+@pytest.mark.parametrize("ties", [2, 2**31 - 1, 2**31, 2**33])
+def test_more_ties_may_be_left_than_32_bits_hold(device, ties):
+    (bits,) = on(device, np.array([5, 1, 5, 7, 5], np.int32))
+    expected = [True, False, True, True, ties > 2]
+    for given_ties in (ties, torch.tensor(ties, device=device)):
+        assert back(torch_ops._reaching(bits, 5, given_ties)).tolist() == expected
+
+
 def check_topk(device, values, k):
     (tensor,) = on(device, values)
     found = torch_ops.topk(tensor, k)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from fabricated_runs import PARAMETERS, ROUNDS, dense, lines_of, run, timed, write
 
-from gradwire.report import build_report
+from gradwire.report import build_report, charts, plots
+from gradwire.report.bars import SHARED_LAYOUT, Figure
 
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
@@ -143,7 +144,7 @@ def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> Non
 
     runs = [dense(), *(run(f"topk(0.0{i})") for i in range(1, 10))]
     figures = page(write(tmp_path, runs, experiment={"num_parameters": PARAMETERS})).figures()
-    assert sorted(figures) == ["accuracy_bytes", "accuracy_rounds", "time", "upload_bytes", "upload_share"]
+    assert sorted(figures) == ["accuracy_bytes", "accuracy_rounds", "time", "upload_bytes", "upload_shares"]
     for figure in figures.values():
         go.Figure(figure)  # raises on any attribute plotly does not know
     by_bytes = {trace["name"]: trace for trace in figures["accuracy_bytes"]["data"]}
@@ -168,7 +169,7 @@ def test_lines_accumulate_bytes_and_skip_rounds_not_evaluated(tmp_path: Path) ->
     header, support, values = figures["upload_bytes"]["data"]
     assert [header["x"], support["x"], values["x"]] == [[25], [25], [50]]
     assert "50.0 % of 100 B" in values["customdata"][0]
-    shares = [trace["x"][0] for trace in figures["upload_share"]["data"]]
+    shares = [trace["x"][0] for trace in figures["upload_shares"]["data"]]
     assert shares == [25, 25, 50]
 
 
@@ -338,3 +339,30 @@ def test_table_is_readable_by_a_screen_reader(tmp_path: Path) -> None:
     assert scopes == ["col"] * 10 + ["row"] * 2
     assert any(tag == "caption" for tag, _ in found.tags)
     assert any(attrs.get("tabindex") == "0" and attrs.get("role") == "region" for _, attrs in found.tags)
+
+
+def test_a_chart_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dots(runs: plots.Runs) -> Figure | None:
+        data = [{"type": "scatter", "x": [row.uplink_bytes.mean], "y": [row.clients]} for row in runs.rows]
+        return {"data": data, "layout": {"xaxis": {}, "yaxis": {}, **SHARED_LAYOUT}} if data else None
+
+    added = charts.Chart("dots", "Dots & more", "a dot a method", dots, caption="Look.", empty="No dots.")
+    silent = charts.Chart("silent", "Silent", "nothing", lambda runs: None)
+    monkeypatch.setattr(charts, "CHARTS", (added, silent))
+    found = page(write(tmp_path, [dense(), run("topk(0.01)")]))
+    assert list(found.figures()) == ["dots"]
+    assert len(found.figures()["dots"]["data"]) == 2
+    (box,) = [attrs for _, attrs in found.tags if "data-figure" in attrs]
+    assert (box["data-figure"], box["aria-label"]) == ("dots", "a dot a method")
+    assert "Dots & more" in found.text
+    assert "Look." in found.text
+    assert "Silent" not in found.text
+    assert "Methods: press one" not in str(found.tags), "no lines, so no legend that hides them"
+    assert "No dots." in page(write(tmp_path, [])).text
+
+
+def test_views_of_one_chart_have_a_button_each(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(), run("topk(0.01)")]))
+    shown = [attrs["data-show"] for _, attrs in found.tags if "data-show" in attrs]
+    assert shown == ["upload_bytes", "upload_shares"]
+    assert set(shown) <= set(found.figures())

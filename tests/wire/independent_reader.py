@@ -144,7 +144,7 @@ class Reader:
         return struct.unpack(f"<{k}{number}", struct.pack(f"<{k}{raw}", *(b << shift for b in bits)))
 
     def values(self, kind, coder, indices):
-        k = len(indices)
+        k, numbers = len(indices), []
         if kind < 3:
             return self.floats(kind, coder, k)
         if kind in (3, 6):
@@ -157,6 +157,13 @@ class Reader:
         elif kind == 4:
             table = self.floats(0, 0, self.varint(1, 2**15))
             numbers = [table[s // 2] * (-1) ** s for s in self.symbols(coder, k, 2 * len(table))]
+        elif kind == 7:
+            assert coder == 0, "coder of groups"
+            for left in reversed(range(self.varint(2, k))):
+                size = self.varint(1, k - len(numbers) - left) if left else k - len(numbers)
+                inner, how = self.field(4), self.field(4)
+                assert inner not in (5, 7), "kind of a group"
+                numbers += self.values(inner, how, [0] * size)
         else:
             assert kind == 5, "value kind"
             m, r = self.varint(1, k), self.varint(1)
@@ -171,6 +178,7 @@ def read_container(blob, reference=None):
     assert blob[:3] + blob[-4:] == b"GW\x01" + struct.pack("<I", zlib.crc32(blob[:-4])), "no container"
     source, all_indices, all_values, start = Reader(blob[:-4]), [], [], 0
     flags = source.take(4)[3]
+    assert flags < 32, "flags"
     header = {name: source.varint() for name in ("d", "round", "sequence")} | {"layout": source.take(4).hex()}
     header["reference"] = source.take(8).hex() if flags & 2 else None
     header["sum_weights"] = struct.unpack("<d", source.take(8))[0] if flags & 1 else None
@@ -181,7 +189,8 @@ def read_container(blob, reference=None):
         all_values += source.values(source.field(4), source.field(4), indices) if indices else []
         all_indices += [start + i for i in indices]
         start += length
-    assert (start, source.at) == (header["d"], 8 * len(source.data)), "parts that do not fit, or bytes left over"
+    padding = source.take(len(source.data) - source.at // 8)
+    assert (start, bool(padding), any(padding)) == (header["d"], flags > 15, False), "parts do not fit, or left over"
     return header, all_indices, all_values
 
 

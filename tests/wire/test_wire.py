@@ -19,7 +19,8 @@ import cases
 import gradwire as gw
 from gradwire.kernels import reference as ops
 from gradwire.payload import Every, Explicit, Floats, Seeded
-from gradwire.wire import entropy, golomb
+from gradwire.wire import entropy, golomb, index
+from gradwire.wire.reader import Reader
 
 # --- Golomb ---------------------------------------------------------------------------------------
 
@@ -315,6 +316,17 @@ def test_supports_of_the_longest_updates():
         assert gw.decode(gw.encode(payload)).parts[0].support.indices.tolist() == chosen
     seeded = gw.Payload(d, (gw.Part(Seeded(d, 5, gw.Key(1, 0, 2, "support")), Floats(np.ones(5, np.float32))),))
     assert gw.decode(gw.encode(seeded)) == seeded
+
+
+def test_gaps_beyond_32_bits_have_no_more_low_bits_than_readers_take():
+    length = 2**47
+    chosen = np.cumsum(np.random.default_rng(0).geometric(0.3, 600).astype(np.int64) << 35)
+    coded = index._encode_entropy(ops.gaps(chosen), 10**9)
+    found = index.decode_support(index.ENTROPY, length, 0, Reader(memoryview(coded)), gw.Limits())
+    assert found.indices.tolist() == chosen.tolist()
+    values = np.ones(chosen.size, np.float32)
+    blob = gw.encode(gw.Payload(length, (gw.Part(Explicit(length, chosen), Floats(values)),)))
+    assert gw.decode(blob, gw.Limits(max_parameters=length)).parts[0].support.indices.tolist() == chosen.tolist()
 
 
 def test_the_cheapest_index_coding_is_taken():

@@ -6,22 +6,25 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import LARGEST, Vector, accumulate, largest_magnitude
+from gradwire.compressors.compressor import LARGEST_UPDATE, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Factors, Levels, Part, Payload
+from gradwire.payload import LARGEST, Factors, Levels, Part, Payload
 from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
 __all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
 
-_LARGEST_SUM = float(np.finfo(np.float32).max) / 2
+_SPARSE = 16  # a sum of which one in so many entries is not zero, or fewer, is worked on as a sparse one
+_LARGEST_SUM = LARGEST / 2
 
 
 class Aggregator:
-    """A running weighted sum of payloads, which regional servers merge.
+    """A running weighted sum of payloads, which regional servers merge; for one thread at a time.
 
     Args:
         layout: the model's layout.
@@ -48,9 +51,11 @@ class Aggregator:
         self._sum = np.zeros(layout.d, np.float32)
         self.sum_weights = 0.0
         self.num_received = 0
-        self.largest_mean = LARGEST
+        self.largest_mean = LARGEST_UPDATE
         self.largest_sum_weights = math.inf
         self._bound = 0.0
+        self._touched: NDArray[np.int64] | None = None  # where the sum is not zero, if that was looked for
+        self._stale: NDArray[np.int64] | slice | None = None  # what there still is of the round before
 
     def add(
         self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
@@ -75,10 +80,12 @@ class Aggregator:
         sum_weights = self.sum_weights + (weight if count else 0.0)
         self.check_sum_weights(sum_weights)
         if self._bound + weight * largest > min(_LARGEST_SUM, self.largest_mean * self._divisor(sum_weights)):
-            room = "" if self.largest_mean == LARGEST else f"; the mean may reach {self.largest_mean:g}"
+            room = "" if self.largest_mean == LARGEST_UPDATE else f"; the mean may reach {self.largest_mean:g}"
             raise ProtocolError(
                 f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum{room}"
             )
+        self._clear()
+        self._touched = None
         accumulate(self._sum, payload, weight, reference)
         self._bound += weight * largest
         if count:
@@ -112,6 +119,9 @@ class Aggregator:
             )
         if self._bound + other._bound > _LARGEST_SUM:
             raise ProtocolError("the merged sum could leave float32's range")
+        self._clear()
+        other._clear()
+        self._touched = None
         self._sum += other._sum
         self._bound += other._bound
         self.sum_weights += other.sum_weights
@@ -123,15 +133,35 @@ class Aggregator:
         Returns:
             (d,) float32, newly made: sum of weight * update over sum of weights; zeros when nothing was added.
         """
-        return self._sum / np.float32(self.sum_weights) if self.num_received else self._sum.copy()
+        self._clear()
+        return self._divided(self.sum_weights if self.num_received else 1.0)
+
+    def _divided(self, divisor: float) -> Vector:
+        """The sum over a number, newly made; where it is sparse, of what is not zero alone."""
+        self._touched = touched = ops.occupied(self._sum, self._sum.size // _SPARSE)
+        if touched is None:
+            return self._sum / np.float32(divisor)
+        out = np.zeros(self._sum.size, np.float32)
+        numbers = ops.gather(self._sum, touched) / np.float32(divisor)
+        ops.accumulate_at(out, touched, numbers, 1.0)
+        if (vanished := numbers == 0).any():  # as -0.0, perhaps, which adding does not leave
+            out[touched[vanished]] = numbers[vanished]
+        return out
 
     def reset(self) -> None:
-        """Begin the next round: nothing received yet, in memory of its own."""
-        self._sum = np.zeros(self.layout.d, np.float32)
+        """Begin the next round: nothing received yet. The memory is the same, and cleared when it is needed."""
+        self._stale, self._touched = slice(None) if self._touched is None else self._touched, None
         self.sum_weights, self.num_received, self._bound = 0.0, 0, 0.0
+
+    def _clear(self) -> None:
+        """Make the sum zero where it is still that of the round before."""
+        if self._stale is not None:
+            self._sum[self._stale] = 0
+            self._stale = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of the sum and its counts: ``sum``, ``sum_weights``, ``num_received`` and ``bound``."""
+        self._clear()
         state = {
             "sum": self._sum.copy(),
             "sum_weights": self.sum_weights,
@@ -158,6 +188,7 @@ class Aggregator:
             if sum_weights < 0 or (num_received > 0) != (sum_weights > 0):
                 raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
         self._sum, self.sum_weights, self.num_received, self._bound = total, sum_weights, num_received, bound
+        self._touched = self._stale = None
 
 
 class Mirrors(Aggregator):
@@ -204,14 +235,14 @@ class Mirrors(Aggregator):
 
     def mean(self) -> Vector:
         """Return the mean of all mirrors, (d,) float32, newly made."""
-        return self._sum / np.float32(self.num_clients)
+        return self._divided(self.num_clients)
 
     def _divisor(self, sum_weights: float) -> float:
         return float(self.num_clients)
 
     def reset(self) -> None:
         """Begin the next round: nothing received yet, and the mirrors where they are."""
-        self.sum_weights, self.num_received = 0.0, 0
+        self.sum_weights, self.num_received, self._touched = 0.0, 0, None
         self._bound = largest_magnitude(self._sum)
 
     def state_dict(self) -> dict[str, Any]:

@@ -177,7 +177,7 @@ class OverTheAir(Aggregator):
     def _shared(self, found: list[Numbers]) -> tuple[NDArray[np.int64], Vector]:
         """Where a payload is sent through the air, and what; nowhere where it lists coordinates of its own."""
         parts = [part for part in found if part.start < self.layout.num_parameters and part.numbers.size]
-        if not parts or any(not part.num_shared for part in parts):
+        if not any(part.num_shared for part in parts):
             return np.empty(0, np.int64), np.empty(0, np.float32)
         return (
             np.concatenate([part.indices[: part.num_shared] for part in parts]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from gradwire.saved import from_saved, reading_state, to_saved
 
 __all__ = [
     "Aggregation",
+    "Collector",
     "Median",
     "TrimmedMean",
     "mean",
@@ -33,16 +35,37 @@ __all__ = [
 _CELLS = 2**20  # numbers sorted at a time
 
 
-class _Collector(Aggregator):
-    """Keeps every payload's numbers until the round ends. All are over the first one's coordinates."""
+class Collector(Aggregator):
+    """Keeps every payload's numbers and weight until the round ends. All are over the first one's coordinates.
 
-    rule: Aggregation
+    What is made of them is a subclass's ``combine``.
 
-    def __init__(self, layout: Layout, zeros_are_values: bool = False) -> None:
+    Args:
+        layout: the model's layout.
+        rule: the aggregation that makes it: a saved state is of one rule.
+        zeros_are_values: whether coordinates that a payload's list leaves out are zeros, as they are where the clients'
+            compressor chooses none: ``check_support`` says so. A payload with a list is refused otherwise.
+    """
+
+    def __init__(self, layout: Layout, rule: Aggregation, zeros_are_values: bool = False) -> None:
         super().__init__(layout)
+        self.rule = rule
         self.zeros_are_values = zeros_are_values
         self._indices: NDArray[np.int64] | None = None
         self._rows: list[Vector] = []
+        self._weights: list[float] = []
+
+    def combine(self, rows: list[Vector], weights: NDArray[np.float64]) -> NDArray[np.floating]:
+        """Make one vector of many.
+
+        Args:
+            rows: one (k,) float32 a payload, at least one, not modified.
+            weights: (n,) float64 > 0: theirs.
+
+        Returns:
+            (k,), finite in float32.
+        """
+        raise NotImplementedError
 
     def agree(self, payload: Payload, reference: Vector | Reference | None = None) -> None:
         """Fix the open round's coordinates, instead of leaving that to whoever comes first.
@@ -66,7 +89,7 @@ class _Collector(Aggregator):
 
         Args:
             payload: from ``compress`` or ``decode``, whole.
-            weight: only counted towards ``sum_weights``; from 2^-64 to 2^64.
+            weight: from 2^-64 to 2^64; medians and trimmed means only count it towards ``sum_weights``.
             reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
             count: True; payloads in packets are refused.
 
@@ -82,6 +105,7 @@ class _Collector(Aggregator):
             raise ProtocolError(f"payload's largest entry may be {self.largest_mean:g}, got {largest:g}")
         self._indices = indices
         self._rows.append(row)
+        self._weights.append(weight)
         self.sum_weights += weight
         self.num_received += 1
 
@@ -114,7 +138,7 @@ class _Collector(Aggregator):
             ConfigError: on another rule or layout.
             ProtocolError: when its payloads are over other coordinates.
         """
-        if not isinstance(other, _Collector) or other.rule != self.rule:
+        if not isinstance(other, Collector) or other.rule != self.rule:
             raise ConfigError(f"{self.rule} can only be merged with itself: it needs every client's numbers")
         if other.layout.digest != self.layout.digest:
             raise ConfigError(
@@ -123,29 +147,21 @@ class _Collector(Aggregator):
         if other._indices is not None:
             self._check_same(other._indices)
             self._indices = other._indices
-        self._rows = self._rows + other._rows
+        self._rows, self._weights = self._rows + other._rows, self._weights + other._weights
         self.sum_weights += other.sum_weights
         self.num_received += other.num_received
 
     def mean(self) -> Vector:
         """Return the rule's result at each coordinate, (d,) float32, newly made; zeros where nothing was sent."""
         out = np.zeros(self.layout.d, np.float32)
-        if not self._rows or self._indices is None:
-            return out
-        step = max(1, _CELLS // len(self._rows))
-        for low in range(0, self._indices.size, step):
-            columns = np.sort(np.stack([row[low : low + step] for row in self._rows]), axis=0).astype(np.float64)
+        if self._rows and self._indices is not None:
             # adding 0.0 leaves no -0.0, whose place among other zeros is that of its arrival
-            out[self._indices[low : low + step]] = self._middle(columns) + 0.0
+            out[self._indices] = self.combine(self._rows, np.array(self._weights)) + 0.0
         return out
-
-    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What stands for (n, m) numbers, sorted along the first axis: (m,)."""
-        raise NotImplementedError
 
     def reset(self) -> None:
         """Begin the next round: nothing received yet, and no numbers kept."""
-        self._indices, self._rows = None, []
+        self._indices, self._rows, self._weights = None, [], []
         self.sum_weights, self.num_received = 0.0, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -153,13 +169,14 @@ class _Collector(Aggregator):
 
         Returns:
             ``aggregation`` (the rule's text), ``indices`` ((k,) int64, or None before the first payload), ``rows``
-            ((n, k) float32), ``sum_weights`` and ``num_received``.
+            ((n, k) float32), ``weights`` ((n,) float64), ``sum_weights`` and ``num_received``.
         """
         rows = np.stack(self._rows) if self._rows else np.empty((0, 0), np.float32)
         state = {
             "aggregation": str(self.rule),
             "indices": None if self._indices is None else self._indices.copy(),
             "rows": rows,
+            "weights": np.array(self._weights, np.float64),
             "sum_weights": self.sum_weights,
             "num_received": self.num_received,
         }
@@ -184,13 +201,17 @@ class _Collector(Aggregator):
                 raise StateError(f"state's rows must be {shape} float32, got {np.shape(saved)}")
             if not np.isfinite(saved).all():
                 raise StateError("state's rows must be finite")
+            weights = state["weights"]
+            if not isinstance(weights, np.ndarray) or weights.dtype != np.float64 or weights.shape != (num_received,):
+                raise StateError(f"state's weights must be ({num_received},) float64, got {np.shape(weights)}")
+            weights = [check_weight(weight) for weight in weights.tolist()]
             if sum_weights < 0 or (num_received > 0) != (sum_weights > 0) or (num_received and indices is None):
                 raise StateError(f"{num_received} payloads cannot weigh {sum_weights}")
-        self._indices, self._rows = indices, list(saved.copy())
+        self._indices, self._rows, self._weights = indices, list(saved.copy()), weights
         self.sum_weights, self.num_received = sum_weights, num_received
 
 
-class Median(_Collector):
+class Median(Collector):
     """The median of what clients sent at each coordinate, whatever their weights.
 
     Half of the clients, less one, may send anything: the median stays within the range of the others' numbers. With an
@@ -200,7 +221,7 @@ class Median(_Collector):
     Args:
         layout: the model's layout.
         zeros_are_values: whether coordinates that a payload's list leaves out are zeros, as they are where the clients'
-            compressor chooses none, such as ``dense()``; ``shared_support(compressor) == 'whole'`` says so. A payload
+            compressor chooses none, such as ``dense()``; ``compressor.shares == 'whole'`` says so. A payload
             with a list is refused otherwise.
 
     Attributes:
@@ -222,15 +243,15 @@ class Median(_Collector):
     """
 
     def __init__(self, layout: Layout, zeros_are_values: bool = False) -> None:
-        super().__init__(layout, zeros_are_values)
-        self.rule = median()
+        super().__init__(layout, median(), zeros_are_values)
 
-    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        n = columns.shape[0]
-        return np.asarray((columns[(n - 1) // 2] + columns[n // 2]) / 2)
+    def combine(self, rows: list[Vector], weights: NDArray[np.float64]) -> NDArray[np.floating]:
+        """Take the number in the middle of each coordinate."""
+        n = len(rows)
+        return _by_column(rows, lambda columns: (columns[(n - 1) // 2] + columns[n // 2]) / 2)
 
 
-class TrimmedMean(_Collector):
+class TrimmedMean(Collector):
     """The mean of what clients sent at each coordinate, without its extremes and whatever the weights.
 
     Of n numbers the floor(share n) smallest and as many largest are dropped, so that as many clients may send anything:
@@ -264,14 +285,28 @@ class TrimmedMean(_Collector):
     """
 
     def __init__(self, layout: Layout, share: float, zeros_are_values: bool = False) -> None:
-        super().__init__(layout, zeros_are_values)
         rule = trimmed_mean(share)
-        self.rule, self.share = rule, rule.share
+        super().__init__(layout, rule, zeros_are_values)
+        self.share = rule.share
 
-    def _middle(self, columns: NDArray[np.float64]) -> NDArray[np.float64]:
-        n = columns.shape[0]
+    def combine(self, rows: list[Vector], weights: NDArray[np.float64]) -> NDArray[np.floating]:
+        """Take the mean of each coordinate's numbers but the outermost."""
+        n = len(rows)
         dropped = min(math.floor(self.share * n), (n - 1) // 2)  # share * n may be rounded up to n / 2
-        return np.asarray(columns[dropped : n - dropped].mean(axis=0))
+        return _by_column(rows, lambda columns: columns[dropped : n - dropped].mean(axis=0))
+
+
+def _by_column(
+    rows: list[Vector], middle: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> NDArray[np.floating]:
+    """What stands for each coordinate's numbers: ``middle`` gets (n, m) at a time, sorted along the first axis."""
+    out = np.empty(rows[0].size, np.float32)
+    step = max(1, _CELLS // len(rows))
+    for low in range(0, out.size, step):
+        out[low : low + step] = middle(
+            np.sort(np.stack([x[low : low + step] for x in rows]), axis=0).astype(np.float64)
+        )
+    return out
 
 
 @dataclass(frozen=True, repr=False)

@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor, Vector, resolve
-from gradwire.compressors.feedback import ef, ef21, momentum_correction
-from gradwire.compressors.lowrank import powersgd
-from gradwire.compressors.papers.cyclic import cyclic
-from gradwire.compressors.papers.tcs import tcs
-from gradwire.compressors.pipeline import Sparsifier, Stage
 from gradwire.compressors.references import Reference
-from gradwire.compressors.rules import by_tensor, warmup
-from gradwire.compressors.sparsify import dense, randk
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
 from gradwire.payload import Explicit, Known, Payload, Seeded
 
-__all__ = ["WHY_SHARED", "Numbers", "check_coordinates", "check_support", "numbers_of", "shared_support"]
+__all__ = ["WHY_SHARED", "Numbers", "check_coordinates", "check_support", "numbers_of"]
 
 _USE_INSTEAD = "use dense(), a quantizer alone, randk(density, shared=True) or cyclic(density)"
 WHY_SHARED = f"where supports differ most clients send nothing at most coordinates; {_USE_INSTEAD}"
-
-
-def shared_support(compressor: Compressor) -> Literal["whole", "partly", "none"]:
-    """Tell how far the payloads that clients compress in one round are over the same coordinates.
-
-    Args:
-        compressor: what the clients compress with.
-
-    Returns:
-        ``'whole'``: all of them, as of ``dense()``, of quantizers alone, of ``randk(density, shared=True)`` and of
-        ``cyclic(density)``; a coordinate that is not listed is then zero, or sent by nobody. ``'partly'``: those that
-        the reference gives and some of each client's own, as of ``tcs``. ``'none'``: each client chooses its own.
-
-    Example:
-        >>> import gradwire as gw
-        >>> from gradwire.aggregation.sharing import shared_support
-        >>> shared_support(gw.parse("ef(randk(0.1, shared=True) | fp16())")), shared_support(gw.topk(0.1))
-        ('whole', 'none')
-    """
-    match compressor:
-        case ef() | ef21() | momentum_correction():
-            return shared_support(compressor.compressor)
-        case warmup():
-            inner = {shared_support(compressor.compressor), shared_support(compressor.first)}
-        case by_tensor():
-            inner = {shared_support(compressor.compressor), shared_support(compressor.others)}
-        case powersgd():
-            return "whole"
-        case Stage():
-            return _shared_by(next((s for s in compressor.stages if isinstance(s, Sparsifier)), None))
-        case _:
-            return "none"
-    return "none" if "none" in inner else "partly" if "partly" in inner else "whole"
-
-
-def _shared_by(sparsifier: Sparsifier | None) -> Literal["whole", "partly", "none"]:
-    match sparsifier:
-        case None | dense() | cyclic() | randk(shared=True):
-            return "whole"
-        case tcs():
-            return "partly"
-        case _:
-            return "none"
 
 
 def check_support(compressor: Compressor, rule: object, partly: bool = False) -> bool:
@@ -85,7 +35,7 @@ def check_support(compressor: Compressor, rule: object, partly: bool = False) ->
     """
     if compressor.mirrored:
         raise ConfigError(f"{rule} needs updates, {compressor} sends steps of a mirror, which can only be summed")
-    shared = shared_support(compressor)
+    shared = compressor.shares
     if shared == "none" or (shared == "partly" and not partly):
         raise ConfigError(f"{rule} needs clients that all send the same coordinates, got {compressor}: {WHY_SHARED}")
     return shared == "whole"

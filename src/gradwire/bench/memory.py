@@ -22,7 +22,7 @@ Vector = NDArray[np.float32]
 def memory(
     specs: Sequence[str], updates: Sequence[Vector], layout: Layout, blobs: Sequence[bytes], num_clients: int
 ) -> dict[str, Any]:
-    """Measure the peak of compression, over update and residual, and of aggregation.
+    """Measure the peak of compression, over update and residual, of aggregation and of closing a round.
 
     Args:
         specs: what is compressed with; the first is also what ``blobs`` were made with.
@@ -33,7 +33,7 @@ def memory(
 
     Returns:
         Per cent of the update's bytes for each spec (``compress``: the lossy half, ``client``: to bytes), and dense
-        vectors for the aggregation, its sum included.
+        vectors for the aggregation, its sum included, and for closing a round of one client, over that sum.
     """
     dense_bytes = 4 * layout.d
     return {
@@ -46,6 +46,7 @@ def memory(
         },
         "aggregate_clients": num_clients,
         "aggregate_peak_vectors": peak_bytes(lambda: aggregation(specs[0], blobs, layout, num_clients)) / dense_bytes,
+        "close_round_extra_vectors": peak_bytes(aggregation(specs[0], blobs, layout, 1).close_round) / dense_bytes,
     }
 
 

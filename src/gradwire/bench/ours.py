@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.bench.measure import Operation
-from gradwire.bench.updates import adversarial
+from gradwire.bench.updates import adversarial, blocks
 from gradwire.compressors.compressor import Compressor, Round
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client
@@ -17,10 +18,23 @@ from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.wire import decode, encode
 
-__all__ = ["METHODS", "TOPK", "Codec", "Payloads", "Trip", "aggregation", "hard_inputs", "make_blobs", "step_name"]
+__all__ = [
+    "METHODS",
+    "TOPK",
+    "Codec",
+    "Payloads",
+    "Trip",
+    "aggregation",
+    "hard_inputs",
+    "make_blobs",
+    "on_blocks",
+    "step_name",
+]
 
 TOPK = "ef(topk(0.01))"
 METHODS = (TOPK, "ef(topk(0.01) | fractional(16))", "ef(tcs(0.01, 0.001))", "ef(regtopk(0.01))")
+
+_AGAIN_NOTE = "those bytes as another client's: what the reference was asked for is known"
 
 Vector = NDArray[np.float32]
 
@@ -56,9 +70,27 @@ def hard_inputs(spec: str, layout: Layout, k: int) -> list[Callable[[], list[Ope
     return [maker(name, make, note) for name, (make, note) in adversarial(layout.d, k).items()]
 
 
+def on_blocks(spec: str, updates: int, d: int) -> list[Operation]:
+    """Make the compression of updates whose blocks differ in scale, to the bytes that travel: see ``blocks``.
+
+    Args:
+        spec: what is compressed with.
+        updates: how many take turns.
+        d: number of entries.
+    """
+    trip = Trip(spec, [blocks(seed, d) for seed in range(updates)], Layout.flat(d))
+    compress = trip.operations()[0]
+    note = "to the bytes that travel; 64 blocks of one vector with log-normal scales, sigma 1.5"
+    return [replace(compress, name=f"{compress.name}, blocks", note=note)]
+
+
 def step_name(spec: str, step: str) -> str:
     """Name a step of a round trip: compress, receive, close_round or end_round."""
     return f"{'Client' if step in ('compress', 'end_round') else 'Server'}.{step}, {spec}"
+
+
+def _again(spec: str) -> str:
+    return f"{step_name(spec, 'receive')}, the second of a round"
 
 
 class Codec:
@@ -91,11 +123,20 @@ class Codec:
 
 
 class Trip:
-    """A round of one client and its server: compress, receive, close_round, end_round."""
+    """A round of one client and its server: compress, receive, close_round, end_round.
 
-    def __init__(self, spec: str, updates: Sequence[Vector], layout: Layout) -> None:
+    Args:
+        spec: what the client compresses with.
+        updates: (d,) float32 each, used in turn.
+        layout: theirs.
+        again: whether the server receives the bytes once more, as another client's: where payloads lean on the
+            reference, what the first one looked for there is known to all others.
+    """
+
+    def __init__(self, spec: str, updates: Sequence[Vector], layout: Layout, again: bool = False) -> None:
         compressor = parse(spec)
         self.spec = spec
+        self.again = again
         self.updates = updates
         self.client = Client(compressor, layout)
         self.server = Server(compressor, layout)
@@ -113,6 +154,7 @@ class Trip:
                 floor=self._floor,
             ),
             Operation("ours", step_name(self.spec, "receive"), self._receive, "those bytes into the round's sum"),
+            *([Operation("ours", _again(self.spec), self._receive_again, _AGAIN_NOTE)] if self.again else []),
             Operation(
                 "ours", step_name(self.spec, "close_round"), self._close, "the mean, and the bytes of the way down"
             ),
@@ -129,6 +171,9 @@ class Trip:
 
     def _receive(self, number: int) -> None:
         self.server.receive(self.blob)
+
+    def _receive_again(self, number: int) -> None:
+        self.server.receive(self.blob, client_id=1)
 
     def _close(self, number: int) -> None:
         self.result = self.server.close_round()

@@ -13,7 +13,18 @@ from gradwire.bench.flower import FLOWER, FLOWER_RECORDS
 from gradwire.bench.machine import machine
 from gradwire.bench.measure import Operation, Samples, measure
 from gradwire.bench.memory import memory
-from gradwire.bench.ours import METHODS, TOPK, Codec, Payloads, Trip, aggregation, hard_inputs, make_blobs, step_name
+from gradwire.bench.ours import (
+    METHODS,
+    TOPK,
+    Codec,
+    Payloads,
+    Trip,
+    aggregation,
+    hard_inputs,
+    make_blobs,
+    on_blocks,
+    step_name,
+)
 from gradwire.bench.peers import FP16, PLAIN_TORCH, add_floor, peers
 from gradwire.bench.scaling import BASE, scaling
 from gradwire.bench.small import small
@@ -27,6 +38,7 @@ _SCALING_ROUNDS = 5
 _NUM_UPDATES = 3
 _NUM_CLIENTS = 100
 _QUANTIZED = METHODS[1]
+_KNOWN = METHODS[2]
 _SPARSER = "ef(topk(0.001))"
 _AGGREGATION = f"{_NUM_CLIENTS} clients into one round, a client"
 
@@ -62,7 +74,7 @@ def run_bench(
         theirs, notes = peers(updates, layout, k)
         blobs = make_blobs(TOPK, updates, layout)
         codec = Codec(Payloads(_QUANTIZED, updates, layout), _QUANTIZED)
-        trips = {spec: Trip(spec, updates, layout) for spec in METHODS}
+        trips = {spec: Trip(spec, updates, layout, again=spec == _KNOWN) for spec in METHODS}
         together = Operation(
             "ours",
             _AGGREGATION,
@@ -77,6 +89,7 @@ def run_bench(
             lambda: [Payloads(_SPARSER, updates, layout).operation("ours", f"{_SPARSER}, payload", note)],
             lambda: [codec.source.operation("ours", f"{_QUANTIZED}, payload", note), *codec.operations()],
             *(trip.operations for trip in trips.values()),
+            lambda: on_blocks(_QUANTIZED, _NUM_UPDATES, layout.d),
             lambda: [together],
             *hard_inputs(TOPK, layout, k),
         ]

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from gradwire.kernels.sampling import sample_plan
 from gradwire.layout import Layout
 
-__all__ = ["RESNET50", "adversarial", "layout_of", "log_normal_update", "resnet50_shapes", "windows"]
+__all__ = ["RESNET50", "adversarial", "blocks", "layout_of", "log_normal_update", "resnet50_shapes", "windows"]
 
 RESNET50 = 25_557_032
 _NUM_MATRICES = 32
+_NUM_BLOCKS = 64
+_BLOCK_SIGMA = 1.5
 _TILE = 1 << 20
 _SHIFT = 3 << 18
 
@@ -68,6 +70,23 @@ def log_normal_update(seed: int = 0, d: int = RESNET50) -> tuple[Layout, Vector]
     for t in layout.tensors:
         update[t.offset : t.stop] *= np.float32(rng.lognormal(0.0, 1.0))
     return layout, update
+
+
+def blocks(seed: int, d: int) -> Vector:
+    """Make an update of 64 equally long blocks: normal entries, log-normal scales (sigma 1.5).
+
+    Args:
+        seed: of the entries and the scales.
+        d: number of entries.
+
+    Returns:
+        (d,) float32.
+    """
+    rng = np.random.default_rng(seed)
+    update = rng.standard_normal(d, dtype=np.float32)
+    for block in np.array_split(update, _NUM_BLOCKS):
+        block *= np.float32(rng.lognormal(0.0, _BLOCK_SIGMA))
+    return update
 
 
 def adversarial(d: int, k: int) -> dict[str, tuple[Callable[[], Vector], str]]:

@@ -25,6 +25,7 @@ class huffman(Coder):
 
     summary: ClassVar[str] = "static Huffman code of symbols or exponents"
     citation: ClassVar[str] = "Huffman 1952, doi:10.1109/JRPROC.1952.273898"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | huffman()"
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,11 +43,15 @@ class ans(Coder):
 
     summary: ClassVar[str] = "asymmetric numeral system: arithmetic coding's rate"
     citation: ClassVar[str] = "Duda 2013, arXiv:1311.2540"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | ans()"
 
 
 @dataclass(frozen=True, repr=False)
 class rle(Coder):
     """Code runs of equal symbols: what each run holds, and where it starts.
+
+    The longer the runs, the fewer the bytes, down to one for 128 symbols: readers refuse a blob that would grow more
+    (``Limits.max_expansion``), so that it is padded with zeros to that size. A million equal signs take 7.8 kB.
 
     Example:
         >>> import gradwire as gw
@@ -59,11 +64,14 @@ class rle(Coder):
 
     summary: ClassVar[str] = "run lengths of equal symbols"
     citation: ClassVar[str] = "Golomb 1966, doi:10.1109/TIT.1966.1053907"
+    typical: ClassVar[str] = "uniform(1) | rle()"
 
 
 @dataclass(frozen=True, repr=False)
 class auto(Coder):
     """Code symbols in the way that takes the fewest bytes, by exact cost: what happens without a coder too.
+
+    Whatever the code, a blob takes a byte for 128 numbers at least, see ``rle``.
 
     Example:
         >>> import gradwire as gw
@@ -76,3 +84,4 @@ class auto(Coder):
 
     summary: ClassVar[str] = "the cheapest coder, by exact cost (the default)"
     citation: ClassVar[str] = "gradwire"
+    typical: ClassVar[str] = "topk(0.01) | uniform(4) | auto()"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from functools import cached_property
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,25 +21,51 @@ from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.named import Named
-from gradwire.payload import Every, Known, Part, Payload
+from gradwire.payload import LARGEST, Every, Known, Part, Payload
 from gradwire.rng import Key
 
 __all__ = [
-    "LARGEST",
+    "LARGEST_UPDATE",
     "Compressor",
+    "Occupied",
     "Round",
+    "Sharing",
     "State",
     "Vector",
     "accumulate",
     "decompress",
     "largest_magnitude",
+    "least_shared",
     "resolve",
 ]
 
 Vector = NDArray[np.float32]
+Sharing = Literal["none", "partly", "whole"]
 
-LARGEST = float(np.finfo(np.float32).max) * 0.999
+LARGEST_UPDATE = LARGEST * 0.999
 """The largest magnitude that sums may have: float32's, with some room for rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Occupied:
+    """Where a vector, which does not change, is anything but 0.0: looked for once, by whoever asks first.
+
+    Attributes:
+        vector: (d,) float32.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradwire.compressors.compressor import Occupied
+        >>> Occupied(np.array([0, 3, -0.0], np.float32)).places.tolist()
+        [1, 2]
+    """
+
+    vector: Vector
+
+    @cached_property
+    def places(self) -> NDArray[np.int64] | None:
+        """(m,) int64 increasing; None where that is everywhere."""
+        return ops.occupied(self.vector, self.vector.size - 1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,7 @@ class Round:
         num_workers: workers that take part in ``phases``.
         largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
+        occupied: where a vector is not zero, of use where the update is that very array; or None.
 
     Example:
         >>> import gradwire as gw
@@ -80,6 +108,7 @@ class Round:
     num_kept: int | None = None
     num_workers: int = 1
     largest: tuple[NDArray[np.int64], Vector] | None = None
+    occupied: Occupied | None = None
 
     def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
         """Return this round with other ``largest``."""
@@ -119,6 +148,9 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     Subclasses are frozen dataclasses whose fields are their parameters; ``str()`` is the spec text that builds
     an equal one, and every subclass with a public name can be used in a spec.
 
+    Attributes:
+        typical: the spec that a stage's figures are measured with; empty where that is the stage without parameters.
+
     Example:
         >>> import numpy as np, gradwire as gw
         >>> compressor = gw.topk(0.5)
@@ -129,10 +161,16 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     """
 
     joins: ClassVar[bool] = True
+    typical: ClassVar[str] = ""
 
     @property
     def uses_reference(self) -> bool:
         """Whether ``Round.reference`` is read."""
+        return False
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the reference must be the clients' mean as it is: no step, nothing lost on the way, no other rule."""
         return False
 
     @property
@@ -144,6 +182,15 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
+
+    @property
+    def shares(self) -> Sharing:
+        """How far the payloads that clients compress in one round are over the same coordinates.
+
+        ``'whole'``: all of them; a coordinate that is not listed is then zero, or sent by nobody. ``'partly'``: those
+        that the reference gives, and some of each client's own. ``'none'``: each client chooses its own.
+        """
+        return "none"
 
     @abstractmethod
     def init(self, layout: Layout) -> State:
@@ -195,7 +242,7 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         Returns:
             The magnitude, 0 or more; what is remembered and added to the update leaves less room in float32.
         """
-        return LARGEST
+        return LARGEST_UPDATE
 
     def restore(self, payload: Payload, state: State, reference: Vector | Reference | None = None) -> State:
         """Take back a payload that was not delivered.
@@ -249,6 +296,11 @@ def largest_magnitude(vector: Vector) -> float:
     return max(float(vector.max()), -float(vector.min())) if vector.size else 0.0
 
 
+def least_shared(*compressors: Compressor) -> Sharing:
+    """Tell what is shared by clients that use these compressors in turn, or on different coordinates."""
+    return min((c.shares for c in compressors), key=("none", "partly", "whole").index)
+
+
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
     """Find what a payload's known supports stand for.
 
@@ -278,7 +330,7 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
             known = held.largest(start, part.length, support.count)
             if known.size != support.count:
                 raise Malformed(f"support leans on {support.count} entries of the reference, it has {known.size}")
-            if np.intersect1d(known, support.extra, assume_unique=True).size:
+            if (ops.find(known, support.extra) >= 0).any():
                 raise Malformed("support names a coordinate that the reference gives already")
             part = Part(Known(part.length, support.count, support.extra, known), part.values)
         parts.append(part)

@@ -14,6 +14,7 @@ from gradwire.checks import check_flag, check_number
 from gradwire.compressors.compressor import (
     Compressor,
     Round,
+    Sharing,
     State,
     Vector,
     accumulate,
@@ -21,7 +22,7 @@ from gradwire.compressors.compressor import (
     largest_magnitude,
     resolve,
 )
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown, as_contraction
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
 from gradwire.journal import Journal
@@ -32,6 +33,7 @@ from gradwire.payload import Every, Payload
 __all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
 
 _FEEDBACK = {"residual", "mirror", "momentum"}
+_SMALL = 1024  # numbers for which a compressor must promise enough before it is known what model it is for
 
 
 def has_feedback(compressor: Compressor) -> bool:
@@ -51,21 +53,45 @@ class _Feedback(Compressor):
         """Whether the inner compressor reads the reference."""
         return self.compressor.uses_reference
 
+    @property
+    def shares(self) -> Sharing:
+        """What the inner compressor says."""
+        return self.compressor.shares
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the inner compressor needs the reference to be the clients' mean."""
+        return self.compressor.needs_mean
+
+    accepted: ClassVar[tuple[type[Guarantee], ...]] = (Contractive, Absolute)
+    otherwise: ClassVar[str] = "its residual can grow without bound"
+
     def guarantee(self, d: int) -> Guarantee:
         """Nothing about a single round: what one round loses a later one sends."""
         return Unknown()
 
-    def _check_inner(self, accepted: tuple[type[Guarantee], ...], else_: str) -> None:
+    def _check_inner(self) -> None:
+        """Refuse what cannot be inside, whatever the model."""
         name = type(self).__name__
         if not isinstance(self.compressor, Compressor):
             raise ConfigError(f"{name} wraps a compressor, got {self.compressor!r}")
         if has_feedback(self.compressor):
             raise ConfigError(f"{name} cannot wrap {self.compressor}: one residual is enough")
-        guarantee = self.compressor.guarantee(1024)
-        if not isinstance(guarantee, accepted):
+        self._check_promise(_SMALL)
+
+    def _check_promise(self, d: int) -> None:
+        """Refuse a compressor that does not promise enough of updates of this length."""
+        guarantee = self.compressor.guarantee(d)
+        if not isinstance(as_contraction(guarantee), self.accepted):
             raise ConfigError(
-                f"{name} needs a contractive compressor, got {self.compressor} with guarantee {guarantee}: {else_}"
+                f"{type(self).__name__} needs a contractive compressor, got {self.compressor} with guarantee "
+                f"{guarantee} for {d} numbers: {self.otherwise}"
             )
+
+    def _begin(self, layout: Layout) -> State:
+        """The inner compressor's state, once it is known to promise enough for this model."""
+        self._check_promise(layout.num_parameters)
+        return self.compressor.init(layout)
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,7 +100,8 @@ class ef(_Feedback):
 
     Args:
         compressor: what compresses the corrected update; contractive or of bounded absolute error, since
-            anything else lets the residual grow without bound.
+            anything else lets the residual grow without bound. Unbiased(omega) with omega <= 1 is contractive too.
+            Some quantizers promise less the longer the update is: ``init`` looks again, at the model's length.
         decay: how much of the residual is kept from round to round, in (0, 1]; 1 loses nothing.
         unchecked: accept any compressor.
 
@@ -97,22 +124,35 @@ class ef(_Feedback):
     decay: float = 1.0
     unchecked: bool = False
 
+    otherwise: ClassVar[str] = "its residual can grow without bound; pass unchecked=True to use it all the same"
+
     summary: ClassVar[str] = "error feedback round any compressor"
     citation: ClassVar[str] = "Karimireddy et al. 2019, arXiv:1901.09847"
+    typical: ClassVar[str] = "ef(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "decay", check_number("decay", self.decay))
         if not 0 < self.decay <= 1:
             raise ConfigError(f"decay must be in (0, 1], got {self.decay!r}")
         check_flag("unchecked", self.unchecked)
-        self._check_inner(
-            (Guarantee,) if self.unchecked else (Contractive, Absolute),
-            "its residual can grow without bound; pass unchecked=True to use it all the same",
-        )
+        self._check_inner()
+
+    def guarantee(self, d: int) -> Guarantee:
+        """Contractive(1) round what loses nothing, else nothing: what one round loses a later one sends."""
+        inner = self.compressor.guarantee(d)
+        return inner if inner == Contractive(1.0) else Unknown()
+
+    def _check_promise(self, d: int) -> None:
+        if not self.unchecked:
+            super()._check_promise(d)
 
     def init(self, layout: Layout) -> State:
-        """Make the state: a residual of zeros beside the inner compressor's memory."""
-        state = self.compressor.init(layout)
+        """Make the state: a residual of zeros beside the inner compressor's memory.
+
+        Raises:
+            ConfigError: on a compressor that promises too little of updates as long as this model's.
+        """
+        state = self._begin(layout)
         state.memory["residual"] = np.zeros(layout.d, np.float32)
         return state
 
@@ -228,7 +268,8 @@ class ef21(_Feedback):
         compressor: C, contractive.
 
     Raises:
-        ConfigError: on a compressor that is not contractive, or has a residual or mirror of its own.
+        ConfigError: on a compressor that is not contractive, has a residual or mirror of its own, or needs the mean of
+            what was sent.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -247,11 +288,17 @@ class ef21(_Feedback):
         clients may miss rounds, as in EF21-PP (arXiv 2110.03294), and their mirrors then stand still.
     """
 
+    accepted: ClassVar[tuple[type[Guarantee], ...]] = (Contractive,)
+    otherwise: ClassVar[str] = "its mirror need not come nearer to the update"
+
     summary: ClassVar[str] = "a mirror of the update at both ends; differences are sent"
     citation: ClassVar[str] = "Richtarik et al. 2021, arXiv:2106.05203"
+    typical: ClassVar[str] = "ef21(topk(0.01))"
 
     def __post_init__(self) -> None:
-        self._check_inner((Contractive,), "its mirror need not come nearer to the update")
+        self._check_inner()
+        if self.compressor.needs_mean:
+            raise ConfigError(f"ef21 cannot wrap {self.compressor}, which needs the mean of what was sent: use ef")
 
     @property
     def mirrored(self) -> bool:
@@ -260,7 +307,7 @@ class ef21(_Feedback):
 
     def init(self, layout: Layout) -> State:
         """Make the state: a mirror of zeros beside the inner compressor's memory."""
-        state = self.compressor.init(layout)
+        state = self._begin(layout)
         state.memory["mirror"] = np.zeros(layout.d, np.float32)
         return state
 
@@ -331,16 +378,17 @@ class momentum_correction(_Feedback):
 
     summary: ClassVar[str] = "momentum before the residual, masked where sent"
     citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+    typical: ClassVar[str] = "momentum_correction(topk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "momentum", check_number("momentum", self.momentum))
         if not 0 <= self.momentum < 1:
             raise ConfigError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        self._check_inner((Contractive, Absolute), "its residual can grow without bound")
+        self._check_inner()
 
     def init(self, layout: Layout) -> State:
         """Make the state: a momentum and a residual of zeros beside the inner compressor's memory."""
-        state = self.compressor.init(layout)
+        state = self._begin(layout)
         state.memory["momentum"] = np.zeros(layout.d, np.float32)
         state.memory["residual"] = np.zeros(layout.d, np.float32)
         return state

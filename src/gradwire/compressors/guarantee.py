@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "compose"]
+__all__ = ["Absolute", "Contractive", "Guarantee", "Unbiased", "Unknown", "as_contraction", "compose"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,22 @@ class Unknown(Guarantee):
     """Nothing is promised."""
 
 
+def as_contraction(guarantee: Guarantee) -> Guarantee:
+    """Tell what is promised in terms of what is lost, where that is possible.
+
+    Args:
+        guarantee: of one compressor.
+
+    Returns:
+        Contractive(1 - omega) for Unbiased(omega), omega <= 1: E|C(x) - x|^2 <= omega |x|^2 says so; else the same.
+    """
+    match guarantee:
+        case Unbiased(omega) if omega <= 1:
+            return Contractive(1 - omega)
+        case _:
+            return guarantee
+
+
 def compose(first: Guarantee, second: Guarantee) -> Guarantee:
     """Guarantee of quantizing what a sparsifier kept.
 
@@ -66,15 +82,12 @@ def compose(first: Guarantee, second: Guarantee) -> Guarantee:
     if second == Contractive(1.0):
         return first
     match first, second:
-        case Contractive(a), Contractive(b):
-            return Contractive(a * b)
-        case Contractive(a), Unbiased(omega) if omega <= 1:
-            return Contractive(a * (1 - omega))
         case Unbiased(a), Unbiased(b):
             return Unbiased((1 + a) * (1 + b) - 1)
+    match first, as_contraction(second):
+        case Contractive(a), Contractive(b):
+            return Contractive(a * b)
         case Absolute(_), Contractive(_):
-            return Contractive(0.0)
-        case Absolute(_), Unbiased(omega) if omega <= 1:
             return Contractive(0.0)
         case _:
             return Unknown()

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.errors import ConfigError, UpdateError
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import Every, Explicit, Factors, Floats, Part, Payload
+from gradwire.payload import LARGEST, Every, Explicit, Factors, Floats, Part, Payload
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -23,7 +23,6 @@ __all__ = ["powersgd"]
 _BLOCK = 2**15  # products worked on at a time: they stay in the cache
 _DEPENDENT = 2.0**-20  # a column of which no more is left by the columns before it counts as dependent on them
 _SMALLEST = 2.0**-100  # matrices below this travel whole: their factors would lose bits in float32's denormals
-_LARGEST = float(np.finfo(np.float32).max)
 
 Matrix = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -90,9 +89,15 @@ class powersgd(Compressor):
 
     summary: ClassVar[str] = "matrices as products of two thin factors, warm-started"
     citation: ClassVar[str] = "Vogels et al. 2019, arXiv:1905.13727"
+    typical: ClassVar[str] = "powersgd(4)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rank", check_integer("rank", self.rank, 1))
+
+    @property
+    def shares(self) -> Sharing:
+        """Factors stand for every coordinate."""
+        return "whole"
 
     def init(self, layout: Layout) -> State:
         """Make the state: all matrices' Q, one after the other, the same at every end."""
@@ -231,7 +236,7 @@ def _part(matrix: Matrix, p: Matrix, q: Matrix) -> Part:
     if not used.any():
         return _nothing(matrix.size)
     factors = Factors(p[:, used], q[:, used])
-    if factors.bound <= _LARGEST:
+    if factors.bound <= LARGEST:
         return Part(Every(matrix.size), factors)
     return _whole(matrix.reshape(-1))[0]
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Occupied, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, compose
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
+from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
+from gradwire.payload import Cyclic, Every, Explicit, Floats, Grouped, Known, Part, Payload, Seeded, Support, Values
 from gradwire.rng import Key
 from gradwire.wire import encode
 
-__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage"]
+__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage", "largest_fitting", "pruned"]
 
 
 class Stage(Compressor):
@@ -39,6 +42,12 @@ class Stage(Compressor):
             next((s for s in self.stages if isinstance(s, Quantizer)), None),
             next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), "auto"),
         )
+
+    @property
+    def shares(self) -> Sharing:
+        """What the sparsifier says; without one every client sends every coordinate."""
+        sparsifier = self._roles[0]
+        return "whole" if sparsifier is None else sparsifier.shares
 
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
@@ -89,6 +98,15 @@ class Sparsifier(Stage):
         """
         return state
 
+    def most_kept(self, d: int) -> int:
+        """Tell how many of d coordinates are sent at most, where there is no byte budget: what a quantizer gets."""
+        return d
+
+    @property
+    def shares(self) -> Sharing:
+        """How far all clients of a round choose the same coordinates; a sparsifier that makes them says so here."""
+        return "none"
+
     @property
     def budget(self) -> int | None:
         """Bytes the whole payload must fit in, or None."""
@@ -113,10 +131,13 @@ class Sparsifier(Stage):
 class Quantizer(Stage):
     """Send numbers in fewer bits.
 
-    Subclasses may have a ``scope``: ``'tensor'`` quantizes each tensor apart (in a model-wide support whose indices are
-    listed the payload is cut at tensor boundaries; a seeded, known or cyclic one is quantized as a whole), ``'model'``
-    all together, an integer each block of that many coordinates.
+    Attributes:
+        scope: what a scale or table covers: ``'part'``: all that the sparsifier chose together; ``'tensor'``: each
+            tensor apart; ``'model'``: everything; an integer: each block of that many coordinates. The pipeline sees to
+            ``'tensor'``, where ``quantize`` gets a part for each; the rest is up to ``quantize``.
     """
+
+    scope: str | int = "part"
 
     @abstractmethod
     def quantize(self, parts: list[Part], key: Key) -> list[Part]:
@@ -152,12 +173,12 @@ class Pipeline(Stage):
                 raise ConfigError(
                     f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
-        blocks = [stage for stage in self.members if isinstance(getattr(stage, "scope", None), int)]
-        sparsifier = _sparsifier_of(self.members)
+        sparsifier, quantizer, _ = self._roles
+        blocks = quantizer is not None and isinstance(quantizer.scope, int)
         if sparsifier is not None and sparsifier.unnamed and blocks:
             raise ConfigError(
-                f"{blocks[0]} cannot follow {sparsifier}: a reader without the reference does not know which block a "
-                "number is in; use scope='model'"
+                f"{quantizer} cannot follow {sparsifier}: a reader without the reference does not know which block a "
+                "number is in; use scope='tensor' or scope='model'"
             )
 
     @property
@@ -169,6 +190,11 @@ class Pipeline(Stage):
     def uses_reference(self) -> bool:
         """Whether a stage reads the reference."""
         return any(stage.uses_reference for stage in self.members)
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether a stage needs the reference to be the clients' mean."""
+        return any(stage.needs_mean for stage in self.members)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the sparsifier's."""
@@ -185,8 +211,11 @@ class Pipeline(Stage):
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised: see ``compose``."""
         guarantee: Guarantee = Contractive(1.0)
+        count = d
         for stage in self.members:
-            guarantee = compose(guarantee, stage.guarantee(d))
+            guarantee = compose(guarantee, stage.guarantee(count))
+            if isinstance(stage, Sparsifier):
+                count = stage.most_kept(d)
         return guarantee
 
     def __str__(self) -> str:
@@ -212,6 +241,7 @@ def _sparsifier_of(stages: tuple[Stage, ...]) -> Sparsifier | None:
 def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload:
     layout = state.layout
     sparsifier, quantizer, coder = pipeline._roles
+    occupied = round.occupied if round.occupied is not None and round.occupied.vector is update else Occupied(update)
 
     def payload(num_kept: int | None) -> Payload:
         parameters = update[: layout.num_parameters]
@@ -226,7 +256,7 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
             parts = [*parts, Part(Every(statistics.size), Floats(statistics))]
         return Payload(
             layout.d,
-            tuple(_own(_prune(part), update) for part in parts),
+            tuple(_own(part, update) for part in _all_pruned(parts, occupied)),
             round=round.index,
             sequence=round.sequence,
             layout_digest=layout.digest,
@@ -241,7 +271,7 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
     if num_bytes is None:
         return payload(round.num_kept)
     if sparsifier is not None and sparsifier.adjustable:
-        return _largest_fitting(payload, layout.num_parameters, num_bytes)
+        return largest_fitting(payload, layout.num_parameters, num_bytes)
     made = payload(None)
     if len(encode(made)) > num_bytes:
         raise ConfigError(
@@ -261,8 +291,20 @@ def _digest_for(parts: list[Part], round: Round) -> bytes | None:
     )
 
 
-def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
-    """Bisect for a k whose payload fits while that of k + 1 does not (or k = d)."""
+def largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) -> Payload:
+    """Find the most entries whose payload fits in a number of bytes, by bisection.
+
+    Args:
+        payload: makes the payload that keeps k entries, 0 <= k <= d.
+        d: the most entries there are.
+        num_bytes: the most bytes.
+
+    Returns:
+        A payload that fits while that of one entry more does not, or that of all d.
+
+    Raises:
+        ConfigError: where not even an empty payload fits.
+    """
     best = payload(0)
     if len(encode(best)) > num_bytes:
         raise ConfigError(
@@ -273,7 +315,7 @@ def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) 
         return everything
     low, high = 0, d
     while high - low > 1:
-        # an entry costs at least a bit, so there is no point in looking far above what was paid for
+        # an entry seldom costs less than a bit, so there is little point in looking far above what was paid for
         middle = min((low + high) // 2, 2 * low + 8 * num_bytes)
         tried = payload(middle)
         if len(encode(tried)) <= num_bytes:
@@ -284,35 +326,55 @@ def _largest_fitting(payload: Callable[[int], Payload], d: int, num_bytes: int) 
 
 
 def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Round) -> list[Part]:
-    if getattr(quantizer, "scope", "model") == "tensor" and len(layout.tensors) > 1:
-        parts = _cut_at_tensors(parts, layout)
-    filled = [i for i, part in enumerate(parts) if part.support.num_kept]
-    quantized = quantizer.quantize([parts[i] for i in filled], round.key) if filled else []
-    out = list(parts)
-    for i, part in zip(filled, quantized, strict=True):
-        out[i] = part
-    return out
-
-
-def _cut_at_tensors(parts: list[Part], layout: Layout) -> list[Part]:
-    """Cut parts at tensor boundaries; supports that are not listed (seeded, known, cyclic) stay one part."""
+    """Quantize parts; where each tensor has a scale of its own, cut them first, or their values alone."""
+    groups = [[part] for part in parts]
+    if quantizer.scope == "tensor" and layout.cuts:
+        starts = np.cumsum([0, *(part.length for part in parts)]).tolist()
+        groups = [_by_tensor(part, start, layout) for start, part in zip(starts, parts, strict=False)]
+    pieces = [piece for group in groups for piece in group]
+    filled = [i for i, piece in enumerate(pieces) if piece.support.num_kept]
+    quantized = quantizer.quantize([pieces[i] for i in filled], round.key) if filled else []
+    for i, piece in zip(filled, quantized, strict=True):
+        pieces[i] = piece
+    rest = iter(pieces)
     out: list[Part] = []
-    start = 0
-    for part in parts:
-        inner = [s - start for s in layout.cuts if start < s < start + part.length]
-        start += part.length
-        support = part.support
-        if not inner or not isinstance(support, (Every, Explicit)):
-            out.append(part)
-            continue
-        numbers = part.numbers()
-        for low, high in zip([0, *inner], [*inner, part.length], strict=True):
-            if isinstance(support, Every):
-                out.append(Part(Every(high - low), Floats(numbers[low:high])))
-            else:
-                a, b = np.searchsorted(support.chosen, [low, high])
-                out.append(Part(Explicit(high - low, support.chosen[a:b] - low), Floats(numbers[a:b])))
+    for part, group in zip(parts, groups, strict=True):
+        made = [next(rest) for _ in group]
+        out += [_grouped(part.support, made)] if isinstance(part.support, (Seeded, Cyclic)) else made
     return out
+
+
+def _by_tensor(part: Part, start: int, layout: Layout) -> list[Part]:
+    """A part, which begins at a coordinate of the model, in pieces of one tensor each."""
+    edges = [0, *(cut - start for cut in layout.cuts if start < cut < start + part.length), part.length]
+    numbers, support = part.numbers(), part.support
+    indices = np.empty(0, np.int64) if isinstance(support, (Every, Known)) else support.indices
+    found: list[Part] = []
+    for low, high in pairwise(edges):
+        inside: Support
+        if isinstance(support, Every):
+            inside, kept = Every(high - low), numbers[low:high]
+        elif isinstance(support, Known):
+            inside, kept = _known_between(support, numbers, low, high)
+        else:
+            a, b = np.searchsorted(indices, [low, high])
+            inside, kept = Explicit(high - low, indices[a:b] - low), numbers[a:b]
+        found.append(Part(inside, Floats(kept)))
+    return found
+
+
+def _known_between(support: Known, numbers: Vector, low: int, high: int) -> tuple[Support, Vector]:
+    """A stretch of a known support: what is among the largest of all the model is among the largest there too."""
+    known, extra = (x - low for x in (support.indices[: support.count], support.extra))
+    (a, b), (c, d) = (np.searchsorted(x, [0, high - low]) for x in (known, extra))
+    inside = Known(high - low, int(b - a), extra[c:d], known[a:b])
+    return inside, np.concatenate([numbers[a:b], numbers[support.count + c : support.count + d]])
+
+
+def _grouped(support: Support, pieces: list[Part]) -> Part:
+    """The part that sends what its pieces do, where its support cannot be cut."""
+    members = [piece.values for piece in pieces if piece.support.num_kept] or [pieces[0].values]
+    return Part(support, Grouped(tuple(members)) if len(members) > 1 else members[0])
 
 
 def _own(part: Part, update: Vector) -> Part:
@@ -323,8 +385,37 @@ def _own(part: Part, update: Vector) -> Part:
     return part
 
 
-def _prune(part: Part) -> Part:
-    """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper."""
+def _all_pruned(parts: list[Part], occupied: Occupied) -> Iterator[Part]:
+    """Prune each part; those that are a stretch of the update itself by where it is not zero."""
+    start = 0
+    for part in parts:
+        stop = start + part.length
+        places = None
+        if isinstance(part.support, Every) and _is_stretch(part.values, occupied.vector[start:stop]):
+            places = occupied.places
+        if places is not None:
+            low, high = np.searchsorted(places, [start, stop])
+            places = places[low:high] - start
+        yield pruned(part, places)
+        start = stop
+
+
+def _is_stretch(values: Values, stretch: Vector) -> bool:
+    """Whether values are the very memory of a stretch of the update."""
+    return isinstance(values, Floats) and values.data.ctypes.data == stretch.ctypes.data
+
+
+def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
+    """Leave out entries whose value came out as zero, where indices travel or leaving them out is cheaper.
+
+    Args:
+        part: any part.
+        occupied: (n,) int64 increasing: where the numbers of a part that sends every coordinate are anything but 0.0,
+            if it is known.
+
+    Returns:
+        A part that stands for the same numbers.
+    """
     support = part.support
     if not isinstance(support, (Every, Explicit)) or support.num_kept == 0:
         return (
@@ -334,18 +425,28 @@ def _prune(part: Part) -> Part:
         )
     if not part.values.zeros_possible:
         return part
-    nonzero = part.numbers() != 0
-    count = int(np.count_nonzero(nonzero))
-    if count == support.num_kept:
+    kept = _not_zero(part.numbers(), occupied)
+    if kept is None:
         return part
-    kept = np.flatnonzero(nonzero)
-    chosen = support.indices[kept]
-    if count == 0:
+    chosen = kept if isinstance(support, Every) else support.indices[kept]
+    if kept.size == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
     cuts = support.cuts if isinstance(support, Explicit) else ()
-    pruned = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
+    fewer = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
     if isinstance(support, Explicit):
-        return pruned
-    skipped = support.length - count
-    index_bits = count * math.log2(support.length / count) + skipped * math.log2(support.length / skipped)
-    return pruned if index_bits / 8 + pruned.values.num_bytes < part.values.num_bytes else part
+        return fewer
+    skipped = support.length - kept.size
+    index_bits = kept.size * math.log2(support.length / kept.size) + skipped * math.log2(support.length / skipped)
+    return fewer if index_bits / 8 + fewer.values.num_bytes < part.values.num_bytes else part
+
+
+def _not_zero(numbers: Vector, occupied: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
+    """Where numbers are not zero, -0.0 being one; None where none is."""
+    if occupied is None:
+        occupied = ops.occupied(numbers, numbers.size - 1)
+    if occupied is None:
+        negative = numbers == 0
+        return np.flatnonzero(~negative) if negative.any() else None
+    negative = ops.gather(numbers, occupied) == 0
+    kept = occupied[~negative] if negative.any() else occupied
+    return kept if kept.size < numbers.size else None

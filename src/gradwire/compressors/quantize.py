@@ -13,16 +13,16 @@ from gradwire.checks import check_flag, check_integer, check_number, check_scope
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Quantizer
+from gradwire.compressors.rounding import as_levels, dither
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
-from gradwire.payload import Floats, Levels, Part, Support, Symbols, block_ranks
+from gradwire.payload import LARGEST, Floats, Levels, Part, Support, Symbols, block_ranks
 from gradwire.rng import Key
 
 __all__ = ["bf16", "fixed", "fp16", "fractional", "qsgd", "sign", "ternary", "uniform"]
 
 _TINY = 2.0**-149  # the smallest float32 above zero
 _NORMAL = 2.0**-126  # the smallest of full precision
-_LARGEST = float(np.finfo(np.float32).max)
 _LLOYD_ROUNDS = 8
 _MAX_LEVELS = 1 << 15
 
@@ -136,6 +136,7 @@ class uniform(Quantizer):
 
     summary: ClassVar[str] = "evenly spaced integers with a scale"
     citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    typical: ClassVar[str] = "uniform(8)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 1, 8))
@@ -277,6 +278,7 @@ class qsgd(Quantizer):
 
     summary: ClassVar[str] = "random rounding to multiples of the norm's fraction"
     citation: ClassVar[str] = "Alistarh et al. 2017, arXiv:1610.02132"
+    typical: ClassVar[str] = "qsgd(16)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_integer("levels", self.levels, 1, 32767))
@@ -364,13 +366,14 @@ class fixed(Quantizer):
 
     summary: ClassVar[str] = "integers under a public scale, which add up"
     citation: ClassVar[str] = "Sapio et al. 2019, arXiv:1903.06701"
+    typical: ClassVar[str] = "fixed(8, 1.0)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bits", check_integer("bits", self.bits, 2, 16))
         object.__setattr__(self, "clip", check_number("clip", self.clip))
         least = self._half * _NORMAL
-        if not least <= self.clip <= _LARGEST:
-            raise ConfigError(f"clip must be in [{least!r}, {_LARGEST!r}], got {self.clip!r}")
+        if not least <= self.clip <= LARGEST:
+            raise ConfigError(f"clip must be in [{least!r}, {LARGEST!r}], got {self.clip!r}")
 
     @property
     def num_symbols(self) -> int:
@@ -436,6 +439,7 @@ class fractional(Quantizer):
 
     summary: ClassVar[str] = "one of P magnitudes on a logarithmic scale, and a sign"
     citation: ClassVar[str] = "TCS, arXiv:2101.08837, Eq. (12)"
+    typical: ClassVar[str] = "topk(0.01) | fractional(16)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "intervals", check_integer("intervals", self.intervals, 1, _MAX_LEVELS))
@@ -461,9 +465,7 @@ def _by_interval(numbers: Vector, intervals: int) -> Levels:
     # p - 1 for interval p: the inner edges that are not below the magnitude. A zero comes after all of them.
     edges = _inner_edges(largest, smallest, intervals)
     found, counts, sums = ops.find_intervals(magnitudes, edges, min(intervals, _MAX_LEVELS - 1))
-    used = counts > 0
-    ranks = (used.cumsum() - used).astype(np.uint16)
-    return Levels(ops.signed_symbols(found, ranks, numbers), (sums[used] / counts[used]).astype(np.float32))
+    return as_levels(found, sums / np.maximum(counts, 1), numbers, counts)
 
 
 def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.float64]:
@@ -475,7 +477,7 @@ def _inner_edges(largest: float, smallest: float, intervals: int) -> NDArray[np.
         return np.empty(0)
     top, bottom = math.log2(largest), math.log2(smallest)
     powers = [math.exp2(top + p / intervals * (bottom - top)) for p in range(intervals - 1, 0, -1)]
-    mantissas, exponents = np.frexp(np.minimum(powers, _LARGEST))
+    mantissas, exponents = np.frexp(np.minimum(powers, LARGEST))
     edges: NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(mantissas, 40)), exponents - 40)
     return edges
 
@@ -489,12 +491,9 @@ def _on_grid(
     key: Key | None,
 ) -> list[Part]:
     """Round each part's numbers to its grid: to nearest, or at random where a key is given."""
-    dither: list[Vector | None] = [None] * len(numbers)
-    if key is not None:
-        sizes = [x.size for x in numbers]
-        dither = list(np.split(key.derive(purpose="dither").uniform(sum(sizes)), np.cumsum(sizes)[:-1]))
+    draws = [None] * len(numbers) if key is None else dither(key, [x.size for x in numbers])
     out = []
-    for support, x, grid, u in zip(supports, numbers, grids, dither, strict=True):
+    for support, x, grid, u in zip(supports, numbers, grids, draws, strict=True):
         scales, zeros = grid
         if block:
             ranks = block_ranks(support, block)
@@ -533,7 +532,7 @@ def _whole_units(steps: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _steps(steps: NDArray[np.float64], half: float | NDArray[np.float64]) -> Vector:
     """Round steps to float32 > 0 whose grid, ``half`` steps to either side, is finite."""
-    step = np.clip(steps, _TINY, _LARGEST / np.maximum(half, 1.0)).astype(np.float32)
+    step = np.clip(steps, _TINY, LARGEST / np.maximum(half, 1.0)).astype(np.float32)
     with np.errstate(over="ignore"):
         overflows = np.isinf(step * np.asarray(half, np.float32))
     return np.where(overflows, np.nextafter(step, np.float32(0)), step).astype(np.float32)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -17,7 +17,10 @@ __all__ = ["Reference", "as_reference"]
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A vector of which only the listed coordinates may differ from zero.
+    """A vector of which only the listed coordinates may differ from zero; it does not change.
+
+    What ``largest`` selected is remembered, since a server is asked the same for every payload of a round: at most as
+    many indices as there are numbers, a quarter of that where all coordinates are listed; older ones are forgotten.
 
     Attributes:
         d: its length.
@@ -35,6 +38,7 @@ class Reference:
     d: int
     numbers: NDArray[np.float32]
     indices: NDArray[np.int64] | None = None
+    _selected: dict[tuple[int, int, int], NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, payload: Payload) -> Reference:
@@ -63,8 +67,29 @@ class Reference:
             k: how many, 0 <= k <= length.
 
         Returns:
-            (m,) int64 increasing, m <= k, counted from ``start``.
+            (m,) int64 increasing, m <= k, counted from ``start``; read-only.
         """
+        asked = (start, length, k)
+        found = self._selected.get(asked)
+        if found is None:
+            found = self._select(start, length, k)
+            found.flags.writeable = False
+            self._remember(asked, found)
+        return found
+
+    def _remember(self, asked: tuple[int, int, int], found: NDArray[np.int64]) -> None:
+        room = self.numbers.size // (4 if self.indices is None else 1)
+        if found.size > room:
+            return
+        held = self._selected
+        held[asked] = found
+        size = sum(x.size for x in list(held.values()))
+        for oldest in list(held):
+            if size <= room:
+                break
+            size -= held.pop(oldest, found).size
+
+    def _select(self, start: int, length: int, k: int) -> NDArray[np.int64]:
         if self.indices is None:
             return ops.topk(self.numbers[start : start + length], k)
         low, high = np.searchsorted(self.indices, [start, start + length])

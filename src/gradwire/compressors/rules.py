@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector
+from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback
-from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
-from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, _largest_fitting, _prune
+from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contraction
+from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
 from gradwire.layout import Layout, TensorSpec
-from gradwire.payload import Every, Explicit, Floats, Part, Payload
+from gradwire.payload import Every, Explicit, Floats, Part, Payload, Symbols
 from gradwire.rng import Key
 from gradwire.wire import encode
 
@@ -52,14 +52,13 @@ def weaker(a: Guarantee, b: Guarantee) -> Guarantee:
     if b == Contractive(1.0):
         return a
     match a, b:
-        case Contractive(x), Contractive(y):
-            return Contractive(min(x, y))
         case Unbiased(x), Unbiased(y):
             return Unbiased(max(x, y))
         case Absolute(x), Absolute(y):
             return Absolute(max(x, y))
-        case (Contractive(x), Unbiased(y)) | (Unbiased(y), Contractive(x)) if y <= 1:
-            return Contractive(min(x, 1 - y))
+    match as_contraction(a), as_contraction(b):
+        case Contractive(x), Contractive(y):
+            return Contractive(min(x, y))
         case _:
             return Unknown()
 
@@ -99,6 +98,7 @@ class warmup(Compressor):
 
     summary: ClassVar[str] = "another compressor in the first rounds"
     citation: ClassVar[str] = "Lin et al. 2018, arXiv:1712.01887"
+    typical: ClassVar[str] = "warmup(topk(0.01), 5)"
 
     def __post_init__(self) -> None:
         for name, inner in (("compressor", self.compressor), ("first", self.first)):
@@ -119,9 +119,19 @@ class warmup(Compressor):
         return self.compressor.uses_reference or self.first.uses_reference
 
     @property
+    def needs_mean(self) -> bool:
+        """Whether either needs the reference to be the clients' mean."""
+        return self.compressor.needs_mean or self.first.needs_mean
+
+    @property
     def summable(self) -> bool:
         """Whether both are."""
         return self.compressor.summable and self.first.summable
+
+    @property
+    def shares(self) -> Sharing:
+        """The less shared of both."""
+        return least_shared(self.compressor, self.first)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the later compressor's memory, and the first one's under names that begin with ``first.``."""
@@ -240,6 +250,7 @@ class by_tensor(Compressor):
 
     summary: ClassVar[str] = "matrices one way, biases, norms and small tensors another"
     citation: ClassVar[str] = "Vogels et al. 2019, arXiv:1905.13727"
+    typical: ClassVar[str] = "by_tensor(topk(0.01))"
 
     def __post_init__(self) -> None:
         for name, inner in (("compressor", self.compressor), ("others", self.others)):
@@ -259,6 +270,11 @@ class by_tensor(Compressor):
         if len(coders) > 1:
             raise ConfigError(f"a payload has one coder, got {' and '.join(coders)} in {self}")
 
+    @property
+    def shares(self) -> Sharing:
+        """The less shared of both."""
+        return least_shared(self.compressor, self.others)
+
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
         return State(layout)
@@ -276,7 +292,7 @@ class by_tensor(Compressor):
             return self._payload(update, layout, unbounded), state
         if adjustable:
             size = sum(tensor.num_elements for tensor in layout.tensors if self._matches(tensor))
-            made = _largest_fitting(
+            made = largest_fitting(
                 lambda num_kept: self._payload(update, layout, replace(unbounded, num_kept=num_kept)), size, num_bytes
             )
             return made, state
@@ -314,7 +330,7 @@ class by_tensor(Compressor):
         parts = [part for chosen, _ in stretches for part in next(pieces[chosen])]
         if layout.num_parameters < layout.d:
             statistics = update[layout.num_parameters :].copy()
-            parts.append(_prune(Part(Every(statistics.size), Floats(statistics))))
+            parts.append(pruned(Part(Every(statistics.size), Floats(statistics))))
         return Payload(
             layout.d,
             tuple(_join_empty(parts)),
@@ -398,7 +414,7 @@ def _slices(part: Part, edges: list[int], compressor: Compressor) -> Iterator[Pa
             f"by_tensor cannot use {compressor} with this model: its support is of the kind {type(support).__name__}, "
             "which stands for all its tensors at once, and other tensors lie between them"
         )
-    block = getattr(part.values, "block", 0)
+    block = part.values.block if isinstance(part.values, Symbols) else 0
     if block:
         aligned = {-(-edge // block) * block for edge in edges}
         edges = sorted({*edges, *aligned} - {part.length} - {e for e in aligned if e > part.length})

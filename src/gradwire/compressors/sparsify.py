@@ -10,18 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_bytes, check_density, check_flag, check_number, check_scope
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.layout import check_finite
-from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
+from gradwire.payload import LARGEST, SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.rng import Key
 
 __all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
 
-_LARGEST = float(np.finfo(np.float32).max)
 _TOLERANCE = 1.5
 
 
@@ -47,6 +46,11 @@ class dense(Sparsifier):
 
     summary: ClassVar[str] = "every coordinate, lossless"
     citation: ClassVar[str] = "McMahan et al. 2017, arXiv:1602.05629"
+
+    @property
+    def shares(self) -> Sharing:
+        """Every client sends every coordinate."""
+        return "whole"
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Keep everything."""
@@ -86,6 +90,7 @@ class topk(Sparsifier):
 
     summary: ClassVar[str] = "the k entries of largest magnitude"
     citation: ClassVar[str] = "Stich et al. 2018, arXiv:1809.07599"
+    typical: ClassVar[str] = "topk(0.01)"
 
     def __post_init__(self) -> None:
         if self.density is None and self.num_bytes is None:
@@ -129,6 +134,12 @@ class topk(Sparsifier):
             return None
         d = state.layout.num_parameters
         return self._count(d, d, round.num_kept)
+
+    def most_kept(self, d: int) -> int:
+        """Tell k; d where scoped, since every tensor or block sends an entry, or under a budget."""
+        if self.density is None or self.num_bytes is not None or self.scope != "model":
+            return d
+        return num_kept_of(self.density, d) if d else 0
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d); 2/3 of the density where scoped, the worst that rounding k can do; 0 under a budget."""
@@ -174,6 +185,7 @@ class randk(Sparsifier):
 
     summary: ClassVar[str] = "k coordinates drawn from a seed, no indices sent"
     citation: ClassVar[str] = "Stich et al. 2018, arXiv:1809.07599"
+    typical: ClassVar[str] = "randk(0.01)"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
@@ -184,6 +196,11 @@ class randk(Sparsifier):
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True
+
+    @property
+    def shares(self) -> Sharing:
+        """All coordinates where the client is left out of the key, else none."""
+        return "whole" if self.shared else "none"
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Draw the coordinates."""
@@ -198,6 +215,10 @@ class randk(Sparsifier):
                 values = values * np.float32(d / count)
             check_finite(values, "update scaled by d / k")
         return [Part(support, Floats(values))]
+
+    def most_kept(self, d: int) -> int:
+        """Tell k."""
+        return num_kept_of(self.density, d) if d else 0
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(k / d) in expectation, or Unbiased(d / k - 1)."""
@@ -242,6 +263,7 @@ class threshold(Sparsifier):
 
     summary: ClassVar[str] = "entries above a threshold, given or sampled"
     citation: ClassVar[str] = "Lin et al. 2017, arXiv:1712.01887"
+    typical: ClassVar[str] = "threshold(density=0.01)"
 
     def __post_init__(self) -> None:
         if (self.value is None) == (self.density is None):
@@ -251,8 +273,8 @@ class threshold(Sparsifier):
             object.__setattr__(self, "density", check_density(self.density))
             return
         object.__setattr__(self, "value", check_number("value", self.value))
-        if not 0 < (self.value or 0.0) <= _LARGEST:
-            raise ConfigError(f"value must be in (0, {_LARGEST!r}], got {self.value!r}")
+        if not 0 < (self.value or 0.0) <= LARGEST:
+            raise ConfigError(f"value must be in (0, {LARGEST!r}], got {self.value!r}")
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select what reaches the threshold."""

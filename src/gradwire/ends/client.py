@@ -65,7 +65,8 @@ class _Standing:
 class Client:
     """Turns updates into blobs, remembers what was not delivered, and follows the server's rounds.
 
-    Nothing is sent or received here: the host carries the bytes, and says in ``end_round`` what arrived.
+    Nothing is sent or received here: the host carries the bytes, and says in ``end_round`` what arrived. A server asked
+    again about one of eight pending payloads or fewer knows, however late. A client is for one thread at a time.
 
     Args:
         compressor: what compresses updates.

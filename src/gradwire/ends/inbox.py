@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwire.aggregation.aggregator import Aggregator, Mirrors, check_weight
 from gradwire.aggregation.clipping import clip_payload
@@ -16,12 +15,16 @@ from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
 from gradwire.ends.client import reference_digest
-from gradwire.errors import ConfigError, Duplicate, ProtocolError, StaleReference
+from gradwire.ends.counted import Counted
+from gradwire.ends.locking import Lock, locked
+from gradwire.ends.pieces import Pieces
+from gradwire.errors import ConfigError, Duplicate, Forgotten, ProtocolError, StaleReference
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.saved import check_state, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode
+from gradwire.wire.packets import most_packets
 
 __all__ = ["Clipped", "Inbox"]
 
@@ -63,8 +66,9 @@ class Inbox:
             are then below it.
         max_staleness: accept payloads of this many closed rounds.
         aggregator: what adds payloads up, made from the layout: ``Aggregator``, a weighted mean, when None.
-        max_norm: the longest a payload may be, in the Euclidean norm of its entries; longer ones are scaled down to
-            it. None for any length.
+        max_norm: the longest a payload may be, in the Euclidean norm of its entries, all its packets together; longer
+            ones are scaled down to it. None for any length.
+        payloads_per_round: how many payloads of one client and round are counted; None for any number.
 
     Attributes:
         round: the round that is open.
@@ -79,6 +83,7 @@ class Inbox:
         max_staleness: int = 0,
         aggregator: Callable[[Layout], Aggregator] | None = None,
         max_norm: float | None = None,
+        payloads_per_round: int | None = 1,
     ) -> None:
         if not isinstance(compressor, Compressor):
             raise ConfigError(f"compressor must be a Compressor, got {compressor!r}; gw.parse reads spec text")
@@ -100,18 +105,26 @@ class Inbox:
         self.max_norm = None if max_norm is None else check_number("max_norm", max_norm)
         if self.max_norm is not None and not self.max_norm > 0:
             raise ConfigError(f"max_norm must be positive, got {max_norm}")
+        self.payloads_per_round = (
+            None if payloads_per_round is None else check_integer("payloads_per_round", payloads_per_round, 1)
+        )
         self.round = 0
-        self._limits = Limits(max_parameters=max(1, layout.d))
+        self._lock = Lock()
+        self._limits = Limits.of(layout.d)
         self._make_aggregator = aggregator
         self._aggregator = self._new_aggregator()
         self._limited = False
+        # of the open round, by (client, payload number)
         self._accepted: list[tuple[int, int]] = []
         self._arrived: dict[tuple[int, int], set[int]] = {}
-        self._covered: dict[tuple[int, int], tuple[int, NDArray[np.int64]]] = {}
-        self._lengths: dict[tuple[int, int], float] = {}
         self._clipped: list[Clipped] = []
-        self._partial: dict[tuple[int, int], set[int]] = {}
-        self._counted: dict[int, list[list[int]]] = {}
+        # of rounds that may still come: payloads that are not whole yet; round -> client -> how many it sent
+        self._pieces: dict[tuple[int, int], Pieces] = {}
+        self._senders: dict[int, dict[int, int]] = {}
+        # of all rounds, by client
+        self._counted: dict[int, Counted] = {}
+        # what the three were before the open round's first payload; None before it
+        self._began: _Known | None = None
         self._references: dict[bytes, bytes] = {}
         self._decoded: tuple[bytes, Reference] | None = None
 
@@ -125,19 +138,27 @@ class Inbox:
         """What adds up the open round: to be read, not changed."""
         return self._aggregator
 
-    def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
-        """Count one client's blob into the open round.
+    def receive(self, blob: bytes | bytearray | memoryview, client_id: int = 0, weight: float = 1.0) -> None:
+        """Count one client's blob into the open round. Many threads may call it at once.
 
         Args:
-            blob: from ``Client.compress``.
+            blob: from ``Client.compress``; not longer than ``Limits.of(d)`` allows.
             client_id: who sent it.
-            weight: the weight it was compressed with.
+            weight: the weight it was compressed with, from 2^-64 to 2^64. Entries are added times their weight, in
+                float32: of products below 2^-126 (1e-38) digits are lost. A common factor of all weights does not
+                matter, so keep them near 1.
 
         Raises:
-            DecodeError: on bytes that are no payload.
+            DecodeError: on bytes that are no payload, or too many of them (``LimitExceeded``).
             Duplicate: on one that was counted already: its sender may forget it.
+            Forgotten: on one of a round that is over for good, when it is not known any more whether it was counted.
+                The eight newest payloads of a client are always known: one that asks before it has made more than that
+                many always learns the truth, however late.
             StaleReference: on one that leans on a reference not held here any more.
-            ProtocolError: on another layout, a round that is closed or not open yet, or a downlink blob.
+            ProtocolError: on another layout, a round that is closed or not open yet, more payloads of a client than a
+                round may have, a coordinate that comes twice, or a downlink blob; by a region also on what comes
+                between ``forward`` and ``end_round``. It was not counted; what is refused as too old or as one too many
+                never will be.
             ConfigError: on a weight that is not positive. Nothing is changed in any of these cases.
         """
         weight = check_weight(weight)
@@ -145,42 +166,71 @@ class Inbox:
         if self.num_clients is not None and client_id >= self.num_clients:
             raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
         payload = decode(blob, self._limits)
+        with self._lock:
+            self._count(payload, client_id, weight)
+
+    def _count(self, payload: Payload, client_id: int, weight: float) -> None:
         self._check(payload, client_id)
         name = (client_id, payload.sequence)
-        first = name not in self._arrived
-        covered = self._coverage(payload, name)
-        clipped, length, factor = self._clip(payload, name)
+        pieces = self._pieces.get(name)
+        self._check_number(payload, client_id, pieces)
         if not self._limited:
             self._set_limits()
             self._limited = True
-        before = self._aggregator.num_received
-        self._aggregator.add(clipped, weight, self.reference_of(payload), count=first)
-        if factor < 1:
-            packet = None if payload.packet is None else payload.packet[0]
-            self._clipped.append(Clipped(*name, packet, factor))
-        if self._aggregator.num_received > before:
-            self._accepted.append(name)
-        if payload.packet is not None and self.max_norm is not None:
-            self._lengths[name] = length
-        if covered is not None:
-            self._covered[name] = covered
-        numbers = self._arrived.setdefault(name, set())
+        clipped, factor = payload, 1.0
         if payload.packet is not None:
-            numbers.add(payload.packet[0])
-            self._partial.setdefault(name, set()).add(payload.packet[0])
-            if len(self._partial[name]) < payload.packet[1]:
-                return
-            del self._partial[name]
-        _insert(self._counted.setdefault(client_id, []), payload.sequence)
+            pieces = (pieces or Pieces(payload.round, payload.packet[1])).joined(payload)
+        if self.max_norm is not None:
+            before = 0.0 if pieces is None else pieces.norm
+            clipped, norm, factor = clip_payload(payload, max(0.0, self.max_norm**2 - before**2) ** 0.5)
+            pieces = None if pieces is None else replace(pieces, norm=(before**2 + norm**2) ** 0.5)
+        known = self._counted.get(client_id, Counted())
+        if pieces is None or pieces.complete:
+            known = known.added(payload.sequence, payload.round)
+        is_first, num_received = name not in self._arrived, self._aggregator.num_received
+        self._aggregator.add(clipped, weight, self.reference_of(payload), count=is_first)
+        if self._began is None:
+            self._began = self._pieces, self._senders, self._counted
+            senders_copied = {index: dict(sent) for index, sent in self._senders.items()}
+            self._pieces, self._senders, self._counted = dict(self._pieces), senders_copied, dict(self._counted)
+        if name not in self._pieces:
+            senders = self._senders.setdefault(payload.round, {})
+            senders[client_id] = senders.get(client_id, 0) + 1
+        if is_first and self._aggregator.num_received == num_received:
+            return  # it was lost on the air
+        if is_first:
+            self._accepted.append(name)
+        packets = self._arrived.setdefault(name, set())
+        if payload.packet is not None:
+            packets.add(payload.packet[0])
+        if factor < 1:
+            self._clipped.append(Clipped(*name, None if payload.packet is None else payload.packet[0], factor))
+        if pieces is None or pieces.complete:
+            self._counted[client_id] = known
+            self._pieces.pop(name, None)
+        else:
+            self._pieces[name] = pieces
 
     def _follow(self, blob: bytes) -> None:
         """Go into the round after the one a server's blob closed, which may now be leant on.
 
         What there was is left as it is: whoever kept it can go back to it.
         """
+        oldest = self.round + 1 - self.max_staleness
+        pieces, senders = dict(self._pieces), dict(self._senders)
+        counted: dict[int, Counted] = {}
+        for name in [name for name, found in pieces.items() if found.round < oldest]:
+            known = counted.get(name[0], self._counted.get(name[0], Counted()))
+            counted[name[0]] = known.left_behind(name[1], pieces.pop(name).packets)
+        for client_id in {client for index in [i for i in senders if i < oldest] for client in senders.pop(index)}:
+            if client_id in counted or client_id in self._counted:
+                counted[client_id] = counted.get(client_id, self._counted.get(client_id, Counted())).without(oldest)
         references = {**self._references, reference_digest(blob): blob}
         self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
-        self._accepted, self._arrived, self._covered, self._lengths, self._clipped = [], {}, {}, {}, []
+        self._accepted, self._arrived, self._clipped = [], {}, []
+        self._pieces, self._senders = pieces, senders
+        self._counted = {**self._counted, **counted}
+        self._began = None
         self._aggregator = copy.copy(self._aggregator)
         self._aggregator.reset()
         self._limited = False
@@ -191,57 +241,103 @@ class Inbox:
         Done when the first payload arrives: by then a step has its memory.
         """
 
+    @locked
+    def drop_round(self) -> tuple[tuple[int, int], ...]:
+        """Forget what the open round received: the round stays open, with nothing in it.
+
+        For a round that cannot be closed, or must not be: because a step of the host's own fails on its mean, say.
+        What was dropped is as if it had never come: to be told to its sender as not delivered, which takes it back
+        into its residual, or to be received again.
+
+        Returns:
+            (client_id, sequence) of the payloads that were accepted, in order of arrival.
+
+        Raises:
+            ConfigError: where payloads are steps of mirrors, which outlast a round. Nothing is changed then.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> server = gw.Server(gw.dense(), gw.Layout.flat(2))
+            >>> server.receive(gw.Client(gw.dense(), gw.Layout.flat(2)).compress(np.ones(2, np.float32)), 0)
+            >>> server.drop_round(), server.close_round().num_received
+            (((0, 0),), 0)
+        """
+        if self.compressor.mirrored:
+            raise ConfigError(f"{self.compressor} sends steps of mirrors, which cannot be dropped")
+        dropped, before = tuple(self._accepted), dict(vars(self))
+        try:
+            if self._began is not None:
+                self._pieces, self._senders, self._counted = self._began
+            self._accepted, self._arrived, self._clipped, self._began = [], {}, [], None
+            self._aggregator, self._limited = self._new_aggregator(), False
+        except BaseException:
+            vars(self).update(before)
+            raise
+        return dropped
+
+    @locked
+    def counted(self, client_id: int) -> tuple[tuple[int, int], ...]:
+        """Tell which of a client's payloads were counted: what a host says to a client that missed the answers.
+
+        Args:
+            client_id: whose.
+
+        Returns:
+            (first, last) of each run of consecutive numbers that came whole, increasing. Of rounds before
+            ``max_staleness`` only the newest runs are known.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> server, client = (end(gw.dense(), gw.Layout.flat(2)) for end in (gw.Server, gw.Client))
+            >>> server.receive(client.compress(np.ones(2, np.float32)), 0)
+            >>> server.counted(0), server.counted(1)
+            (((0, 0),), ())
+        """
+        return tuple((run.low, run.high) for run in self._counted.get(client_id, Counted()).runs)
+
     def _packets(self) -> dict[tuple[int, int], frozenset[int]]:
         """The packet numbers that arrived of each payload that came in packets."""
         return {name: frozenset(numbers) for name, numbers in self._arrived.items() if numbers}
-
-    def _clip(self, payload: Payload, name: tuple[int, int]) -> tuple[Payload, float, float]:
-        """The payload no longer than allowed, the length of all of it that came so far, and the factor."""
-        if self.max_norm is None:
-            return payload, 0.0, 1.0
-        before = self._lengths.get(name, 0.0)
-        clipped, length, factor = clip_payload(payload, max(0.0, self.max_norm**2 - before**2) ** 0.5)
-        return clipped, (before**2 + length**2) ** 0.5, factor
 
     def _check(self, payload: Payload, client_id: int) -> None:
         if payload.sum_weights is not None:
             raise ProtocolError("receive takes a client's blob, got a server's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
             raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
-        if any(low <= payload.sequence <= high for low, high in self._counted.get(client_id, [])):
-            raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already")
-        # kept after the round: a packet that was counted is no lost one, however late it comes again
-        if (numbers := self._partial.get((client_id, payload.sequence))) is not None and (
-            payload.packet is None or payload.packet[0] in numbers
-        ):
-            raise Duplicate(f"payload {payload.sequence} of client {client_id} was counted already, in this packet")
-        if not self.round - self.max_staleness <= payload.round <= self.round:
+        if payload.packet is not None and payload.packet[1] > (most := most_packets(payload.d)):
+            raise ProtocolError(f"a payload has at most {most} packets here, got {payload.packet[1]}")
+
+    def _check_number(self, payload: Payload, client_id: int, pieces: Pieces | None) -> None:
+        """Refuse what was counted before, what is of another round, and one payload too many."""
+        number, packet = payload.sequence, None if payload.packet is None else payload.packet[0]
+        name, known = f"payload {number} of client {client_id}", self._counted.get(client_id, Counted())
+        run = known.run_of(number)
+        if run is not None and payload.round <= run.round:
+            raise Duplicate(f"{name} was counted already")
+        oldest = self.round - self.max_staleness
+        came = known.unfinished.get(number) if payload.round < oldest else None if pieces is None else pieces.packets
+        if came is not None and (packet is None or came >> packet & 1):
+            raise Duplicate(f"{name} was counted already, in this packet")
+        if payload.round < oldest and came is None and number <= known.forgotten:
+            raise Forgotten(
+                f"{name} is of round {payload.round}, so long ago that it is not known any more whether it was counted"
+            )
+        if not oldest <= payload.round <= self.round:
             raise ProtocolError(
                 f"payload is of round {payload.round}, expected {self.round}"
                 + (f" or one of the {self.max_staleness} before" if self.max_staleness else "")
             )
-
-    def _coverage(self, payload: Payload, name: tuple[int, int]) -> tuple[int, NDArray[np.int64]] | None:
-        """The number of packets and the coordinates they cover with this one; None where there are no packets.
-
-        Its weight counts once for all packets, so that none may send a coordinate of another again.
-        """
-        if payload.packet is None:
-            return None
-        starts = np.cumsum([0, *(part.length for part in payload.parts)])
-        inside = [start + part.support.indices for start, part in zip(starts, payload.parts, strict=False)]
-        new = np.concatenate(inside)
-        count, before = self._covered.get(name, (payload.packet[1], np.empty(0, np.int64)))
-        if payload.packet[1] != count:
+        if run is not None or number in known.unfinished:
             raise ProtocolError(
-                f"payload {name[1]} of client {name[0]} has {count} packets, got one of {payload.packet[1]}"
+                f"{name} is of round {payload.round}, but one of that number was counted in a round before: a client "
+                "that lost its state must not use its numbers again"
             )
-        together = np.union1d(before, new)
-        if together.size != before.size + new.size:
+        sent = self._senders.get(payload.round, {}).get(client_id, 0)
+        if pieces is None and self.payloads_per_round is not None and sent >= self.payloads_per_round:
             raise ProtocolError(
-                f"packet {payload.packet[0]} of payload {name[1]} repeats coordinates of another packet"
+                f"{name} is one too many: {sent} of round {payload.round} came, and payloads_per_round is "
+                f"{self.payloads_per_round}"
             )
-        return count, together
 
     def reference_of(self, payload: Payload) -> Reference | None:
         """Find the reference a payload leans on.
@@ -294,12 +390,10 @@ class Inbox:
             "round": self.round,
             **self._aggregator.state_dict(),
             "accepted": [list(pair) for pair in self._accepted],
-            "arrived": _plain(self._arrived),
-            "partial": _plain(self._partial),
-            "covered": [[*name, count, indices.copy()] for name, (count, indices) in self._covered.items()],
-            "lengths": [[*name, length] for name, length in self._lengths.items()],
+            "arrived": [[*name, sorted(found)] for name, found in self._arrived.items()],
             "clipped": [[c.client_id, c.sequence, c.packet, c.factor] for c in self._clipped],
-            "counted": [[client, [list(run) for run in runs]] for client, runs in sorted(self._counted.items())],
+            **_state_of((self._pieces, self._senders, self._counted)),
+            "began": None if self._began is None else _state_of(self._began),
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
         }
         return to_saved(state)
@@ -312,48 +406,44 @@ class Inbox:
             aggregator = self._new_aggregator()
             aggregator.load_state_dict(state)
             accepted = [(int(client), int(sequence)) for client, sequence in state["accepted"]]
-            counted = {int(client): [[int(a), int(b)] for a, b in runs] for client, runs in state["counted"]}
-            arrived, partial = _unplain(state["arrived"]), _unplain(state["partial"])
-            covered = {
-                (int(client), int(sequence)): (int(count), np.array(indices, np.int64))
-                for client, sequence, count, indices in state["covered"]
+            arrived = {
+                (int(client), int(sequence)): {int(n) for n in found} for client, sequence, found in state["arrived"]
             }
-            lengths = {(int(client), int(sequence)): float(length) for client, sequence, length in state["lengths"]}
             clipped = [
                 Clipped(int(client), int(sequence), None if packet is None else int(packet), float(factor))
                 for client, sequence, packet, factor in state["clipped"]
             ]
+            known = _read_known(state, self.layout.d)
+            began = None if state["began"] is None else _read_known(state["began"], self.layout.d)
             blobs = [to_bytes(blob) for blob in state["references"]]
             for blob in blobs:
                 decode(blob)
             seed, round_index = Key(state["seed"]).seed, check_integer("round", state["round"], 0, 2**63 - 1)
 
         def take_over() -> None:
-            self._aggregator, self._accepted, self._counted = aggregator, accepted, counted
-            self._arrived, self._partial, self._covered = arrived, partial, covered
-            self._lengths, self._clipped = lengths, clipped
+            self._aggregator, self._accepted, self._arrived, self._clipped = aggregator, accepted, arrived, clipped
+            (self._pieces, self._senders, self._counted), self._began = known, began
             self._references = {reference_digest(blob): blob for blob in blobs}
             self.seed, self.round, self._limited = seed, round_index, False
 
         return take_over
 
 
-def _plain(numbers: dict[tuple[int, int], set[int]]) -> list[list[Any]]:
-    return [[client, sequence, sorted(found)] for (client, sequence), found in numbers.items()]
+_Known = tuple[dict[tuple[int, int], Pieces], dict[int, dict[int, int]], dict[int, Counted]]
 
 
-def _unplain(plain: list[list[Any]]) -> dict[tuple[int, int], set[int]]:
-    return {(int(client), int(sequence)): {int(n) for n in found} for client, sequence, found in plain}
+def _state_of(known: _Known) -> dict[str, Any]:
+    pieces, senders, counted = known
+    return {
+        "pieces": [[*name, *found.state()] for name, found in pieces.items()],
+        "senders": [[index, *sent] for index, of_round in senders.items() for sent in of_round.items()],
+        "counted": [[client, *found.state()] for client, found in sorted(counted.items())],
+    }
 
 
-def _insert(runs: list[list[int]], sequence: int) -> None:
-    """Add a number to sorted, disjoint, non-adjacent closed runs."""
-    runs.append([sequence, sequence])
-    runs.sort()
-    merged: list[list[int]] = []
-    for low, high in runs:
-        if merged and low <= merged[-1][1] + 1:
-            merged[-1][1] = max(high, merged[-1][1])
-        else:
-            merged.append([low, high])
-    runs[:] = merged
+def _read_known(state: dict[str, Any], d: int) -> _Known:
+    pieces = {(int(client), int(sequence)): Pieces.from_state(saved, d) for client, sequence, *saved in state["pieces"]}
+    senders: dict[int, dict[int, int]] = {}
+    for index, client, number in state["senders"]:
+        senders.setdefault(int(index), {})[int(client)] = int(number)
+    return pieces, senders, {int(client): Counted.from_state(saved) for client, *saved in state["counted"]}

@@ -12,9 +12,13 @@ from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
 from gradwire.compressors.sparsify import dense
 from gradwire.ends.client import Client, Delivered
+from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Clipped, Inbox
+from gradwire.ends.locking import locked
+from gradwire.ends.pieces import Pieces
 from gradwire.errors import ConfigError, ProtocolError
 from gradwire.layout import Layout
+from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.saved import reading_state
 
@@ -52,7 +56,8 @@ class Region(Inbox):
     """Merges its clients' payloads, forwards their mean once a round, and hands the server's blob on.
 
     To its clients it is a server, to the server a client: only one blob a region crosses the wide area, and the blob
-    the server answers with goes to the clients as it is, so that all ends hold the same reference.
+    the server answers with goes to the clients as it is, so that all ends hold the same reference. As with ``Server``,
+    many threads may call its methods.
 
     Args:
         compressor: what the clients compress with.
@@ -65,9 +70,11 @@ class Region(Inbox):
         max_staleness: accept payloads of this many closed rounds.
         aggregator: as for ``Server``.
         max_norm: as for ``Server``.
+        payloads_per_round: as for ``Server``.
 
     Raises:
-        ConfigError: on an argument of another kind; with ``ef21``, whose mirrors cannot be merged.
+        ConfigError: on an argument of another kind; with ``ef21``, whose mirrors cannot be merged; a lossy ``forward``
+            or another aggregator than the mean with a compressor that ``needs_mean``.
 
     Attributes:
         round: the round that is open.
@@ -97,10 +104,11 @@ class Region(Inbox):
         max_staleness: int = 0,
         aggregator: Callable[[Layout], Aggregator] | None = None,
         max_norm: float | None = None,
+        payloads_per_round: int | None = 1,
     ) -> None:
         if isinstance(compressor, Compressor) and compressor.mirrored:
             raise ConfigError(f"a region cannot merge mirrors, which outlast a round: got {compressor}")
-        super().__init__(compressor, layout, seed, None, max_staleness, aggregator, max_norm)
+        super().__init__(compressor, layout, seed, None, max_staleness, aggregator, max_norm, payloads_per_round)
         forward = ef(dense()) if forward is None else forward
         if isinstance(forward, Compressor) and forward.mirrored:
             raise ConfigError(f"forward cannot keep a mirror: the weight of a region changes, got {forward}")
@@ -108,6 +116,7 @@ class Region(Inbox):
             Key(self.seed, purpose="region").words(1)[0]
         )  # or it would draw what a client of its number does
         self._up = Client(forward, layout, region_id, own_seed, num_rounds)
+        check_mean(compressor, layout.num_parameters, aggregator=self._aggregator, forward=forward)
         self._forwarded = False
         self._first = 0
 
@@ -116,16 +125,12 @@ class Region(Inbox):
         """This region's number at the server."""
         return self._up.client_id
 
-    def receive(self, blob: bytes, client_id: int = 0, weight: float = 1.0) -> None:
-        """Count one client's blob into the open round; see ``Server.receive``.
-
-        Raises:
-            ProtocolError: also after ``forward``, until ``end_round``. Nothing is changed in any of these cases.
-        """
-        if self._forwarded:
+    def _check_number(self, payload: Payload, client_id: int, pieces: Pieces | None) -> None:
+        super()._check_number(payload, client_id, pieces)
+        if self._forwarded:  # what was counted before is still told so
             raise ProtocolError(f"round {self.round} was forwarded; expected nothing before it ends")
-        super().receive(blob, client_id, weight)
 
+    @locked
     def forward(self, num_bytes: int | None = None) -> Forwarded | None:
         """Make the one blob of this round for the server.
 
@@ -152,6 +157,7 @@ class Region(Inbox):
         self._forwarded = True
         return made
 
+    @locked
     def end_round(self, blob: bytes, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
         """Follow the server into the next round.
 
@@ -182,11 +188,13 @@ class Region(Inbox):
             raise
         return applied
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only."""
         up = {"up": self._up.state_dict(), "forwarded": self._forwarded, "first": self._first}
         return super().state_dict() | up
 
+    @locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
 

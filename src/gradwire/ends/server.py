@@ -6,13 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from gradwire.aggregation.aggregator import Aggregator
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.compressor import Compressor, Occupied, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense
+from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Clipped, Inbox
+from gradwire.ends.locking import locked
 from gradwire.errors import ConfigError, StateError
+from gradwire.kernels import ops
 from gradwire.layout import Layout, as_update
+from gradwire.payload import Floats, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, copy_memory, from_saved, reading_state, to_saved
 from gradwire.wire import encode
@@ -27,7 +33,8 @@ class Result:
     Attributes:
         update: (d,) float32: the weighted mean of what arrived; zeros when nothing did. For ``ef21`` the mean of all
             clients' mirrors, silent ones included, each counting the same whatever its weight.
-        applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model.
+        applied: (d,) float32: exactly what decoding ``blob`` gives; what every end adds to the model. Without a step,
+            where nothing is lost on the way down, ``update`` itself: copy it before changing one of them in place.
         blob: what goes to each client.
         sum_weights: total weight received.
         num_received: payloads accepted.
@@ -71,6 +78,9 @@ class ServerStep(Protocol):
 class Server(Inbox):
     """Takes blobs in, closes rounds, and says what to send down.
 
+    Many threads may call its methods: one runs at a time, and the others wait. What is remembered of each client is
+    bounded by ``max_staleness``, whatever is lost.
+
     Args:
         compressor: what the clients compress with.
         layout: the model's layout.
@@ -82,12 +92,15 @@ class Server(Inbox):
             are then below it.
         max_staleness: accept payloads of this many closed rounds.
         aggregator: what adds payloads up, made from the layout: ``Aggregator``, a weighted mean, when None.
-        max_norm: the longest a payload may be, in the Euclidean norm of its entries; longer ones are scaled down to
-            it, and ``result.clipped`` says so. None for any length.
+        max_norm: the longest a payload may be, in the Euclidean norm of its entries, all its packets together; longer
+            ones are scaled down to it, and ``result.clipped`` says so. None for any length.
         num_rounds: rounds of the whole run, for a ``downlink`` with a schedule, or None.
+        payloads_per_round: how many payloads of one client and round are counted, the first ones that come; None for
+            any number, as asynchronous clients need it, who send again before a round ends.
 
     Raises:
-        ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, clipped, or on the way down.
+        ConfigError: on an argument of another kind; ``ef21`` without ``num_clients``, clipped, or on the way down; a
+            step, lossy downlink or other aggregator than the mean with a compressor that ``needs_mean``.
 
     Attributes:
         round: the round that is open.
@@ -115,20 +128,23 @@ class Server(Inbox):
         aggregator: Callable[[Layout], Aggregator] | None = None,
         max_norm: float | None = None,
         num_rounds: int | None = None,
+        payloads_per_round: int | None = 1,
     ) -> None:
         downlink = dense() if downlink is None else downlink
-        super().__init__(compressor, layout, seed, num_clients, max_staleness, aggregator, max_norm)
+        super().__init__(compressor, layout, seed, num_clients, max_staleness, aggregator, max_norm, payloads_per_round)
         if not isinstance(downlink, Compressor):
             raise ConfigError(f"downlink must be a Compressor, got {downlink!r}; gw.parse reads spec text")
         if step is not None and not callable(step):
             raise ConfigError(f"step must be a function update -> delta or None, got {step!r}")
         if downlink.mirrored:
             raise ConfigError(f"downlink must send what is applied, {downlink} sends steps of a mirror; use ef")
+        check_mean(compressor, layout.num_parameters, aggregator=self._aggregator, step=step, downlink=downlink)
         self.downlink = downlink
         self.step = step
         self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)
         self._downlink_state = downlink.init(layout)
 
+    @locked
     def close_round(self) -> Result:
         """End the open round: mean, step, downlink.
 
@@ -161,18 +177,20 @@ class Server(Inbox):
         update = delta = self._aggregator.mean()
         if self.step is not None:
             delta = as_update(self.step(update.copy()), self.layout.d, what="what step gives", layout=self.layout)
+        occupied = Occupied(delta)
         agreed = Round(
             index=self.round,
             key=Key(self.seed, self.round, purpose="downlink"),
             sequence=self.round,
             num_rounds=self.num_rounds,
             sum_weights=self._aggregator.sum_weights,
+            occupied=occupied,
         )
         payload, state = self.downlink.compress(delta, state, agreed)
         blob = encode(payload)
         result = Result(
             update=update,
-            applied=decompress(payload),
+            applied=update if delta is update and _is(payload, occupied) else decompress(payload),
             blob=blob,
             sum_weights=self._aggregator.sum_weights,
             num_received=self._aggregator.num_received,
@@ -189,6 +207,7 @@ class Server(Inbox):
             self.step.largest_update(room) if isinstance(self.step, ServerStep) and room else room
         )
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
 
@@ -201,6 +220,7 @@ class Server(Inbox):
         memory = copy_memory(self._downlink_state.memory)
         return to_saved(super().state_dict() | {"downlink": str(self.downlink), "scheme": memory})
 
+    @locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken.
 
@@ -220,3 +240,19 @@ class Server(Inbox):
             check_memory(memory, self.downlink.init(self.layout).memory, self.layout.num_parameters)
         take_over()
         self._downlink_state = State(self.layout, memory)
+
+
+def _is(payload: Payload, occupied: Occupied) -> bool:
+    """Whether a payload stands for a vector that is 0.0 at one place or more, bit for bit."""
+    if any(not isinstance(part.values, Floats) or part.values.coding != "float32" for part in payload.parts):
+        return False
+    if occupied.places is None or payload.num_kept != occupied.places.size:
+        return False
+    start = 0
+    for part in payload.parts:
+        sent = part.numbers().view(np.uint32)
+        there = ops.gather(occupied.vector[start : start + part.length], part.support.indices).view(np.uint32)
+        if not (sent.all() and np.array_equal(sent, there)):
+            return False
+        start += part.length
+    return True

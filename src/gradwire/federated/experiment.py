@@ -71,7 +71,7 @@ class Experiment(BaseModel):
         model: a model's name, or None for the task's own.
         methods: spec texts.
         algorithms: texts such as ``fedavg()`` or ``scaffold()``; each method is run with each.
-        links: what joins clients and server, such as ``ideal`` or ``fibre:1,4g:2``; each method is run over each.
+        links: what joins clients and server: ``ideal()``, ``mix(fibre=1, lte=2)`` ...; each method is run over each.
         budgets: how much a client may send a round, such as ``none()`` or ``fit()``; each method is run with each.
         downlink: spec text of the way down.
         clients: number of clients.
@@ -123,7 +123,7 @@ class Experiment(BaseModel):
     model: str | None = None
     methods: list[str] = Field(default=list(DEFAULT_METHODS), min_length=1)
     algorithms: list[str] = Field(default=["fedavg()"], min_length=1)
-    links: list[str] = Field(default=["ideal"], min_length=1)
+    links: list[str] = Field(default=["ideal()"], min_length=1)
     budgets: list[str] = Field(default=["none()"], min_length=1)
     downlink: str = "dense()"
     clients: int = Field(default=10, ge=1, le=100_000)
@@ -154,7 +154,7 @@ class Experiment(BaseModel):
     max_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     regions: int = Field(default=0, ge=0)
     forward: str = "ef(dense())"
-    region_link: str = "ideal"
+    region_link: str = "ideal()"
     clients_on_disk: bool = False
     audit: bool = False
     target_accuracy: float | None = Field(default=None, gt=0, le=1)

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from gradwire.kernels.jit import array, inline, kernel, plain, trailing_zeros
+from gradwire.kernels.jit import array, count_ones, inline, kernel, plain, trailing_zeros
 from gradwire.kernels.models import (
     ANS_LOW,
     HUFFMAN_BITS,
@@ -78,18 +78,6 @@ Words = NDArray[np.uint64]
 Scalar = Any  # inside kernels: uint64 but where noted
 
 
-def _emit_count_ones(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    return builder.ctpop(args[0])
-
-
-def _type_count_ones(context: Any, word: Any) -> Any:
-    """Count the ones of a uint64."""
-    return types.uint64(types.uint64), _emit_count_ones
-
-
-_count_ones: Any = intrinsic(_type_count_ones)
-
-
 def _emit_load(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     data = context.make_array(signature.args[0])(context, builder, args[0]).data
     address = builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [args[1]])
@@ -125,8 +113,8 @@ def _to_bytes(words: Words, num_bits: int) -> NDArray[np.uint8]:
 # --- fixed width ------------------------------------------------------------------------------------------------------
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other."""
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other."""
     num_bits = symbols.size * width
     words = np.zeros(num_bits // 64 + 1, np.uint64)
     _pack(plain(symbols, np.uint32), width, words)
@@ -458,7 +446,7 @@ def _golomb_decode(
         # Quotients so far are at least base - i: with this test, and m and limit in bounds, no product leaves int64.
         if np.int64(base - i) > most or remainders > limit:
             return -1
-        for _ in range(min(_count_ones(word), count - i)):
+        for _ in range(min(count_ones(word), count - i)):
             position = base + trailing_zeros(word)
             word &= word - _1
             head = indices[i]

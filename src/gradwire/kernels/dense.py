@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 
 from gradwire.journal import Journal
 from gradwire.kernels import reference, threads
+from gradwire.kernels.blocks import BLOCK, INFINITE, sum_reaching, write_sum
 from gradwire.kernels.jit import array, kernel, plain
 
 __all__ = ["Added", "accumulate_at", "add_finite", "find_intervals", "gather", "signed_symbols", "subtract"]
 
-_BLOCK = 512  # added up in the first cache and looked at, before it is written
 SUMMED, LANES = reference.SUMMED, reference.LANES
 _SUMMED, _LANES = np.uint64(SUMMED), np.uint64(LANES)
-_SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
+_0 = np.uint64(0)
 
 _TABLE_FROM = 4096  # magnitudes that are worth a table
 _CELL_BITS = 16  # lower bits of a float32 in which the numbers of a cell differ
@@ -41,7 +41,7 @@ def accumulate_at(
     indices, numbers = plain(indices, np.int64), plain(numbers, np.float32)
     _check_indices(indices, out.size)
     factor = np.float32(weight)
-    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor))
+    threads.over(indices.size, lambda r: _accumulate_at(out, indices[r], numbers[r], factor), threads.FEW)
 
 
 @kernel(types.void, _OUT_F32, _I64, _F32, types.float32)
@@ -57,7 +57,7 @@ def gather(values: NDArray[np.float32], indices: NDArray[np.int64]) -> NDArray[n
     values, indices = plain(values, np.float32), plain(indices, np.int64)
     _check_indices(indices, values.size)
     out = np.empty(indices.size, np.float32)
-    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]))
+    threads.over(indices.size, lambda r: _gather(values, indices[r], out[r]), threads.FEW)
     return out
 
 
@@ -84,7 +84,7 @@ def _inside(indices: NDArray[np.uint64], size: Any) -> bool:
 class Added:
     """An addend on its way into a vector: how far each range has come, so that it can be taken out at any point.
 
-    Kernels write into ``done`` how many elements of their range are added, block by block.
+    Kernels leave in ``done`` how many elements of their range are added; none is interrupted on its way.
     """
 
     def __init__(
@@ -134,36 +134,26 @@ def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: 
 
 @kernel(types.void, _OUT_F32, _F32, _OUT_I64)
 def _subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], done: NDArray[np.int64]) -> None:
-    for start in range(0, total.size, _BLOCK):
-        for i in range(start, min(start + _BLOCK, total.size)):
-            total[i] -= numbers[i]
-        done[0] = min(start + _BLOCK, total.size)
+    for i in range(total.size):
+        total[i] -= numbers[i]
+    done[0] = total.size
 
 
 @kernel(types.void, _OUT_F32, _F32, types.float32, _OUT_I64)
 def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any, done: NDArray[np.int64]) -> None:
     """Add block by block, up to the first block whose sums are not all finite."""
-    scratch = np.empty(_BLOCK, np.float32)
-    bits = scratch.view(np.uint32)
-    whole = total.size // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):  # loops over slices of a fixed length become vector instructions
-        here, more = total[start : start + _BLOCK], addend[start : start + _BLOCK]
-        for i in range(_BLOCK):
-            scratch[i] = here[i] * decay + more[i]
-        largest = np.uint32(0)
-        for i in range(_BLOCK):
-            largest = max(largest, bits[i] & _SIGNLESS)
-        if largest >= _INFINITE:
+    whole = total.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        if sum_reaching(total, addend, start, decay, INFINITE) != _0:
+            done[0] = start
             return
-        for i in range(_BLOCK):
-            here[i] = scratch[i]
-        done[0] = start + _BLOCK
+        write_sum(total, addend, start, decay)
     for i in range(whole, total.size):
-        scratch[i - whole] = total[i] * decay + addend[i]
-        if bits[i - whole] & _SIGNLESS >= _INFINITE:
+        added = total[i] * decay + addend[i]
+        if not np.isfinite(added):
+            done[0] = i
             return
-    for i in range(whole, total.size):
-        total[i] = scratch[i - whole]
+        total[i] = added
     done[0] = total.size
 
 
@@ -204,7 +194,7 @@ def find_intervals(
         arrays = found[r], all_counts[rows], all_sums[rows]
         _compare(magnitudes[r], shift, lowest, fewest, most, edges, zero, row, *arrays)
 
-    threads.over(found.size, compare)
+    threads.over(found.size, compare, threads.FEW)
     counts, sums = np.zeros(number, np.int64), np.zeros(number)
     _add_up(all_counts, all_sums, counts, sums)
     last = int(counts.nonzero()[0][-1]) + 1

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array", "inline", "kernel", "pair", "plain", "trailing_zeros"]
+__all__ = ["array", "count_ones", "inline", "kernel", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,6 +54,18 @@ def _type_trailing_zeros(context: Any, word: Any) -> Any:
 
 
 trailing_zeros: Any = intrinsic(_type_trailing_zeros)
+
+
+def _emit_count_ones(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.ctpop(args[0])
+
+
+def _type_count_ones(context: Any, word: Any) -> Any:
+    """Count the ones of a uint64."""
+    return numba.types.uint64(numba.types.uint64), _emit_count_ones
+
+
+count_ones: Any = intrinsic(_type_count_ones)
 
 
 def kernel(result: Any, *arguments: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:

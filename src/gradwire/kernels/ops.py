@@ -39,6 +39,7 @@ __all__ = [
     "huffman_lengths",
     "join_float32",
     "normalise_frequencies",
+    "occupied",
     "pack",
     "positions",
     "quantize_grid",
@@ -269,8 +270,17 @@ def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     return models.normalise_frequencies(counts)
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other."""
+def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None:
+    """Find where numbers are anything but 0.0; None where that is more than ``most`` places."""
+    if _compiled(values.size, VECTOR_FROM):
+        import gradwire.kernels.occupied as occupied
+
+        return occupied.occupied(values, most)
+    return reference.occupied(values, most)
+
+
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other."""
     if _compiled(symbols.size, VECTOR_FROM):
         import gradwire.kernels.cpu as cpu
 

@@ -42,6 +42,7 @@ __all__ = [
     "huffman_decode",
     "huffman_encode",
     "join_float32",
+    "occupied",
     "pack",
     "positions",
     "quantize_grid",
@@ -169,6 +170,20 @@ def find_intervals(
     return found.astype(np.uint16), counts.astype(np.int64), sums
 
 
+def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None:
+    """Find where numbers are anything but 0.0.
+
+    Args:
+        values: (d,) float32, not modified.
+        most: how many places are of use, 0 or more.
+
+    Returns:
+        (m,) int64 increasing, places of -0.0 among them; None where there are more than ``most``.
+    """
+    found = np.flatnonzero(np.ascontiguousarray(values).view(np.uint32))
+    return found if found.size <= most else None
+
+
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Select the k entries of largest magnitude.
 
@@ -266,11 +281,11 @@ def signed_symbols(
     return symbols
 
 
-def pack(symbols: NDArray[np.uint16], width: int) -> NDArray[np.uint8]:
-    """Write symbols as fixed-width fields, one after the other.
+def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
+    """Write the lower bits of symbols as fixed-width fields, one after the other.
 
     Args:
-        symbols: (k,) unsigned integers below 2^width.
+        symbols: (k,) integers, 0 or more; their bits from 2^width on are left out.
         width: bits to a field, 0 to 32.
 
     Returns:

@@ -12,25 +12,22 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from gradwire.journal import Journal
 from gradwire.kernels import dense, reference, threads
+from gradwire.kernels.blocks import BLOCK, INFINITE, SIGNLESS, reaching, sum_reaching, write_sum
 from gradwire.kernels.jit import array, inline, kernel, pair, trailing_zeros
 from gradwire.kernels.sampling import sample_plan
 from gradwire.kernels.scratch import borrow
 
 __all__ = ["add_topk", "take_sample", "topk"]
 
-_BLOCK = 64  # values compared with the threshold at once: one bit each of a word
 _LOW_BITS = 15
 _CLASS_BITS = 12
 _CLASSES_FROM = 1 << 13  # candidates from which counting classes pays
 _COUNT_FROM = 1 << 17  # values from which counting, with its 65,536 classes, costs less than sorting in part
-_SIGNLESS, _INFINITE = np.uint32(0x7FFFFFFF), np.uint32(0x7F800000)
 _0, _1 = np.uint64(0), np.uint64(1)
 _SEED, _FACTOR, _TERM = np.uint64(0x9E3779B97F4A7C15), np.uint64(6364136223846793005), np.uint64(1442695040888963407)
 
@@ -57,8 +54,8 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     if plan := sample_plan(bits.size, k):
         sample = np.empty(plan[0], np.uint32)
         take_sample(bits, sample)
-        if reaching := _threshold(sample & _SIGNLESS, plan[1]):
-            threshold, pieces = reaching[0], _pieces(reaching[1], bits.size)
+        if sampled := _threshold(sample & SIGNLESS, plan[1]):
+            threshold, pieces = sampled[0], _pieces(sampled[1], bits.size)
             tasks = [partial(_collect, bits[p.range], threshold, p.room, p.places, p.bits) for p in pieces]
             if (found := _among(threads.run(tasks), pieces, threshold, k)) is not None:
                 return found[0]
@@ -73,8 +70,8 @@ def add_topk(
     if plan := sample_plan(total.size, k):
         sample = np.empty(plan[0], np.float32)
         _sample_sum(total, addend, factor, sample)
-        if reaching := _threshold(sample.view(np.uint32) & _SIGNLESS, plan[1]):
-            threshold, pieces = reaching[0], _pieces(reaching[1], total.size)
+        if sampled := _threshold(sample.view(np.uint32) & SIGNLESS, plan[1]):
+            threshold, pieces = sampled[0], _pieces(sampled[1], total.size)
             added = dense.Added(total, addend, factor)
             journal.note(added.take_out)
             tasks = [
@@ -100,21 +97,21 @@ def _with_numbers(
 def _threshold(sample: Bits, rank: int) -> tuple[np.uint32, NDArray[np.bool_]] | None:
     """The magnitude of this rank from above, and what reaches it; None where that is far more, as in ties."""
     at = sample.size - rank
-    threshold = np.uint32(min(max(1, int(np.partition(sample, at)[at])), int(_INFINITE)))
-    reaching = sample >= threshold
-    return (threshold, reaching) if np.count_nonzero(reaching) <= 2 * rank else None
+    threshold = np.uint32(min(max(1, int(np.partition(sample, at)[at])), int(INFINITE)))
+    reaches = sample >= threshold
+    return (threshold, reaches) if np.count_nonzero(reaches) <= 2 * rank else None
 
 
-def _pieces(reaching: NDArray[np.bool_], d: int) -> list[_Piece]:
+def _pieces(reaches: NDArray[np.bool_], d: int) -> list[_Piece]:
     """Make room for the candidates of each range, by what the sample, taken in order, has of it."""
     pieces: list[_Piece] = []
-    size = reaching.size
+    size = reaches.size
     for r in threads.split(d):
-        expected = int(np.count_nonzero(reaching[r.start * size // d : -(-r.stop * size // d)])) + 1
+        expected = int(np.count_nonzero(reaches[r.start * size // d : -(-r.stop * size // d)])) + 1
         room = math.ceil(1.25 * (expected + 4 * math.sqrt(expected)) * d / size)
         room = min(r.stop - r.start, room)
-        memory = borrow(f"candidates {len(pieces)}", 2 * (room + _BLOCK), np.uint32)
-        pieces.append(_Piece(r, room, memory[: room + _BLOCK], memory[room + _BLOCK :]))
+        memory = borrow(f"candidates {len(pieces)}", 2 * (room + BLOCK), np.uint32)
+        pieces.append(_Piece(r, room, memory[: room + BLOCK], memory[room + BLOCK :]))
     return pieces
 
 
@@ -141,7 +138,7 @@ def _among(
 def _kth(pieces: list[Bits], lowest: np.uint32, k: int) -> tuple[int, int]:
     """The k-th largest magnitude and how many are above it: by counting classes, then inside the one it is in."""
     if len(pieces) == 1 and pieces[0].size < _CLASSES_FROM:
-        return _kth_of(pieces[0] & _SIGNLESS, k, 0)
+        return _kth_of(pieces[0] & SIGNLESS, k, 0)
     largest = max(int(_largest(bits)) for bits in pieces)
     shift = np.uint32(max(0, (largest - int(lowest)).bit_length() - _CLASS_BITS))
     counts = np.zeros(1 << _CLASS_BITS, np.int64)
@@ -191,25 +188,6 @@ def _border(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
     return counts.size - 1 - at, int(from_above[at] - counts[counts.size - 1 - at])
 
 
-def _emit_reaching(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    word, block = ir.IntType(32), ir.VectorType(ir.IntType(32), _BLOCK)
-    data = context.make_array(signature.args[0])(context, builder, args[0]).data
-    address = builder.bitcast(builder.gep(data, [args[1]]), block.as_pointer())
-    magnitudes = builder.and_(builder.load(address, align=4), ir.Constant(block, [int(_SIGNLESS)] * _BLOCK))
-    nothing = ir.Constant(block, ir.Undefined)
-    threshold = builder.insert_element(nothing, args[2], ir.Constant(word, 0))
-    threshold = builder.shuffle_vector(threshold, nothing, ir.Constant(block, [0] * _BLOCK))
-    return builder.bitcast(builder.icmp_unsigned(">=", magnitudes, threshold), ir.IntType(64))
-
-
-def _type_reaching(context: Any, bits: Any, start: Any, threshold: Any) -> Any:
-    """Compare the magnitudes of the 64 values from ``start`` on: bit j is set where value j reaches the threshold."""
-    return types.uint64(bits, types.int64, types.uint32), _emit_reaching
-
-
-_reaching: Any = intrinsic(_type_reaching)
-
-
 @inline
 def _place(i: Any, word: Any, step: Any, size: Any) -> Any:
     """Somewhere in stretch i, by the word's upper bits."""
@@ -241,9 +219,9 @@ def _sample_sum(
 def _collect(bits: Bits, threshold: Any, room: int, places: Bits, found: Bits) -> int:
     """Write where magnitudes reach the threshold, and what is there; the count stops growing a block past the room."""
     count = 0
-    whole = bits.size // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):
-        mask = _reaching(bits, start, threshold)
+    whole = bits.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        mask = reaching(bits, start, threshold)
         while mask != _0:
             j = np.int64(trailing_zeros(mask))
             mask &= mask - _1
@@ -253,7 +231,7 @@ def _collect(bits: Bits, threshold: Any, room: int, places: Bits, found: Bits) -
         if count > room:
             return count
     for at in range(whole, bits.size):
-        if bits[at] & _SIGNLESS >= threshold:
+        if bits[at] & SIGNLESS >= threshold:
             places[count] = at
             found[count] = bits[at]
             count += 1
@@ -272,34 +250,34 @@ def _add_collect(
     done: NDArray[np.int64],
 ) -> int:
     """Add up and collect at once, up to the first block that would not be finite."""
-    scratch = np.empty(_BLOCK, np.float32)
-    bits = scratch.view(np.uint32)
+    bits = total.view(np.uint32)
     count = 0
-    for start in range(0, total.size, _BLOCK):
-        length = min(_BLOCK, total.size - start)
-        here, more = total[start : start + length], addend[start : start + length]
-        if length == _BLOCK:
-            for i in range(_BLOCK):  # of a fixed length: becomes vector instructions
-                scratch[i] = here[i] * decay + more[i]
-        else:
-            scratch[:] = np.float32(0)
-            for i in range(length):
-                scratch[i] = here[i] * decay + more[i]
-        mask = _reaching(bits, 0, threshold)
-        if mask != _0:
-            if _reaching(bits, 0, _INFINITE) != _0:
-                return count
-            while mask != _0:
-                j = np.int64(trailing_zeros(mask))
-                mask &= mask - _1
-                places[count] = start + j
-                found[count] = bits[j]
-                count += 1
-            if count > room:
-                threshold = _INFINITE  # only what is not finite matters from here on
-        for i in range(length):
-            here[i] = scratch[i]
-        done[0] = start + length
+    whole = total.size // BLOCK * BLOCK
+    for start in range(0, whole, BLOCK):
+        mask = sum_reaching(total, addend, start, decay, threshold)
+        if mask != _0 and sum_reaching(total, addend, start, decay, INFINITE) != _0:
+            done[0] = start
+            return count
+        write_sum(total, addend, start, decay)
+        while mask != _0:
+            j = np.int64(trailing_zeros(mask))
+            mask &= mask - _1
+            places[count] = start + j
+            found[count] = bits[start + j]
+            count += 1
+        if count > room:
+            threshold = INFINITE  # only what is not finite matters from here on
+    for at in range(whole, total.size):
+        added = total[at] * decay + addend[at]
+        if not np.isfinite(added):
+            done[0] = at
+            return count
+        total[at] = added
+        if bits[at] & SIGNLESS >= threshold:
+            places[count] = at
+            found[count] = bits[at]
+            count += 1
+    done[0] = total.size
     return count
 
 
@@ -308,7 +286,7 @@ def _largest(bits: Bits) -> Any:
     """Find the largest magnitude."""
     largest = np.uint32(0)
     for i in range(bits.size):
-        largest = max(largest, bits[i] & _SIGNLESS)
+        largest = max(largest, bits[i] & SIGNLESS)
     return largest
 
 
@@ -316,15 +294,15 @@ def _largest(bits: Bits) -> Any:
 def _count_classes(bits: Bits, lowest: Any, shift: Any, counts: NDArray[np.int64]) -> None:
     """Count magnitudes by their upper bits above the lowest one."""
     for value in bits:
-        counts[((value & _SIGNLESS) - lowest) >> shift] += 1
+        counts[((value & SIGNLESS) - lowest) >> shift] += 1
 
 
 @kernel(types.int64, _U32, types.uint32, types.uint32, types.uint32, types.int64, _OUT_U32)
 def _take_class(bits: Bits, lowest: Any, shift: Any, border: Any, at: int, out: Bits) -> int:
     """Write the magnitudes of one class from a place on; the place after them. One more is overwritten there."""
     for value in bits:
-        out[at] = value & _SIGNLESS
-        at += ((value & _SIGNLESS) - lowest) >> shift == border
+        out[at] = value & SIGNLESS
+        at += ((value & SIGNLESS) - lowest) >> shift == border
     return at
 
 
@@ -334,7 +312,7 @@ def _pick(
 ) -> tuple[int, int]:
     """Write the candidates above the k-th magnitude and the first of those that equal it; where, and ties left."""
     for i in range(bits.size):
-        magnitude = bits[i] & _SIGNLESS
+        magnitude = bits[i] & SIGNLESS
         chosen[at] = base + np.int64(places[i])
         numbers[at] = bits[i]
         equal = magnitude == kth and ties > 0
@@ -348,7 +326,7 @@ def _pick_all(bits: Bits, kth: Any, ties: int, base: int, out: NDArray[np.int64]
     """Write all places above the k-th magnitude and the first of those that equal it, in order."""
     count = 0
     for i in range(bits.size):
-        magnitude = bits[i] & _SIGNLESS
+        magnitude = bits[i] & SIGNLESS
         if magnitude > kth or (magnitude == kth and ties > 0):
             ties -= magnitude == kth
             out[count] = base + i
@@ -359,13 +337,13 @@ def _pick_all(bits: Bits, kth: Any, ties: int, base: int, out: NDArray[np.int64]
 def _count_upper(bits: Bits, counts: NDArray[np.int64]) -> None:
     """Count magnitudes by their upper 16 bits."""
     for value in bits:
-        counts[(value & _SIGNLESS) >> np.uint32(_LOW_BITS)] += 1
+        counts[(value & SIGNLESS) >> np.uint32(_LOW_BITS)] += 1
 
 
 @kernel(types.void, _U32, types.uint32, _OUT_I64)
 def _count_lower(bits: Bits, upper: Any, counts: NDArray[np.int64]) -> None:
     """Count the magnitudes with these upper bits by their lower 15."""
     for value in bits:
-        magnitude = value & _SIGNLESS
+        magnitude = value & SIGNLESS
         if magnitude >> np.uint32(_LOW_BITS) == upper:
             counts[magnitude & np.uint32((1 << _LOW_BITS) - 1)] += 1

@@ -14,16 +14,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TypeVar
 
-__all__ = ["ALIGNED", "num_threads", "over", "run", "split"]
+__all__ = ["ALIGNED", "FEW", "MOST", "num_threads", "over", "run", "split"]
 
 T = TypeVar("T")
 
 ALIGNED = 1 << 16
 """Ranges start at multiples of this."""
-_LEAST = 1 << 18  # elements that are worth a thread's waking up, which takes a few tenths of a millisecond
+MOST = 1 << 31
+"""No range is longer, so that kernels may keep places in it as uint32."""
+FEW = 1 << 16
+"""Elements that are worth a thread's waking up where each takes some nanoseconds: a search, a place anywhere."""
+_LEAST = 1 << 18  # elements that are worth it where they are read one after the other
 
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
+_here = threading.local()
 
 
 def num_threads() -> int:
@@ -37,21 +42,21 @@ def num_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def split(size: int) -> list[slice]:
-    """Cut ``size`` elements into as many ranges as there are threads, or fewer where they would be short."""
-    if size < 2 * _LEAST:
+def split(size: int, least: int = _LEAST) -> list[slice]:
+    """Cut ``size`` elements into as many ranges as there are threads; fewer where they would be short, more if long."""
+    if size < 2 * least:
         return [slice(0, size)] if size else []
-    number = min(num_threads(), size // _LEAST)
-    step = -(-size // number // ALIGNED) * ALIGNED or 1
+    number = min(num_threads(), size // least)
+    step = min(MOST, -(-size // number // ALIGNED) * ALIGNED or 1)
     return [slice(start, min(start + step, size)) for start in range(0, size, step)]
 
 
 def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
-    """Call each task, all at once, and return what they give, in order.
+    """Call each task, all at once, and return what they give, in order; inside of another task one after the other.
 
     When this fails, or is interrupted, none of them runs any more.
     """
-    if len(tasks) == 1 or num_threads() == 1:
+    if len(tasks) == 1 or num_threads() == 1 or hasattr(_here, "working"):
         return [task() for task in tasks]
     others: list[Future[T]] = [Future() for _ in tasks[1:]]
     try:
@@ -64,9 +69,9 @@ def run(tasks: Sequence[Callable[[], T]]) -> list[T]:
         raise
 
 
-def over(size: int, task: Callable[[slice], T]) -> list[T]:
+def over(size: int, task: Callable[[slice], T], least: int = _LEAST) -> list[T]:
     """Call a task with each of the ranges that ``split`` cuts, all at once, and return what they give, in order."""
-    ranges = split(size)
+    ranges = split(size, least)
     return [task(r) for r in ranges] if len(ranges) < 2 else run([partial(task, r) for r in ranges])
 
 
@@ -75,7 +80,7 @@ def _submit(future: Future[T], task: Callable[[], T]) -> None:
     global _pool
     with _lock:
         if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="gradwire")
+            _pool = ThreadPoolExecutor(os.cpu_count() or 1, "gradwire", lambda: setattr(_here, "working", True))
         try:
             _pool.submit(_fulfil, future, task)
             return

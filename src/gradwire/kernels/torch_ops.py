@@ -144,7 +144,7 @@ def _by_sample(bits: Tensor, k: int) -> Tensor | None:
     places = _places(reaches)
     candidates = bits[places] & _SIGNLESS
     kth = torch.topk(candidates, k, sorted=False).values.amin()
-    num_above = (candidates > kth).sum(dtype=torch.int32)
+    num_above = (candidates > kth).sum()
     return places.masked_select(_reaching(candidates, kth, k - num_above))
 
 
@@ -184,12 +184,14 @@ def _border(counts: Tensor, k: int) -> tuple[int, int]:
 def _reaching(bits: Tensor, kth: Tensor | int, ties: Tensor | int) -> Tensor:
     """Mark all magnitudes above the k-th and the first of those that equal it: (n,) bool."""
     out = torch.empty(bits.shape, dtype=torch.bool, device=bits.device)
+    left = torch.as_tensor(ties, dtype=torch.int64, device=bits.device)
     for r in _chunks(bits.numel()):
         magnitudes = bits[r] & _SIGNLESS
         equal = magnitudes == kth
         seen = equal.cumsum(0, dtype=torch.int32)
-        torch.logical_or(magnitudes > kth, equal.logical_and_(seen <= ties), out=out[r])
-        ties = ties - seen[-1]
+        # what is left may be beyond int32, which it is compared in
+        torch.logical_or(magnitudes > kth, equal.logical_and_(seen <= left.clamp(max=_CHUNK)), out=out[r])
+        left = left - seen[-1]
     return out
 
 

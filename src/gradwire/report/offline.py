@@ -5,15 +5,53 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import html
 import json
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gradwire.errors import BackendUnavailable, ConfigError
 
-__all__ = ["environment", "policy", "replace_file", "resource", "script_json"]
+__all__ = ["plotly_js", "render", "replace_file"]
+
+
+def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
+    """Render a page that holds its own script and style.
+
+    Args:
+        template: a file beside this module that extends ``base.html.j2``.
+        figures: name -> plotly figure, for elements whose ``data-figure`` is the name.
+        values: what the template shows.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        BackendUnavailable: plotly or jinja2 is not installed.
+    """
+    made, markup = environment()
+    library = plotly_js().replace("</script", "<\\/script") if figures else ""
+    own = resource("page.js")
+    return str(
+        made.get_template(template).render(
+            figures=figures,
+            policy=policy(library, own),
+            css=markup(resource("page.css")),
+            figures_json=markup(script_json(figures)),
+            plotly_js=markup(library),
+            page_js=markup(own),
+            **values,
+        )
+    )
+
+
+def _with_code(text: str) -> str:
+    """The HTML of a text whose code stands between backquotes."""
+    pieces = [html.escape(piece) for piece in text.split("`")]
+    return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
 
 
 def environment() -> tuple[Any, Any]:
@@ -32,7 +70,26 @@ def environment() -> tuple[Any, Any]:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    made.filters["code"] = lambda text: markupsafe.Markup(_with_code(text))
     return made, markupsafe.Markup
+
+
+def plotly_js() -> str:
+    """Return plotly's own JavaScript, to be inlined.
+
+    Returns:
+        The source text of plotly.min.js.
+
+    Raises:
+        BackendUnavailable: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise BackendUnavailable(
+            "building a report needs plotly, which is not installed; pip install 'gradwire[report]'"
+        ) from error
+    return str(get_plotlyjs())
 
 
 def resource(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradwire.report import offline, plots, tables
+from gradwire.report import charts, offline, plots, tables
 from gradwire.report.bars import Style
 from gradwire.report.load import (
     RoundPoint,
@@ -73,34 +73,27 @@ def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: 
     rows = tables.rows_of(runs)
     specs = {row.method: row.spec for row in rows} | {point.method: point.spec for point in points}
     styles = plots.styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
-    figures = plots.build_figures(rows, points, styles, experiment.get("num_parameters"))
+    shown, figures = charts.draw(plots.Runs(rows, points, styles, experiment.get("num_parameters")))
+    grouped = any("legendgroup" in trace for figure in figures.values() for trace in figure["data"])
     columns = tables.columns_of(rows)
     several_seeds = any(len(row.seeds) > 1 for row in rows)
-
-    environment, markup = offline.environment()
-    plotly_js = plots.plotly_js().replace("</script", "<\\/script") if figures else ""
-    page_js = offline.resource("page.js")
-    return str(
-        environment.get_template("page.html.j2").render(
-            title=_title(experiment),
-            policy=offline.policy(plotly_js, page_js),
-            verdict=tables.verdict(rows),
-            settings=_settings(experiment, rows),
-            notes=_notes(rows, runs, points),
-            several_seeds=several_seeds,
-            columns=columns,
-            table=_table(rows, columns, styles, several_seeds=several_seeds),
-            virtual=any(row.virtual_seconds for row in rows),
-            legend=[
-                {"method": method, "group": f"m{position}", **_swatch(style)}
-                for position, (method, style) in enumerate(styles.items())
-            ],
-            figures=figures,
-            figures_json=markup(offline.script_json(figures)),
-            css=markup(offline.resource("page.css")),
-            plotly_js=markup(plotly_js),
-            page_js=markup(page_js),
-        )
+    return offline.render(
+        "page.html.j2",
+        figures,
+        title=_title(experiment),
+        verdict=tables.verdict(rows),
+        settings=_settings(experiment, rows),
+        notes=_notes(rows, runs, points),
+        several_seeds=several_seeds,
+        columns=columns,
+        table=_table(rows, columns, styles, several_seeds=several_seeds),
+        virtual=any(row.virtual_seconds for row in rows),
+        legend=[
+            {"method": method, "group": f"m{position}", **_swatch(style)}
+            for position, (method, style) in enumerate(styles.items())
+            if grouped
+        ],
+        charts=shown,
     )
 
 
@@ -111,7 +104,7 @@ def import_report() -> None:
         BackendUnavailable: plotly or jinja2 is not installed.
     """
     offline.environment()
-    plots.plotly_js()
+    offline.plotly_js()
 
 
 def _swatch(style: Style) -> dict[str, str]:

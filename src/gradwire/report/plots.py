@@ -1,4 +1,4 @@
-"""The charts as plain plotly figures (dicts of ``data`` and ``layout``): equal input gives equal figures.
+"""Lines over rounds as plain plotly figures (dicts of ``data`` and ``layout``): equal input gives equal figures.
 
 Names of methods are user text. Plotly reads a few HTML tags in labels, so names are HTML-escaped here;
 that the JSON cannot leave its ``<script>`` is the page's business.
@@ -9,14 +9,14 @@ from __future__ import annotations
 import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from gradwire.errors import BackendUnavailable
-from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, time_bars, upload_bars, wrapped
+from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, wrapped
 from gradwire.report.load import RoundPoint
 from gradwire.report.tables import Row, format_bytes, format_seconds
 
-__all__ = ["build_figures", "plotly_js", "styles_of", "transparent"]
+__all__ = ["Curve", "Runs", "accuracy_lines", "band", "styles_of"]
 
 # Okabe and Ito's palette without black (lost in the dark) and yellow (lost in the light).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -24,24 +24,6 @@ _GREY = "#8A8A8A"
 _WIDE = 100
 _DASHES = ("solid", "dot", "dashdot", "longdashdot")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
-
-
-def plotly_js() -> str:
-    """Return plotly's own JavaScript, to be inlined.
-
-    Returns:
-        The source text of plotly.min.js.
-
-    Raises:
-        BackendUnavailable: plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise BackendUnavailable(
-            "building a report needs plotly, which is not installed; pip install 'gradwire[report]'"
-        ) from error
-    return str(get_plotlyjs())
 
 
 def styles_of(methods: Iterable[str], dense: Collection[str] = ("dense()",)) -> dict[str, Style]:
@@ -67,39 +49,31 @@ def styles_of(methods: Iterable[str], dense: Collection[str] = ("dense()",)) -> 
     return styles
 
 
-def build_figures(
-    rows: Sequence[Row],
-    points: Sequence[RoundPoint],
-    styles: Mapping[str, Style],
-    num_parameters: int | None = None,
-) -> dict[str, Figure]:
-    """Draw every chart that has something to show.
+@dataclass(frozen=True)
+class Runs:
+    """What the charts of a page are drawn from.
 
-    Args:
+    Attributes:
         rows: one a method.
         points: one a round, method and seed; those of seeds that are not in a method's row are left out.
         styles: what ``styles_of`` gave for all methods of rows and points.
         num_parameters: of the model, where it is known.
-
-    Returns:
-        Name to figure: ``accuracy_bytes``, ``accuracy_rounds``, ``accuracy_time``, ``upload_bytes``,
-        ``upload_share``, ``time``.
     """
-    curves = _curves(rows, points, styles)
-    figures = {
-        "accuracy_bytes": _accuracy(curves, styles, against="uplink"),
-        "accuracy_rounds": _accuracy(curves, styles, against="rounds"),
-        "accuracy_time": _accuracy(curves, styles, against="clock"),
-        "upload_bytes": upload_bars(rows, styles, num_parameters, share=False),
-        "upload_share": upload_bars(rows, styles, num_parameters, share=True),
-        "time": time_bars(rows, styles),
-    }
-    return {name: figure for name, figure in figures.items() if figure is not None}
+
+    rows: Sequence[Row]
+    points: Sequence[RoundPoint]
+    styles: Mapping[str, Style]
+    num_parameters: int | None = None
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """One a method, over the rounds that all its seeds evaluated."""
+        return _curves(self.rows, self.points, self.styles)
 
 
 @dataclass(frozen=True, slots=True)
-class _Curve:
-    """A method over the rounds that all its seeds evaluated."""
+class Curve:
+    """A method over the rounds that all its seeds evaluated; accuracies in percent."""
 
     method: str
     group: str
@@ -113,7 +87,7 @@ class _Curve:
     loss: list[float | None]
 
 
-def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[str, Style]) -> list[_Curve]:
+def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[str, Style]) -> list[Curve]:
     wanted = {row.method: set(row.seeds) for row in rows}
     series: dict[str, dict[int, list[RoundPoint]]] = {}
     for point in points:
@@ -135,7 +109,7 @@ def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[s
             continue
         at = [[seed[index] for seed in seeds] for index in shared]
         curves.append(
-            _Curve(
+            Curve(
                 method=method,
                 group=f"m{position}",
                 num_seeds=len(seeds),
@@ -151,11 +125,20 @@ def _curves(rows: Sequence[Row], points: Sequence[RoundPoint], styles: Mapping[s
     return curves
 
 
-def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against: str) -> Figure | None:
+def accuracy_lines(runs: Runs, *, against: str) -> Figure | None:
+    """Draw the accuracy of every method as a line, with a band over its seeds.
+
+    Args:
+        runs: what is drawn from.
+        against: the abscissa, an attribute of ``Curve``: ``uplink``, ``rounds`` or ``clock``.
+
+    Returns:
+        The figure, ``None`` where there is nothing to draw.
+    """
     data: list[dict[str, Any]] = []
     reached: list[float] = []
-    for curve in curves:
-        style = styles[curve.method]
+    for curve in runs.curves:
+        style = runs.styles[curve.method]
         along: Sequence[float] = getattr(curve, against)
         kept = [i for i, value in enumerate(along) if value > 0]
         if not kept:
@@ -163,19 +146,8 @@ def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against:
         x = [along[i] for i in kept]
         reached += x
         if curve.num_seeds > 1:
-            data.append(
-                {
-                    "type": "scatter",
-                    "x": x + x[::-1],
-                    "y": [curve.high[i] for i in kept] + [curve.low[i] for i in reversed(kept)],
-                    "fill": "toself",
-                    "fillcolor": transparent(style.color, 0.18),
-                    "line": {"width": 0},
-                    "mode": "lines",
-                    "hoverinfo": "skip",
-                    "legendgroup": curve.group,
-                }
-            )
+            low, high = ([bound[i] for i in kept] for bound in (curve.low, curve.high))
+            data.append(band(x, low, high, style) | {"legendgroup": curve.group})
         data.append(
             {
                 "type": "scatter",
@@ -218,7 +190,7 @@ def _accuracy(curves: Sequence[_Curve], styles: Mapping[str, Style], *, against:
     }
 
 
-def _hover(curve: _Curve, i: int) -> str:
+def _hover(curve: Curve, i: int) -> str:
     spread = ""
     if curve.num_seeds > 1:
         low, high = curve.low[i], curve.high[i]
@@ -241,7 +213,17 @@ def _mean_or_none(values: Sequence[float | None]) -> float | None:
     return _mean(known) if known else None
 
 
-def transparent(color: str, alpha: float) -> str:
-    """Return a colour such as ``#0072B2`` with some opacity in [0, 1]."""
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return f"rgba({red},{green},{blue},{alpha})"
+def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], style: Style) -> dict[str, Any]:
+    """Return the trace of an area between two lines, pale in a style's colour."""
+    red, green, blue = (int(style.color[i : i + 2], 16) for i in (1, 3, 5))
+    return {
+        "type": "scatter",
+        "x": [*x, *reversed(x)],
+        "y": [*high, *reversed(low)],
+        "fill": "toself",
+        "fillcolor": f"rgba({red},{green},{blue},0.18)",
+        "line": {"width": 0},
+        "mode": "lines",
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }

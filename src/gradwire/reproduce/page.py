@@ -9,7 +9,7 @@ from typing import Any
 
 from gradwire.report import offline, plots
 from gradwire.report.bars import SHARED_LAYOUT, Figure
-from gradwire.reproduce.blocks import Block, Chart, Series
+from gradwire.reproduce.blocks import Block, Chart
 
 __all__ = ["render"]
 
@@ -28,28 +28,13 @@ def render(title: str, settings: Sequence[str], blocks: Sequence[Block]) -> str:
     Raises:
         BackendUnavailable: plotly or jinja2 is not installed.
     """
-    environment, markup = offline.environment()
-    environment.filters["code"] = lambda text: markup(_with_code(text))
-    figures = {block.name: _figure(block) for block in blocks if isinstance(block, Chart)}
-    plotly_js = plots.plotly_js().replace("</script", "<\\/script")
-    page_js = offline.resource("page.js")
-    return str(
-        environment.get_template("blocks.html.j2").render(
-            title=title,
-            settings=settings,
-            blocks=[{"kind": type(b).__name__, **{f.name: getattr(b, f.name) for f in fields(b)}} for b in blocks],
-            policy=offline.policy(plotly_js, page_js),
-            css=markup(offline.resource("page.css")),
-            figures_json=markup(offline.script_json(figures)),
-            plotly_js=markup(plotly_js),
-            page_js=markup(page_js),
-        )
+    return offline.render(
+        "blocks.html.j2",
+        {block.name: _figure(block) for block in blocks if isinstance(block, Chart)},
+        title=title,
+        settings=settings,
+        blocks=[{"kind": type(b).__name__, **{f.name: getattr(b, f.name) for f in fields(b)}} for b in blocks],
     )
-
-
-def _with_code(text: str) -> str:
-    pieces = [html.escape(piece) for piece in text.split("`")]
-    return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))
 
 
 def _figure(chart: Chart) -> Figure:
@@ -58,7 +43,8 @@ def _figure(chart: Chart) -> Figure:
     for series in chart.series:
         style = styles[series.name]
         if len(series.spread):
-            data.append(_band(series, plots.transparent(style.color, 0.18)))
+            low, high = ([y + sign * s for y, s in zip(series.y, series.spread, strict=True)] for sign in (-1, 1))
+            data.append(plots.band(series.x, low, high, style))
         data.append(
             {
                 "type": "scatter",
@@ -76,19 +62,3 @@ def _figure(chart: Chart) -> Figure:
     }
     shown = {"showlegend": True, "legend": {"orientation": "h", "y": -0.2}, "height": 460, "hovermode": "closest"}
     return {"data": data, "layout": {**SHARED_LAYOUT, **axes, **shown}}
-
-
-def _band(series: Series, color: str) -> dict[str, Any]:
-    high = [y + s for y, s in zip(series.y, series.spread, strict=True)]
-    low = [y - s for y, s in zip(series.y, series.spread, strict=True)]
-    return {
-        "type": "scatter",
-        "x": [*series.x, *reversed(series.x)],
-        "y": [*high, *reversed(low)],
-        "fill": "toself",
-        "fillcolor": color,
-        "line": {"width": 0},
-        "mode": "lines",
-        "hoverinfo": "skip",
-        "showlegend": False,
-    }

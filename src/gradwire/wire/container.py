@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from gradwire.errors import (
     Truncated,
     UnsupportedVersion,
 )
+from gradwire.kernels import threads
 from gradwire.payload import Floats, Known, Part, Payload
 from gradwire.wire import index, values
 from gradwire.wire.limits import Limits
@@ -32,8 +34,7 @@ __all__ = ["decode", "encode", "inspect"]
 
 MAGIC = b"GW"
 VERSION = 1
-DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET = 1, 2, 4, 8
-_SAFE_EXPANSION = 64  # half of what readers allow by default
+DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ def encode(payload: Payload) -> bytes:
         payload: from ``Compressor.compress``.
 
     Returns:
-        The blob; equal payloads of the same coder give equal blobs.
+        The blob; equal payloads of the same coder give equal blobs. It takes no fewer bytes than readers ask for by
+        default: one for ``Limits.max_expansion`` entries.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -62,13 +64,6 @@ def encode(payload: Payload) -> bytes:
         >>> gw.decode(gw.encode(payload)) == payload
         True
     """
-    blob = _write(payload, payload.coder)
-    if sum(part.values.num_coded for part in payload.parts) > _SAFE_EXPANSION * len(blob):
-        blob = _write(payload, "packed")  # so few bytes for so many entries would look like a bomb to a reader
-    return blob
-
-
-def _write(payload: Payload, coder: str) -> bytes:
     several = len(payload.parts) > 1
     flags = (
         (DOWNLINK if payload.sum_weights is not None else 0)
@@ -88,18 +83,28 @@ def _write(payload: Payload, coder: str) -> bytes:
         out += varint(payload.packet[0]) + varint(payload.packet[1])
     if several:
         out += varint(len(payload.parts))
+    coded = 0
     for part in payload.parts:
         if several:
             out += varint(part.length)
-        codec, data = index.encode_support(part.support)
-        out.append(codec)
-        out += data
-        if part.support.num_kept:
-            codec, data = values.encode_values(part.values, coder)
+        for codec, data in _sections(part, payload.coder):
             out.append(codec)
             out += data
+            coded += part.values.num_coded
+    missing = -(-coded // Limits.max_expansion) - len(out)
+    if missing > 0:
+        out[3] |= PADDED
+        out += bytes(missing)
     out += struct.pack("<I", zlib.crc32(out))
     return bytes(out)
+
+
+def _sections(part: Part, coder: str) -> list[tuple[int, bytes]]:
+    """Codec and bytes of a part's support and, where it has any, of its values: side by side where they are many."""
+    tasks = [partial(index.encode_support, part.support)]
+    if part.support.num_kept:
+        tasks.append(partial(values.encode_values, part.values, coder))
+    return threads.run(tasks) if part.support.num_kept >= threads.FEW else [task() for task in tasks]
 
 
 def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> Payload:
@@ -147,9 +152,9 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
         >>> gw.inspect(client.compress(np.arange(1000, dtype=np.float32)))["num_kept"]
         10
     """
-    payload, sizes = _read(blob, limits or Limits())
+    payload, sizes, padding = _read(blob, limits or Limits())
     support_bytes = sum(s.support_bytes for s in sizes)
-    values_bytes = sum(s.values_bytes for s in sizes)
+    values_bytes = sum(s.values_bytes for s in sizes) + padding
     kept = payload.num_kept
     return {
         "kind": "uplink" if payload.sum_weights is None else "downlink",
@@ -177,7 +182,7 @@ def _join(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(name for name in names if name != "none")) or "none"
 
 
-def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes]]:
+def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes], int]:
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ConfigError(f"a blob is bytes, got {type(blob).__name__}")
     num_bytes = memoryview(blob).nbytes
@@ -197,20 +202,24 @@ def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload
         )
     reader = Reader(view[:-4])
     try:
-        payload, sizes = _read_container(reader, limits)
+        payload, sizes, flags = _read_container(reader, limits)
     except DecodeError:
         raise
     except (ValueError, OverflowError, IndexError) as error:
         raise Malformed(f"payload: {error}") from error
-    if reader.remaining:
-        raise Malformed(f"{reader.remaining} bytes left over after the last part")
-    return payload, sizes
+    rest = reader.rest()
+    if flags & PADDED:
+        if not rest.size or rest.any():
+            raise Malformed(f"padding must be one byte or more, all 0, got {rest.size}")
+    elif rest.size:
+        raise Malformed(f"{rest.size} bytes left over after the last part")
+    return payload, sizes, rest.size
 
 
-def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes]]:
+def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes], int]:
     reader.take(3, "magic and version")
     flags = reader.byte("flags")
-    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS | PACKET):
+    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS | PACKET | PADDED):
         raise Malformed(f"unknown flags {flags:#04x}")
     d = reader.varint("d")
     if d > limits.max_parameters:
@@ -254,7 +263,7 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     if reference_digest is None and any(isinstance(part.support, Known) for part in parts):
         raise Malformed("a known support needs a reference hash")
     payload = Payload(d, tuple(parts), round_index, sequence, layout_digest, reference_digest, sum_weights, packet)
-    return payload, sizes
+    return payload, sizes, flags
 
 
 def _read_part(reader: Reader, start: int, length: int, round_index: int, limits: Limits) -> tuple[Part, _Sizes]:

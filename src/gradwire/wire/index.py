@@ -39,6 +39,7 @@ NAMES = {
 }
 _MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
 _RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
+_MAX_LOW_BITS = 32
 _MIN_ENTROPY_COUNT = 512  # below this a frequency table cannot pay
 
 
@@ -151,7 +152,7 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     """
     if gaps.size < _MIN_ENTROPY_COUNT:
         return None
-    b = max(0, int(gaps.mean() / 12).bit_length() - 1)
+    b = min(_MAX_LOW_BITS, max(0, int(gaps.mean() / 12).bit_length() - 1))
     symbols = ops.quotients(gaps, b, _MAX_QUOTIENT)
     counts = np.trim_zeros(ops.count_symbols(symbols, _MAX_QUOTIENT + 1), "b")
     rare = np.flatnonzero(np.cumsum(counts[::-1])[::-1] <= gaps.size * _RARE)
@@ -162,16 +163,16 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     entropy_bits = float(np.sum(counts * np.log2(gaps.size / counts)))
     if (entropy_bits + gaps.size * b) / 8 + cap + 20 >= below:
         return None
-    large = gaps[symbols >= cap] >> b
+    large = gaps[np.flatnonzero(symbols >= cap)] >> b
     _, stream = encode_symbols(np.minimum(symbols, np.uint16(cap)), cap + 1, "ans")
-    low_bits = ops.pack((gaps & ((1 << b) - 1)).astype(np.uint32), b).tobytes()
+    low_bits = ops.pack(gaps, b).tobytes()
     head = varint(gaps.size) + varint(b) + varint(cap)
     return head + stream + low_bits + b"".join(varint(int(q) - cap) for q in large)
 
 
 def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.int64]:
     count = reader.varint("number of indices", below=length + 1)
-    b = reader.varint("low bits", below=33)
+    b = reader.varint("low bits", below=_MAX_LOW_BITS + 1)
     cap = reader.varint("quotient cap", below=_MAX_QUOTIENT + 1)
     if count == 0 or cap == 0:
         raise Malformed(f"entropy-coded support needs a count and a cap of 1 or more, got {count} and {cap}")
@@ -193,9 +194,11 @@ def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.i
 
 
 def _decode_segments(length: int, reader: Reader, limits: Limits) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-    num_segments = reader.varint("number of segments", below=limits.max_parts + 1)
+    num_segments = reader.varint("number of segments")
     if num_segments < 2:
         raise Malformed(f"number of segments must be 2 or more, got {num_segments}")
+    if num_segments > limits.max_parts:
+        raise LimitExceeded(f"segments must be at most {limits.max_parts}, got {num_segments}")
     # where an entry, with its value, takes three bytes or more, nothing is copied
     indices = np.empty(min(length, reader.remaining // 3), np.int64)
     cuts: list[int] = []

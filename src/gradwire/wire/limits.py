@@ -21,7 +21,8 @@ class Limits:
         max_parts: most parts.
         max_bytes: longest blob.
         max_expansion: most coordinates or symbols to a byte of the blob, where a code can make many of few (runs,
-            skewed frequencies, supports that both ends know).
+            skewed frequencies, supports that both ends know). Writers pad to the default: a reader that allows less
+            refuses their densest blobs.
 
     Example:
         >>> import gradwire as gw
@@ -33,6 +34,24 @@ class Limits:
     max_parts: int = 2**14
     max_bytes: int = 2**36
     max_expansion: int = 128
+
+    @classmethod
+    def of(cls, d: int) -> Limits:
+        """Return what an end reads of a model of length d, where no payload of ours is longer.
+
+        Args:
+            d: length of the update.
+
+        Returns:
+            Limits of d parameters, and of 16 bytes a parameter and one MiB for headers: four times a dense float32
+            update, and about twice what the costliest compressors make.
+
+        Example:
+            >>> import gradwire as gw
+            >>> gw.Limits.of(1000).max_bytes
+            1064576
+        """
+        return cls(max_parameters=max(1, d), max_bytes=16 * d + 2**20)
 
     def __post_init__(self) -> None:
         for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,14 @@ from gradwire.errors import ConfigError
 from gradwire.payload import Explicit, Floats, Known, Part, Payload
 from gradwire.wire import encode
 
-__all__ = ["cut_packets"]
+__all__ = ["cut_packets", "most_packets"]
 
 _MAX_PACKETS = 2**20
+
+
+def most_packets(d: int) -> int:
+    """Return how many packets a payload of length d may have: one an entry, and 2^20."""
+    return min(max(1, d), _MAX_PACKETS)
 
 
 def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
@@ -31,14 +37,16 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
         One packet or more, each a payload whose ``packet`` is (its number, their count).
 
     Raises:
-        ConfigError: on an mtu too small for a single entry.
+        ConfigError: on an mtu too small for a single entry, or for ``most_packets``.
     """
     payload = replace(payload, parts=tuple(map(_standing_alone, payload.parts)), reference_digest=None)
     whole = replace(payload, packet=(0, 1))
     if len(encode(whole)) <= mtu:
         return [whole]
     owners, positions = _by_magnitude(payload)
-    pieces = [list(piece) for piece in _cut(payload, owners, positions, mtu)]
+    pieces = list(islice(_cut(payload, owners, positions, mtu), _MAX_PACKETS + 1))
+    if len(pieces) > _MAX_PACKETS:
+        raise ConfigError(f"mtu must be larger, got {mtu}: a payload may have at most {_MAX_PACKETS} packets")
     return [
         replace(_pick(payload, owners, positions, a, b), packet=(i, len(pieces))) for i, (a, b) in enumerate(pieces)
     ]
@@ -66,7 +74,7 @@ def _cut(
     payload: Payload, owners: NDArray[np.int64], positions: NDArray[np.int64], mtu: int
 ) -> Iterator[tuple[int, int]]:
     """Ranges of the ordered entries that fill one packet each."""
-    worst = replace(payload, packet=(_MAX_PACKETS - 2, _MAX_PACKETS - 1))
+    worst = replace(payload, packet=(_MAX_PACKETS - 1, _MAX_PACKETS))
 
     def size(start: int, stop: int) -> int:
         return len(encode(_pick(worst, owners, positions, start, stop)))

@@ -12,14 +12,26 @@ from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError, LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
-from gradwire.payload import Every, Factors, Floats, Known, Levels, Support, Symbols, Values, block_ranks
+from gradwire.payload import (
+    LARGEST,
+    Every,
+    Factors,
+    Floats,
+    Grouped,
+    Known,
+    Levels,
+    Support,
+    Symbols,
+    Values,
+    block_ranks,
+)
 from gradwire.wire.entropy import CODERS, PACKED, decode_symbols, encode_symbols
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
 __all__ = ["decode_values", "encode_values", "name_of"]
 
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE = range(7)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED = range(8)
 _KINDS = {
     FLOAT32: "float32",
     FLOAT16: "float16",
@@ -28,13 +40,13 @@ _KINDS = {
     LEVELS: "levels",
     LOW_RANK: "low_rank",
     AFFINE: "affine",
+    GROUPED: "grouped",
 }
 _FLOAT_KINDS = {_KINDS[number]: number for number in (FLOAT32, FLOAT16, BFLOAT16)}
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
 _EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 def name_of(codec: int) -> str:
@@ -69,6 +81,8 @@ def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
     if isinstance(values, Factors):
         codec, stream = _encode_floats(Floats(np.concatenate([values.p.reshape(-1), values.q.reshape(-1)])), coder)
         return LOW_RANK | codec & 0xF0, varint(values.p.shape[0]) + varint(values.p.shape[1]) + stream
+    if isinstance(values, Grouped):
+        return GROUPED, _encode_groups(values.members, coder)
     raise ConfigError(f"values of type {type(values).__name__} have no coding")
 
 
@@ -92,6 +106,8 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         raise UnknownCodec(
             f"value kind must be one of {sorted(_KINDS)}, coder of {sorted(_CODER_NAMES)}; got {codec:#04x}"
         )
+    if kind == GROUPED and coder != PACKED:
+        raise UnknownCodec(f"groups have coders of their own, got {codec:#04x}")
     if kind == LOW_RANK:
         return _decode_factors(coder, support, reader, limits)
     if support.num_kept > limits.max_expansion * reader.size:
@@ -102,6 +118,8 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         return _decode_grid(kind, coder, support, reader, limits)
     if kind == LEVELS:
         return _decode_levels(coder, support, reader, limits)
+    if kind == GROUPED:
+        return _decode_groups(support, reader, limits)
     return _decode_floats(kind, coder, support.num_kept, reader, limits)
 
 
@@ -180,7 +198,7 @@ def _decode_factors(coder: int, support: Support, reader: Reader, limits: Limits
         raise Malformed("approximation rank must be 1 or more, got 0")
     data = _decode_floats(FLOAT32, coder, rank * (rows + columns), reader, limits).data
     factors = Factors(data[: rank * rows].reshape(rows, rank), data[rank * rows :].reshape(columns, rank))
-    if factors.bound > _LARGEST:
+    if factors.bound > LARGEST:
         raise Malformed(f"factors must keep every number within float32, they may reach {factors.bound:g}")
     return factors
 
@@ -223,3 +241,42 @@ def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits)
     if int(symbols.max()) >= 2 * num_levels:
         raise Malformed(f"symbols must be below {2 * num_levels}, got {int(symbols.max())}")
     return Levels(symbols, levels)
+
+
+# values in groups, each of a kind of its own
+
+
+def _encode_groups(members: tuple[Values, ...], coder: str) -> bytes:
+    out = bytearray(varint(len(members)))
+    for number, member in enumerate(members, 1):
+        if number < len(members):
+            out += varint(member.num_values)
+        codec, data = encode_values(member, coder)
+        out.append(codec)
+        out += data
+    return bytes(out)
+
+
+def _decode_groups(support: Support, reader: Reader, limits: Limits) -> Grouped:
+    if isinstance(support, Known):
+        raise Malformed("groups cannot stand on a known support")
+    num_groups = reader.varint("number of groups", below=support.num_kept + 1)
+    if num_groups < 2:
+        raise Malformed(f"number of groups must be 2 or more, got {num_groups}")
+    if num_groups > limits.max_parts:
+        raise LimitExceeded(f"groups must be at most {limits.max_parts}, got {num_groups}")
+    members: list[Values] = []
+    left = support.num_kept
+    for number in range(1, num_groups + 1):
+        count = left if number == num_groups else reader.varint("values of a group", below=left)
+        if count == 0:
+            raise Malformed("a group must not be empty")
+        codec = reader.byte("value codec of a group")
+        if codec & 15 in (LOW_RANK, GROUPED):
+            raise Malformed(f"a group cannot be of the kind {_KINDS[codec & 15]}")
+        member = decode_values(codec, Every(count), reader, limits)
+        if isinstance(member, Symbols) and member.block:
+            raise Malformed("a group has one scale, got block scales")
+        members.append(member)
+        left -= count
+    return Grouped(tuple(members))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gradwire as gw
+from gradwire.ends.client import reference_digest
 
 
 def vectors(seed: int, *shape: int) -> np.ndarray:
@@ -164,6 +165,9 @@ class Network:
         except gw.Duplicate:
             assert name in self.names
             return True
+        except gw.Forgotten:
+            assert blob not in self.clients[number].pending, "what is not answered yet is never forgotten"
+            return False
         except gw.ProtocolError:
             assert name not in self.names
             return False
@@ -201,7 +205,7 @@ class Network:
         elif action == "close":
             result = self.server.close_round()
             self.last = result.blob
-            self.references[gw.client.reference_digest(result.blob)] = result.applied
+            self.references[reference_digest(result.blob)] = result.applied
         elif action == "answer" and self.last is not None:
             self.answer(number)
         self.check()

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 import gradwire as gw
 from gradwire.errors import ConfigError
 from gradwire.federated.network.budgets import Plan, fit, none, parse_budget, round_shares
-from gradwire.federated.network.links import PROFILES, Profile
+from gradwire.federated.network.links import ideal, link
 from gradwire.rng import Key
 
 
 def connection(up=8e3, steps=2.0, latency=0.5):
-    return Profile("here", up, 1e6, latency, steps).connection(Key(0, client=0))
+    return link(up, 1e6, latency, steps).connection(Key(0, client=0))
 
 
 def test_by_hand():
@@ -58,7 +58,7 @@ def test_no_deadline_and_no_time():
 
 
 def test_a_link_that_takes_no_time_has_no_bound():
-    plan = fit().plan(PROFILES["ideal"].connection(Key(0, client=0)), 0.0, 1.0, 5)
+    plan = fit().plan(ideal().connection(Key(0, client=0)), 0.0, 1.0, 5)
     layout = gw.Layout.flat(50)
     update = np.arange(1, 51, dtype=np.float32)
     blob = gw.Client(gw.ef(gw.topk(0.1)), layout).compress(update, num_bytes=plan.num_bytes)

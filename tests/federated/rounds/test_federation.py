@@ -28,7 +28,7 @@ LOSSY = {
     "packet_reordering": 0.2,
     "disconnection": 0.3,
     "deadline_seconds": 1.5,
-    "links": ["4g:3,satellite:2"],
+    "links": ["mix(lte=3, satellite=2)"],
 }
 HEADER = "client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,available\n"
 
@@ -60,7 +60,7 @@ def run(sim):
 def trace(folder, *rows):
     path = folder / "links.csv"
     path.write_text(HEADER + "".join(f"{row}\n" for row in rows))
-    return [f"trace:{path}"]
+    return [f"trace({str(path)!r})"]
 
 
 class Road:
@@ -233,7 +233,7 @@ def test_nothing_is_lost_on_bad_links(digits, monkeypatch, method, settings):
     assert some_lost
 
 
-BUFFERED = {"algorithms": ["fedbuff(buffer_size=4)"], "links": ["fibre:2,4g:2,lora:1"], "rounds": 40}
+BUFFERED = {"algorithms": ["fedbuff(buffer_size=4)"], "links": ["mix(fibre=2, lte=2, lora=1)"], "rounds": 40}
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_the_way_down_keeps_what_it_does_not_send(digits, monkeypatch):
 
 def test_fedbuff_is_the_sum_of_weighed_updates(digits, monkeypatch):
     road = Road(monkeypatch)
-    sim = simulation(digits, "dense()", algorithms=["fedbuff(buffer_size=3)"], links=["fibre:2,4g:3"], rounds=8)
+    sim = simulation(digits, "dense()", algorithms=["fedbuff(buffer_size=3)"], links=["mix(fibre=2, lte=3)"], rounds=8)
     initial = sim.model.astype(np.float64)
     metrics = run(sim)
     for t in range(8):
@@ -301,7 +301,7 @@ def test_fedbuff_is_the_sum_of_weighed_updates(digits, monkeypatch):
 def test_fedasync_steps_with_each_payload(digits, monkeypatch):
     road = Road(monkeypatch)
     algorithm = "fedasync(mixing=0.5, staleness='hinge', slope=2.0, threshold=1)"
-    sim = simulation(digits, "dense()", algorithms=[algorithm], links=["fibre:2,4g:3"], rounds=20)
+    sim = simulation(digits, "dense()", algorithms=[algorithm], links=["mix(fibre=2, lte=3)"], rounds=20)
     model = sim.model.astype(np.float64)
     run(sim)
     for t, (_, blob, weight, index) in enumerate(road.accepted):
@@ -411,7 +411,7 @@ def test_a_server_optimiser_moves_the_model(digits, monkeypatch):
 
 def test_budgets_are_kept_and_follow_the_link(digits, monkeypatch):
     road = Road(monkeypatch)
-    links, spec = ["4g:2,satellite:1,lora:2"], "ef(topk(0.01))"
+    links, spec = ["mix(lte=2, satellite=1, lora=2)"], "ef(topk(0.01))"
     sim = simulation(
         digits, spec, links=links, deadline_seconds=5.0, budgets=["fit()"], downlink="ef(topk(0.01))", rounds=4
     )
@@ -425,7 +425,7 @@ def test_budgets_are_kept_and_follow_the_link(digits, monkeypatch):
 
 
 def test_adaptopk_spreads_the_time_of_budgets(digits):
-    settings = {"links": ["5mbit"], "deadline_seconds": 2.0, "budgets": ["fit()"], "rounds": 8}
+    settings = {"links": ["cable()"], "deadline_seconds": 2.0, "budgets": ["fit()"], "rounds": 8}
     f = simulation(digits, "ef(adaptopk(0.05, t_hat=4))", **settings).federation
     seconds = np.array([f.seconds_of_round(t) for t in range(8)])
     kept = gw.adaptopk(0.05, t_hat=4).schedule(9610, 8)
@@ -502,11 +502,11 @@ CASES = {
     "fedadam": {"algorithms": ["fedadam()"], "downlink": "ef(topk(0.05))"},
     "lossy": LOSSY,
     "regions": {"regions": 2, "forward": "ef(topk(0.05))", "max_norm": 0.5},
-    "budgets": {"links": ["4g:3,lora:2"], "deadline_seconds": 4.0, "budgets": ["fit()"]},
-    "fedbuff": {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["fibre:2,4g:3"], "rounds": 9},
+    "budgets": {"links": ["mix(lte=3, lora=2)"], "deadline_seconds": 4.0, "budgets": ["fit()"]},
+    "fedbuff": {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["mix(fibre=2, lte=3)"], "rounds": 9},
     "fedasync": {
         "algorithms": ["fedasync()"],
-        "links": ["fibre:2,lora:3"],
+        "links": ["mix(fibre=2, lora=3)"],
         "rounds": 30,
         "participation": 0.6,
         "examples_per_second": 30.0,
@@ -655,7 +655,7 @@ def test_who_joins_late_pays_for_the_control_variate(digits, monkeypatch):
     "settings",
     [
         {"aggregation": "over_the_air(fading='rayleigh', threshold=1.0)"},
-        {"links": ["4g:3,lora:2"], "deadline_seconds": 5.0, "downlink": "ef(topk(0.05))"},
+        {"links": ["mix(lte=3, lora=2)"], "deadline_seconds": 5.0, "downlink": "ef(topk(0.05))"},
     ],
     ids=["silent", "late"],
 )
@@ -675,7 +675,7 @@ def test_the_servers_control_is_the_mean_of_the_clients(digits, control, setting
 
 
 def test_scaffold_shares_a_budget(digits):
-    settings = {"links": ["lora"], "deadline_seconds": 8.0, "budgets": ["fit()"], "downlink": "ef(topk(0.01))"}
+    settings = {"links": ["lora()"], "deadline_seconds": 8.0, "budgets": ["fit()"], "downlink": "ef(topk(0.01))"}
     algorithm = "scaffold(control='ef(topk(0.01))')"
     counts = {}
     for name in ("fedavg()", algorithm):
@@ -685,7 +685,7 @@ def test_scaffold_shares_a_budget(digits):
 
 
 def test_a_method_that_cannot_be_cut_goes_whole_and_late(digits):
-    settings = {"links": ["fibre:3,lora:2"], "deadline_seconds": 4.0, "budgets": ["fit()"], "rounds": 2}
+    settings = {"links": ["mix(fibre=3, lora=2)"], "deadline_seconds": 4.0, "budgets": ["fit()"], "rounds": 2}
     metrics = run(simulation(digits, "dense()", **settings))
     assert 0 < sum(m.num_received for m in metrics) < sum(m.num_trained for m in metrics)
 
@@ -740,7 +740,7 @@ def test_an_audit_goes_on(digits):
 
 def test_payloads_lean_on_references_of_closed_rounds(digits, monkeypatch):
     road = Road(monkeypatch)
-    settings = {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["fibre:2,4g:3"], "rounds": 20}
+    settings = {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["mix(fibre=2, lte=3)"], "rounds": 20}
     run(simulation(digits, "ef(tcs(0.05, 0.01))", audit=True, **settings))
     old = 0
     for _, blob, _, index in road.accepted:

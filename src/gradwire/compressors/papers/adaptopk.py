@@ -98,6 +98,7 @@ class adaptopk(_Adaptive):
 
     summary: ClassVar[str] = "topk with more entries early and late, fewer in between"
     citation: ClassVar[str] = "AdapTop-K, arXiv:2210.13532"
+    typical: ClassVar[str] = "adaptopk(0.01, rounds=100)"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -177,6 +178,7 @@ class adaptopk_online(_Adaptive):
 
     summary: ClassVar[str] = "adaptopk that decides by the gradient norms it sees"
     citation: ClassVar[str] = "after AdapTop-K, arXiv:2210.13532, Eq. (14)"
+    typical: ClassVar[str] = "adaptopk_online(0.01, rounds=100)"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwire.checks import check_density
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import num_kept_of, part_at
@@ -47,6 +47,7 @@ class cyclic(Sparsifier):
 
     summary: ClassVar[str] = "the k coordinates whose turn it is, shared by all, no indices sent"
     citation: ClassVar[str] = "a control for RegTop-k, arXiv:2501.05633"
+    typical: ClassVar[str] = "ef(cyclic(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
@@ -56,6 +57,11 @@ class cyclic(Sparsifier):
         """Whether what is kept depends on the round's number: yes."""
         return True
 
+    @property
+    def shares(self) -> Sharing:
+        """The window is the same for all clients."""
+        return "whole"
+
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Take the round's window."""
         d = update.size
@@ -63,6 +69,10 @@ class cyclic(Sparsifier):
             return [part_at(update, np.empty(0, np.int64))]
         support = Cyclic(d, num_kept_of(self.density, d), round.index)
         return [Part(support, Floats(update[support.indices]))]
+
+    def most_kept(self, d: int) -> int:
+        """Tell k."""
+        return num_kept_of(self.density, d) if d else 0
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): what is sent is sent whole, but it may be small."""

@@ -76,8 +76,9 @@ class regtopk(Sparsifier):
     goes outside, ``ef(regtopk(0.01))``: the update here is then a, the accumulated gradient, and the residual keeps
     what is not sent.
 
-    The aggregate is the reference, what the server applied: use it without ``Server(step=)``, which would scale it, and
-    with a lossless way down. A client whose reference comes late sends as topk does.
+    The aggregate is the reference, what the server applied, and must be the clients' mean: a ``Server`` or ``Region``
+    with a step, a way down or up that loses something, or another aggregator refuses it. A client whose reference comes
+    late sends as topk does.
 
     What is remembered is sparse: the coordinates and numbers sent last.
 
@@ -120,6 +121,7 @@ class regtopk(Sparsifier):
 
     summary: ClassVar[str] = "topk that passes over what other clients cancelled"
     citation: ClassVar[str] = "RegTop-k, arXiv:2501.05633"
+    typical: ClassVar[str] = "ef(regtopk(0.01))"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "density", check_density(self.density))
@@ -138,6 +140,11 @@ class regtopk(Sparsifier):
     @property
     def uses_reference(self) -> bool:
         """Whether the reference is read: it is the last aggregate."""
+        return True
+
+    @property
+    def needs_mean(self) -> bool:
+        """Whether the reference must be the clients' mean: yes, Delta compares it with what was sent."""
         return True
 
     @property
@@ -197,6 +204,10 @@ class regtopk(Sparsifier):
             return None
         d = state.layout.num_parameters
         return min(d, num_kept_of(self.density, d) + self._compared(state, round).size) if d else 0
+
+    def most_kept(self, d: int) -> int:
+        """Tell k."""
+        return num_kept_of(self.density, d) if d else 0
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): what is sent is sent whole, but it may be small."""

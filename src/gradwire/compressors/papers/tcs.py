@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gradwire.checks import check_density
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.references import as_reference
@@ -57,6 +57,7 @@ class tcs(Sparsifier):
 
     summary: ClassVar[str] = "where the last aggregate was largest, unnamed, and a few others"
     citation: ClassVar[str] = "TCS, arXiv:2101.08837"
+    typical: ClassVar[str] = "ef(tcs(0.01, 0.001))"
 
     def __post_init__(self) -> None:
         for name in ("global_density", "local_density"):
@@ -66,6 +67,11 @@ class tcs(Sparsifier):
     def uses_reference(self) -> bool:
         """Whether the reference is read: it is the last aggregate."""
         return True
+
+    @property
+    def shares(self) -> Sharing:
+        """The known coordinates are every client's, the others each one's own."""
+        return "partly"
 
     @property
     def unnamed(self) -> bool:
@@ -101,6 +107,10 @@ class tcs(Sparsifier):
         d = state.layout.num_parameters
         num_global, num_local = self._counts(d, None)
         return num_global if round.reference is None else min(d, num_global + num_local)
+
+    def most_kept(self, d: int) -> int:
+        """Tell K_global + K_local."""
+        return min(d, sum(self._counts(d, None)))
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(min(K_global, K_local) / d): the largest K_local of what is not known are sent."""

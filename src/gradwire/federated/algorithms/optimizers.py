@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradwire.checks import check_flag
-from gradwire.compressors.compressor import LARGEST, Vector, largest_magnitude
+from gradwire.compressors.compressor import LARGEST_UPDATE, Vector, largest_magnitude
 from gradwire.errors import StateError
 from gradwire.federated.algorithms.algorithm import Algorithm, check_below_one, check_not_negative, check_positive
 from gradwire.federated.algorithms.steps import Step
@@ -287,7 +287,7 @@ class AdaptiveStep(Step):
         beta = self.algorithm.beta_1
         room = largest * (1 - beta) * min(1.0, self.algorithm.tau / self.algorithm.rate(self._memory["rounds"] + 1))
         room = max(0.0, room - beta * largest_magnitude(self._memory["momentum"]))
-        squares = min(LARGEST * 2.0**-20, max(0.0, LARGEST - largest_magnitude(self._memory["squares"])))
+        squares = min(LARGEST_UPDATE * 2.0**-20, max(0.0, LARGEST_UPDATE - largest_magnitude(self._memory["squares"])))
         return float(min(room, squares**0.5))
 
     def _check_memory(self, memory: dict[str, Any]) -> None:

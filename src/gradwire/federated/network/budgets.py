@@ -78,9 +78,9 @@ class fit(Budget):
         most_bytes: budget of clients that have time for more, or None.
 
     Example:
-        >>> from gradwire.federated.network.links import PROFILES
+        >>> from gradwire.federated.network.links import lora
         >>> from gradwire.rng import Key
-        >>> connection = PROFILES["lora"].connection(Key(0, client=0))
+        >>> connection = lora().connection(Key(0, client=0))
         >>> fit().plan(connection, start=0.0, seconds=10.0, local_steps=20)
         Plan(local_steps=5, num_bytes=2343)
 

@@ -114,8 +114,8 @@ def send_packets(
         ConfigError: a size is below 1, or a time is negative or not a number.
 
     Example:
-        >>> from gradwire.federated.network.links import PROFILES
-        >>> sent = send_packets([500] * 4, PROFILES["lora"].connection(Key(1, client=0)), 0.0, 4.0, Loss(), Key(1))
+        >>> from gradwire.federated.network.links import lora
+        >>> sent = send_packets([500] * 4, lora().connection(Key(1, client=0)), 0.0, 4.0, Loss(), Key(1))
         >>> sent.arrivals, sent.end_seconds
         (((1.8, 0), (2.6, 1), (3.4000000000000004, 2)), 4.0)
 

@@ -1,32 +1,88 @@
-"""Which connection each client has: a named profile, a mix of them, an ideal one, or a trace file."""
+"""Which connection each client has: a profile, a profile of one's own, a mix of profiles, or a trace file.
+
+A profile is a class of clients with constant rates. Steps per second are of a model that takes a computer 20 ms a step
+(50); a phone or a terminal does 20, a microcontroller 1. None of the figures is measured: they are round, and right to
+an order of magnitude.
+"""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from itertools import accumulate, cycle
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from gradwire.checks import check_density, check_integer, check_number
 from gradwire.errors import ConfigError, nearest
 from gradwire.federated.network.traces import ALWAYS, Conditions, Connection, Sessions, read_trace
+from gradwire.named import Named, read
 from gradwire.rng import Key
 
-__all__ = ["PROFILES", "Connection", "Links", "Mix", "Profile", "Trace", "parse_links"]
+__all__ = [
+    "Connection",
+    "Links",
+    "Profile",
+    "cable",
+    "fibre",
+    "ideal",
+    "link",
+    "lora",
+    "lte",
+    "mix",
+    "parse_links",
+    "satellite",
+    "trace",
+    "wifi",
+]
 
 _FIRST_DRAW = 64
 
 
-@dataclass(frozen=True)
-class Profile:
+class Links(Named, kind="link", example="lora()", must_say=("summary",)):
+    """Say which connection each client has.
+
+    Example:
+        >>> str(mix(lte=1, lora=3))
+        'mix(lte=1, lora=3)'
+    """
+
+    @abstractmethod
+    def assign(self, num_clients: int, seed: int) -> list[Connection]:
+        """Give each client a connection.
+
+        Args:
+            num_clients: 1 or more.
+            seed: of the run, 0 <= seed < 2^64; the only source of chance.
+
+        Returns:
+            (num_clients,) connections, by client number.
+
+        Raises:
+            ConfigError: ``num_clients`` or ``seed`` is out of range, or a trace is damaged or has too few clients.
+
+        Example:
+            >>> [c.at(0).latency_seconds for c in mix(lte=1, lora=1).assign(4, seed=3)]
+            [1.0, 0.04, 0.04, 1.0]
+        """
+
+    def rooted(self, folder: Path) -> Links:
+        """Return these links with the paths in them beginning at a folder, so that they mean the same anywhere."""
+        return self
+
+
+@dataclass(frozen=True, repr=False)
+class Profile(Links):
     """Describe a class of clients by constant rates and by how much of the time they are reachable.
 
+    A profile is a subclass that says its numbers, each of which may be given another value: ``lora(availability=0.1)``.
+
     Args:
-        name: what ``parse_links`` calls it.
         uplink_bits_per_second: > 0; inf takes no time.
         downlink_bits_per_second: > 0; inf takes no time.
         latency_seconds: one way, >= 0.
@@ -38,15 +94,10 @@ class Profile:
         ConfigError: a number is none of these.
 
     Example:
-        >>> Profile("modem", 33.6e3, 56e3, 0.1, 5, 0.25, 1800).connection(Key(0, client=0)).uploaded(4200)
+        >>> link(33.6e3, 56e3, 0.1, 5, 0.25, 1800).connection(Key(0, client=0)).uploaded(4200)
         1.1
-
-    Source: none.
-
-    Deviations: none.
     """
 
-    name: str
     uplink_bits_per_second: float
     downlink_bits_per_second: float
     latency_seconds: float
@@ -62,6 +113,8 @@ class Profile:
         check_density(self.availability, "availability")
         if self.availability < 1 and check_number("mean_session_seconds", self.mean_session_seconds) <= 0:
             raise ConfigError(f"mean_session_seconds must be > 0, got {self.mean_session_seconds!r}")
+        for f in fields(self):
+            object.__setattr__(self, f.name, float(getattr(self, f.name)))
 
     def connection(self, key: Key) -> Connection:
         """Return one client's connection.
@@ -76,6 +129,10 @@ class Profile:
         sessions = ALWAYS if always else _DrawnSessions(key, self.availability, self.mean_session_seconds)
         return Connection((self._conditions(),), sessions)
 
+    def assign(self, num_clients: int, seed: int) -> list[Connection]:
+        """Give every client the same rates, and sessions of its own."""
+        return _connections([self] * check_integer("num_clients", num_clients, 1), seed)
+
     def _conditions(self) -> Conditions:
         return Conditions(
             0.0,
@@ -86,37 +143,119 @@ class Profile:
         )
 
 
-PROFILES: dict[str, Profile] = {
-    profile.name: profile
-    for profile in (
-        Profile("ideal", math.inf, math.inf, 0.0, math.inf),
-        Profile("fibre", 100e6, 500e6, 0.005, 50.0, 0.95, 43_200.0),
-        Profile("wifi", 20e6, 50e6, 0.01, 50.0, 0.9, 7_200.0),
-        Profile("5mbit", 5e6, 50e6, 0.02, 50.0, 0.9, 7_200.0),
-        Profile("4g", 10e6, 30e6, 0.04, 20.0, 0.8, 1_800.0),
-        Profile("satellite", 3e6, 25e6, 0.3, 20.0, 0.95, 21_600.0),
-        Profile("lora", 5e3, 5e3, 1.0, 1.0, 0.5, 3_600.0),
-    )
-}
-"""Profiles by name.
+def _connections(profiles: list[Profile], seed: int) -> list[Connection]:
+    """The connection of each client, in order."""
+    return [p.connection(Key(seed, client=client, purpose="sessions")) for client, p in enumerate(profiles)]
 
-Steps per second are of a model that takes a computer 20 ms a step (50); a phone or a terminal does 20, a
-microcontroller 1.
 
-- ``ideal``: takes no time and is always there: the virtual clock stands still.
-- ``fibre``: a home computer on fibre to the house, a few milliseconds from the server; on all day.
-- ``wifi``: a laptop on shared wireless in front of a middling home line; on for an evening's two hours.
-- ``5mbit``: the same laptop behind a cable or VDSL line that gives 5 Mbit/s up and ten times that down.
-- ``4g``: a phone, a fifth of the time without coverage or switched over, for half an hour's stretch of use.
-- ``satellite``: a geostationary terminal. Light takes 0.24 s to the satellite, 36 000 km up, and down again; the rest
-  is the terminal and the network. Rain cuts it off about every six hours.
-- ``lora``: a microcontroller on battery. LoRa at spreading factor 7 and 125 kHz carries 5.5 kbit/s; a receive
-  window opens 1 s after a transmission. Awake every other hour. Duty-cycle limits of the band are left out.
+@dataclass(frozen=True, repr=False)
+class link(Profile):
+    """A profile of one's own: any numbers."""
 
-Source: none.
+    summary: ClassVar[str] = "rates and availability of one's own"
 
-Deviations: none is measured. They are round figures, right to an order of magnitude.
-"""
+
+@dataclass(frozen=True, repr=False)
+class ideal(Profile):
+    """Takes no time and is always there: the virtual clock stands still."""
+
+    uplink_bits_per_second: float = math.inf
+    downlink_bits_per_second: float = math.inf
+    latency_seconds: float = 0.0
+    steps_per_second: float = math.inf
+
+    summary: ClassVar[str] = "no time at all"
+
+
+@dataclass(frozen=True, repr=False)
+class fibre(Profile):
+    """A home computer on fibre to the house, a few milliseconds from the server; on all day."""
+
+    uplink_bits_per_second: float = 100e6
+    downlink_bits_per_second: float = 500e6
+    latency_seconds: float = 0.005
+    steps_per_second: float = 50.0
+    availability: float = 0.95
+    mean_session_seconds: float = 43_200.0
+
+    summary: ClassVar[str] = "fibre to the house"
+
+
+@dataclass(frozen=True, repr=False)
+class wifi(Profile):
+    """A laptop on shared wireless in front of a middling home line; on for an evening's two hours."""
+
+    uplink_bits_per_second: float = 20e6
+    downlink_bits_per_second: float = 50e6
+    latency_seconds: float = 0.01
+    steps_per_second: float = 50.0
+    availability: float = 0.9
+    mean_session_seconds: float = 7_200.0
+
+    summary: ClassVar[str] = "shared wireless"
+
+
+@dataclass(frozen=True, repr=False)
+class cable(Profile):
+    """The same laptop behind a cable or VDSL line that gives 5 Mbit/s up and ten times that down."""
+
+    uplink_bits_per_second: float = 5e6
+    downlink_bits_per_second: float = 50e6
+    latency_seconds: float = 0.02
+    steps_per_second: float = 50.0
+    availability: float = 0.9
+    mean_session_seconds: float = 7_200.0
+
+    summary: ClassVar[str] = "a home line, 5 Mbit/s up"
+
+
+@dataclass(frozen=True, repr=False)
+class lte(Profile):
+    """A phone, a fifth of the time without coverage or switched over, for half an hour's stretch of use."""
+
+    uplink_bits_per_second: float = 10e6
+    downlink_bits_per_second: float = 30e6
+    latency_seconds: float = 0.04
+    steps_per_second: float = 20.0
+    availability: float = 0.8
+    mean_session_seconds: float = 1_800.0
+
+    summary: ClassVar[str] = "a phone on 4G"
+
+
+@dataclass(frozen=True, repr=False)
+class satellite(Profile):
+    """A geostationary terminal, which rain cuts off about every six hours.
+
+    Light takes 0.24 s to the satellite, 36 000 km up, and down again; the rest is the terminal and the network.
+    """
+
+    uplink_bits_per_second: float = 3e6
+    downlink_bits_per_second: float = 25e6
+    latency_seconds: float = 0.3
+    steps_per_second: float = 20.0
+    availability: float = 0.95
+    mean_session_seconds: float = 21_600.0
+
+    summary: ClassVar[str] = "a geostationary terminal"
+
+
+@dataclass(frozen=True, repr=False)
+class lora(Profile):
+    """A microcontroller on battery, awake every other hour.
+
+    LoRa at spreading factor 7 and 125 kHz carries 5.5 kbit/s; a receive window opens 1 s after a transmission.
+    Duty-cycle limits of the band are left out.
+    """
+
+    uplink_bits_per_second: float = 5e3
+    downlink_bits_per_second: float = 5e3
+    latency_seconds: float = 1.0
+    steps_per_second: float = 1.0
+    availability: float = 0.5
+    mean_session_seconds: float = 3_600.0
+
+    summary: ClassVar[str] = "a microcontroller on battery"
 
 
 @dataclass(frozen=True)
@@ -165,82 +304,92 @@ class _DrawnSessions(Sessions):
         return values
 
 
-@dataclass(frozen=True)
-class Links(ABC):
-    """Say which connection each client has; ``str`` gives the text ``parse_links`` reads."""
-
-    @abstractmethod
-    def assign(self, num_clients: int, seed: int) -> list[Connection]:
-        """Give each client a connection.
-
-        Args:
-            num_clients: 1 or more.
-            seed: of the run, 0 <= seed < 2^64; the only source of chance.
-
-        Returns:
-            (num_clients,) connections, by client number.
-
-        Raises:
-            ConfigError: ``num_clients`` or ``seed`` is out of range, or a trace is damaged or has too few clients.
-
-        Example:
-            >>> [c.at(0).latency_seconds for c in parse_links("4g:1,lora:1").assign(4, seed=3)]
-            [1.0, 0.04, 0.04, 1.0]
-        """
-
-
-@dataclass(frozen=True)
-class Mix(Links):
-    """Deal profiles by largest remainder (ties: the first named), then shuffle.
+@dataclass(frozen=True, repr=False, init=False)
+class mix(Links):
+    """Deal profiles to clients by largest remainder (ties: the first named), then shuffle.
 
     Args:
-        profiles: one or more, of different names.
-        shares: of each, finite and > 0; only their ratios matter.
+        shares: of each profile by its name, finite and > 0; only their ratios matter.
+
+    Raises:
+        ConfigError: a name is no profile's, a share no such number, or there are none.
+
+    Example:
+        >>> mix(fibre=1.0, lora=3)
+        mix(fibre=1, lora=3)
     """
 
-    profiles: tuple[Profile, ...]
-    shares: tuple[float, ...]
+    shares: tuple[tuple[str, float], ...] = field(metadata={"keywords": True})
 
-    def __post_init__(self) -> None:
-        names = [profile.name for profile in self.profiles]
-        if not names or len(names) != len(self.shares) or len(set(names)) != len(names):
-            raise ConfigError(f"links need one share for each of one or more different profiles, got {names}")
-        for name, share in zip(names, self.shares, strict=True):
-            if not (math.isfinite(share) and share > 0):
-                raise ConfigError(f"share of {name!r} must be a finite number > 0, got {share}")
+    summary: ClassVar[str] = "several profiles, by shares"
 
-    def __str__(self) -> str:
-        if len(self.profiles) == 1:
-            return self.profiles[0].name
-        pairs = zip(self.profiles, self.shares, strict=True)
-        return ",".join(f"{profile.name}:{float(share)!r}".removesuffix(".0") for profile, share in pairs)
+    def __init__(self, **shares: float) -> None:
+        profiles = _profiles()
+        for name, share in shares.items():
+            if name not in profiles:
+                raise ConfigError(
+                    f"a mix is of profiles, one of {', '.join(profiles)}, got {name!r}{nearest(name, profiles)}"
+                )
+            if not check_number(f"share of {name}", share) > 0:
+                raise ConfigError(f"share of {name} must be > 0, got {share!r}")
+        if not shares:
+            raise ConfigError("a mix needs shares of profiles, such as mix(fibre=1, lora=3), got none")
+        object.__setattr__(self, "shares", tuple((name, _whole(share)) for name, share in shares.items()))
 
     def assign(self, num_clients: int, seed: int) -> list[Connection]:
         """Deal the profiles' connections; as ``Links.assign``."""
         num_clients = check_integer("num_clients", num_clients, 1)
-        total = sum(map(Fraction, self.shares))
-        quotas = [Fraction(share) * num_clients / total for share in self.shares]
+        shares = [Fraction(share) for _, share in self.shares]
+        quotas = [share * num_clients / sum(shares) for share in shares]
         counts = [math.floor(quota) for quota in quotas]
         by_remainder = sorted(range(len(quotas)), key=lambda i: counts[i] - quotas[i])
         for i in by_remainder[: num_clients - sum(counts)]:
             counts[i] += 1
-        hand = [profile for profile, count in zip(self.profiles, counts, strict=True) for _ in range(count)]
+        profiles = _profiles()
+        hand = [profiles[name]() for (name, _), count in zip(self.shares, counts, strict=True) for _ in range(count)]
         order = np.argsort(Key(seed, purpose="links").words(num_clients), kind="stable").tolist()
-        return [hand[i].connection(Key(seed, client=client, purpose="sessions")) for client, i in enumerate(order)]
+        return _connections([hand[i] for i in order], seed)
 
 
-@dataclass(frozen=True)
-class Trace(Links):
+def _profiles() -> dict[str, Callable[[], Profile]]:
+    """Profiles by name: those that need no numbers given."""
+    return {
+        name: cls
+        for name, cls in Links.registry.items()
+        if issubclass(cls, Profile) and all(f.default is not MISSING for f in fields(cls))
+    }
+
+
+def _whole(share: float) -> float:
+    return int(share) if share == int(share) and share < 2**53 else float(share)
+
+
+@dataclass(frozen=True, repr=False)
+class trace(Links):
     """Read the connections of a trace file (see ``read_trace``) when they are assigned: its first clients' ones.
 
     Args:
         path: of the CSV file.
+
+    Raises:
+        ConfigError: the path is no text, or empty.
+
+    Example:
+        >>> trace("measured.csv").rooted(Path("/data"))
+        trace('/data/measured.csv')
     """
 
     path: str
 
-    def __str__(self) -> str:
-        return f"trace:{self.path}"
+    summary: ClassVar[str] = "a file of measured connections"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str) or not self.path:
+            raise ConfigError(f"a trace needs the path of a CSV file, got {self.path!r}")
+
+    def rooted(self, folder: Path) -> Links:
+        """Return the trace with its path written out."""
+        return replace(self, path=str(folder / Path(self.path).expanduser()))
 
     def assign(self, num_clients: int, seed: int) -> list[Connection]:
         """Read the file; as ``Links.assign``, without chance."""
@@ -258,43 +407,17 @@ def parse_links(text: str) -> Links:
     """Read the text that says which connection each client has.
 
     Args:
-        text: a name of ``PROFILES`` (``fibre``), several with their relative shares (``fibre:0.2,4g:0.8``), or
-            ``trace:PATH``, a file that is read when connections are assigned.
+        text: for instance ``lora()``, ``lora(availability=0.1)``, ``mix(fibre=0.2, lte=0.8)`` or
+            ``trace('measured.csv')``, a file that is read when connections are assigned.
 
     Returns:
         The links; ``parse_links(str(links)) == links``.
 
     Raises:
-        ConfigError: the text is none of these.
+        ConfigError: on a text that cannot be read, a name that is not there or a number out of range.
 
     Example:
-        >>> print(parse_links("fibre:1.0,lora:3"))
-        fibre:1,lora:3
-
-    Source: none.
-
-    Deviations: none.
+        >>> parse_links("mix(fibre=1.0, lora=3)")
+        mix(fibre=1, lora=3)
     """
-    name, _, path = text.partition(":")
-    if name == "trace" and path:
-        return Trace(path)
-    items = [item.partition(":") for item in text.split(",")]
-    for name, _, _ in items:
-        if name not in PROFILES:
-            raise ConfigError(
-                f"links must be NAME, NAME:SHARE,NAME:SHARE,... or trace:PATH, with a NAME of {', '.join(PROFILES)}, "
-                f"got {name!r}{nearest(name, [*PROFILES, 'trace'])}"
-            )
-    if text in PROFILES:
-        return Mix((PROFILES[text],), (1.0,))
-    mix = Mix(tuple(PROFILES[name] for name, _, _ in items), tuple(_share(name, share) for name, _, share in items))
-    return mix if len(items) > 1 else Mix(mix.profiles, (1.0,))
-
-
-def _share(name: str, text: str) -> float:
-    try:
-        if text.isascii() and not set(text) & set("_ \t\r\n"):
-            return float(text)
-    except ValueError:
-        pass
-    raise ConfigError(f"share of {name!r} must be a finite number > 0, got {text!r}")
+    return read(text, Links)  # type: ignore[type-abstract]

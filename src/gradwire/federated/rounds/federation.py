@@ -18,6 +18,7 @@ from gradwire.compressors.compressor import Compressor, Round, Vector, decompres
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client, Delivered
+from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Inbox
 from gradwire.ends.region import Region
 from gradwire.ends.server import Result, Server
@@ -125,6 +126,7 @@ class Federation:
         aggregator = None if str(rule) == "mean()" else partial(rule.make, seed=seed, compressor=compressor)
         if e.regions:
             forward = parse(e.forward)
+            check_mean(compressor, self.layout.num_parameters, step=self.step, downlink=downlink)
             self.server = Server(forward, self.layout, seed, downlink, self.step, num_rounds=e.rounds)
             self.regions = [
                 Region(compressor, self.layout, r, seed, forward, e.rounds, staleness, aggregator, e.max_norm)
@@ -142,6 +144,7 @@ class Federation:
                 aggregator,
                 e.max_norm,
                 e.rounds,
+                None if self.algorithm.asynchronous else 1,
             )
             self.regions = []
         self.region_connections = parse_links(e.region_link).assign(e.regions, seed) if e.regions else []
