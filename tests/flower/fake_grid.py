@@ -29,9 +29,10 @@ class FakeNode:
     online: bool = True
     state: RecordDict = field(default_factory=RecordDict)
     queue: list[Message] = field(default_factory=list)
+    run_config: dict[str, Any] = field(default_factory=dict)
 
     def run(self, message: Message) -> Message:
-        context = Context(1, self.node_id, self.config, self.state, {})
+        context = Context(1, self.node_id, self.config, self.state, self.run_config)
         try:
             return self.app(message, context)
         except Exception as error:

@@ -360,26 +360,6 @@ class Inbox:
             self._decoded = payload.reference_digest, Reference.of(decode(blob, self._limits))
         return self._decoded[1]
 
-    def counted(self, client_id: int) -> tuple[tuple[int, int], ...]:
-        """Tell which payloads of a client were counted, in this round and before: what its host may answer it.
-
-        Args:
-            client_id: which client.
-
-        Returns:
-            The first and last number of each closed run, increasing and apart; a number in none was not counted.
-
-        Example:
-            >>> import numpy as np, gradwire as gw
-            >>> client, server = gw.Client(gw.topk(0.5), gw.Layout.flat(2)), gw.Server(gw.topk(0.5), gw.Layout.flat(2))
-            >>> blobs = [client.compress(np.array([4, 1], np.float32)) for _ in range(3)]
-            >>> server.receive(blobs[0])
-            >>> server.receive(blobs[2])
-            >>> server.counted(0)
-            ((0, 0), (2, 2))
-        """
-        return tuple((run[0], run[1]) for run in self._counted.get(client_id, []))
-
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only."""
         state = {

@@ -77,7 +77,7 @@ class Instruction:
 
     Example:
         >>> from gradwire.flower.header import Instruction, read_instruction
-        >>> told = Instruction("trial", bytes(8), "topk(0.1)", bytes(4), 0, 3, False, "num-examples", blobs=(b"abc",))
+        >>> told = Instruction("trial", bytes(8), "topk(0.1)", bytes(4), 0, 3, False, "weight", blobs=(b"abc",))
         >>> read_instruction(told.encode()) == told, told.first
         (True, 2)
     """
@@ -152,7 +152,7 @@ class Answer:
 
     Example:
         >>> from gradwire.flower.header import Answer, read_answer
-        >>> told = Answer(bytes(8), 5, bytes(8), 3, blob=b"abc")
+        >>> told = Answer(bytes(8), 5, b"a state.", 3, blob=b"abc")
         >>> read_answer(told.encode()) == told
         True
     """

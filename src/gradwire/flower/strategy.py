@@ -193,11 +193,9 @@ class CompressedStrategy(Strategy):
                 "the clients answer with models, not with what gradwire sends: add CompressionMod() to the mods of "
                 "ClientApp"
             )
-        before = None if takes_mean(self.inner) else conversation.server.state_dict()
         usable = [reply for reply in answers if reply.answer.blob is not None and self._has_metrics(reply)]
         form = common_form(usable)
         counted = [reply for reply in usable if self._receive(reply, form)]
-        self._ledger.rounds[-1].num_counted += conversation.server.aggregator.num_received
         metrics: list[MetricRecord | None] = []
 
         def step(mean: Vector) -> Vector:
@@ -206,14 +204,13 @@ class CompressedStrategy(Strategy):
             return delta
 
         try:
-            conversation.close(step)
+            self._ledger.rounds[-1].num_counted = conversation.close(step).num_received
         except _NothingAggregated:
-            if before is not None:
-                conversation.server.load_state_dict(before)
+            conversation.server.drop_round()
             _log.warning("gradwire: nothing was aggregated: the round stays open, its updates stay with the clients")
             metrics = [None]
         self._keep_model()
-        self._log_round(len(counted))
+        self._log_round()
         self.rounds_done += 1
         if self._state_file is not None:
             write_state(self._state_file, self.state_dict())
@@ -416,11 +413,9 @@ class CompressedStrategy(Strategy):
             model.layout.d,
         )
 
-    def _log_round(self, num_counted: int) -> None:
-        now = self._ledger.rounds[-1]
-        _log.info(
-            "gradwire: %d counted; %d bytes up, %d down, %d other", num_counted, now.uplink, now.downlink, now.other
-        )
+    def _log_round(self) -> None:
+        now, said = self._ledger.rounds[-1], "gradwire: %d counted; %d bytes up, %d down, %d other"
+        _log.info(said, now.num_counted, now.uplink, now.downlink, now.other)
 
     def _log_refused(self, reply: Reply, error: Exception) -> None:
         _log.warning(
