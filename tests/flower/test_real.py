@@ -92,11 +92,11 @@ class Net:
             GRADWIRE_STATE=str(self.folder / f"state{number}"),
         )  # fmt: skip
 
-    def run(self, app: Path, timeout: float, **config: str | int | float) -> str:
+    def run(self, app: Path, seconds: float, **config: str | int | float) -> str:
         given = " ".join(f"{k.replace('_', '-')}={json.dumps(v)}" for k, v in config.items())
         done = subprocess.run(
             [str(BIN / "flwr"), "run", str(app), "net", "--stream", "-c", given],
-            capture_output=True, text=True, timeout=timeout, env=self.env, cwd=self.folder, check=False,
+            capture_output=True, text=True, timeout=seconds, env=self.env, cwd=self.folder, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

@@ -11,7 +11,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from gradwire.errors import ConfigError, DecodeError, ProtocolError, visible
+from gradwire.errors import ConfigError, DecodeError, LimitExceeded, ProtocolError, visible
 from gradwire.flower.binding import Bindings
 from gradwire.flower.carrier import (
     NAME,
@@ -26,6 +26,7 @@ from gradwire.flower.conversation import Conversation
 from gradwire.flower.header import NO_INCARNATION, Refusal, read_answer
 from gradwire.flower.ledger import Ledger
 from gradwire.flower.replies import Reply
+from gradwire.wire import Limits
 
 __all__ = ["Budget", "Post", "Sent"]
 
@@ -265,6 +266,9 @@ class Post:
             if found is None:
                 self.without_mod += sent.trains
                 raise ProtocolError("its reply holds nothing of gradwire's: its ClientApp lacks CompressionMod")
+            limit = Limits.of(self._conversation.model.layout.d).max_bytes
+            if len(found.data) > limit:
+                raise LimitExceeded(f"it has {len(found.data)} bytes, at most {limit} make sense")
             answer = read_answer(found.data)
             if answer.birth != self._conversation.birth:
                 raise ProtocolError("it answers another conversation")
