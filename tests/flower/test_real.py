@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import urllib.request
@@ -16,9 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+from apps import member_of
 from fake_grid import FakeGrid
 from flwr.app import Context, RecordDict
+
+import gradwire as gw
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "flower-mnist"
@@ -135,7 +140,8 @@ def in_one_process(folder: Path, num_rounds: int, spec: str) -> str:
 
     client_app.compress = CompressionMod(state_dir=folder / "states")
     config = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    config |= {"num-server-rounds": num_rounds, "spec": spec, "data": "digits", "out": str(folder / "out")}
+    config |= {"num-server-rounds": num_rounds, "spec": spec, "data": "digits", "conversation": "trial"}
+    config["out"] = str(folder / "out")
     grid = FakeGrid()
     for number in range(3):
         grid.add(app, partition_id=number).run_config = config
@@ -151,7 +157,9 @@ def test_an_undisturbed_run_is_the_one_of_one_process(tmp_path):
     shutil.copytree(EXAMPLE, app, ignore=shutil.ignore_patterns("__pycache__"))
     out, spec = tmp_path / "out", "ef(topk(0.01))"
     with federation(tmp_path / "real", 3) as net:
-        said = net.run(app, 500, num_server_rounds=3, data="digits", spec=spec, out=str(out), timeout=90.0)
+        said = net.run(
+            app, 500, num_server_rounds=3, data="digits", spec=spec, out=str(out), timeout=90.0, conversation="trial"
+        )
         run = json.loads((out / "summary.json").read_text())["runs"][0]
         listed = subprocess.run(
             [str(BIN / "flwr"), "list", "net", "--format", "json"],
@@ -167,3 +175,74 @@ def test_an_undisturbed_run_is_the_one_of_one_process(tmp_path):
     traffic = json.loads(listed.stdout)["runs"][0]["network-traffic"]
     inbound = sum(v for k, v in traffic.items() if "inbound" in k and isinstance(v, int))
     assert run["uplink_bytes"] < inbound < run["dense_uplink_bytes"]
+
+
+BOOKS = """
+
+_train = train
+
+
+def train(net, config, partition, seed):
+    import numpy
+    before = numpy.concatenate([t.detach().numpy().ravel().copy() for t in net.state_dict().values()])
+    out = _train(net, config, partition, seed)
+    after = numpy.concatenate([t.detach().numpy().ravel() for t in net.state_dict().values()])
+    numpy.save(f"{FOLDER}/raw-{partition}-{seed}.npy", after - before)
+    return out
+"""
+COUNTED = """
+
+from gradwire import decode, decompress
+from gradwire.flower.conversation import Conversation
+
+_receive = Conversation.receive
+
+
+def receive(self, client, incarnation, blob, weight):
+    import numpy
+    _receive(self, client, incarnation, blob, weight)
+    numpy.save(f"{FOLDER}/counted-{client}-{decode(blob).sequence}.npy", decompress(decode(blob)))
+
+
+Conversation.receive = receive
+"""
+
+
+def test_a_supernode_killed_between_rounds_loses_nothing(tmp_path):
+    """SIGKILL, and it comes back under another id: law 1 of all clients, from books that app and server keep."""
+    books, out, app = tmp_path / "books", tmp_path / "out", tmp_path / "app"
+    for folder in (books, tmp_path / "real"):
+        folder.mkdir()
+    shutil.copytree(EXAMPLE, app, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, code in (("task.py", BOOKS), ("server_app.py", COUNTED)):
+        path = app / "flower_mnist" / file
+        path.write_text(f"{path.read_text()}\nFOLDER = {str(books)!r}\n{code}")
+    with federation(tmp_path / "real", 3) as net:
+
+        def kill_and_restart() -> None:
+            until = time.monotonic() + 300
+            while time.monotonic() < until and not (out / "metrics.jsonl").exists():
+                time.sleep(0.1)
+            net.processes["node1"].kill()
+            net.processes["node1"].wait()
+            time.sleep(3)
+            net.supernode(1, 3)
+
+        killer = threading.Thread(target=kill_and_restart)
+        killer.start()
+        net.run(app, 560, num_server_rounds=4, data="digits", out=str(out), timeout=120.0, conversation="trial")
+        killer.join()
+    run = json.loads((out / "summary.json").read_text())["runs"][0]
+    assert run["rounds_done"] == 4
+    for client in range(3):
+        member = member_of(tmp_path / "real" / f"state{client}", "trial", client)
+        raw = {int(p.stem.split("-")[2]): np.load(p) for p in books.glob(f"raw-{client}-*.npy")}
+        counted = {int(p.stem.split("-")[2]): np.load(p) for p in books.glob(f"counted-{client}-*.npy")}
+        if len(raw) > member.client.sequence:  # what was killed before it was remembered was never trained
+            del raw[2]
+        assert len(raw) == member.client.sequence >= 3
+        missing = sum(raw.values()).astype(np.float64) - sum(counted.values())
+        for number, blob in zip(member.client.pending_sequences, member.client.pending, strict=True):
+            missing -= 0 if number in counted else gw.decompress(gw.decode(blob))
+        missing -= member.client.state_dict()["residual"]
+        assert np.linalg.norm(missing) <= 1e-6 * np.linalg.norm(sum(raw.values()))
