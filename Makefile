@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench clean help
+.PHONY: demo test test-all lint bench docs clean help
 
 help:
 	@echo "make demo      set up, train ten clients on real images with several compressors, show table and report"
 	@echo "make test      set up, then lint, types and tests"
 	@echo "make test-all  the same with the slow tests"
 	@echo "make bench     set up, then the benchmarks"
+	@echo "make docs      set up, then write pages and pictures again, from result files and from the code"
 	@echo "make clean     remove the virtual environment, caches and runs"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -37,6 +38,10 @@ test-all: lint
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python -m benchmarks --document
+	$(BIN)/python -m tools.picture
 
 clean:
 	rm -rf $(VENV) runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

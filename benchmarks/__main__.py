@@ -1,29 +1,76 @@
-"""Run the benchmarks: python -m benchmarks [NAME ...] [--data-dir DIR] [--document]."""
+"""Run the benchmarks: python -m benchmarks [NAME ...] [--only PART] [--data-dir DIR] [--document]."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
-NAMES = ("accuracy", "budget", "federated", "methods", "mnist", "papers", "speed", "wire")
+from benchmarks import accuracy, budget, documents, federated, methods, mnist, papers, results, speed, wire
+from benchmarks.results import Found
+from gradwire.reproduce.run import PAPERS
 
 
-def main() -> None:
+def _replace(old: Found, new: Found) -> Found:
+    return {**old, **new}
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Something to measure.
+
+    Attributes:
+        measure: (folder of the data files, which parts) -> their figures, or None where data is missing.
+        parts: what ``--only`` can name; none where all is measured at once.
+        merge: (the whole as it was, some parts measured anew) -> the whole.
+    """
+
+    measure: Callable[[str | None, Sequence[str]], Found | None]
+    parts: tuple[str, ...] = ()
+    merge: Callable[[Found, Found], Found] = _replace
+
+
+BENCHMARKS = {
+    "accuracy": Benchmark(accuracy.measure, accuracy.PARTS),
+    "budget": Benchmark(budget.measure, budget.PARTS, budget.merge),
+    "federated": Benchmark(federated.measure, federated.PARTS),
+    "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
+    "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
+    "speed": Benchmark(speed.measure),
+    "wire": Benchmark(wire.measure, wire.PARTS),
+    **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)} (all without)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {known} (all without)")
+    parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
     parser.add_argument("--data-dir", default=os.environ.get("GRADWIRE_DATA"), help="folder of the data files")
-    parser.add_argument("--document", action="store_true", help="only write the tables again from the results files")
-    options = parser.parse_args()
-    unknown = set(options.names) - set(NAMES)
-    if unknown:
-        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
-    for name in options.names or NAMES:
-        module = importlib.import_module(f"benchmarks.{name}")
-        if options.document:
-            module.document()
-        else:
-            module.run(options.data_dir)
+    parser.add_argument("--document", action="store_true", help="only write the documents again from the results")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(BENCHMARKS):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {known}")
+    if options.only and len(options.names) != 1:
+        parser.error("--only takes parts of one benchmark: name it")
+    if options.document:
+        documents.write_all(set(options.names) or None)
+        return
+    for name in options.names or BENCHMARKS:
+        benchmark = BENCHMARKS[name]
+        if unknown := set(options.only) - set(benchmark.parts):
+            parts = ", ".join(benchmark.parts) or "none, it is measured at once"
+            parser.error(f"{name} has no part {', '.join(sorted(unknown))}; known: {parts}")
+        found = benchmark.measure(options.data_dir, options.only or benchmark.parts)
+        if found is None:
+            continue
+        if options.only:
+            found = benchmark.merge(results.load(name), found)
+        results.save(name, found, options.only)
+        documents.write_all({name})
 
 
 if __name__ == "__main__":

@@ -11,14 +11,17 @@ import json
 import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import code, table
+from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.report.tables import format_bytes
 
 SEEDS = (0, 1, 2)
@@ -38,11 +41,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(data_dir: str | None) -> None:
-    """Measure and write benchmarks/results/accuracy.json, then the tables of README.md and docs/results.md."""
-    found: dict[str, Any] = {}
+PARTS = tuple(SETTINGS)
+
+
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
+    """Train on some of the data sets."""
+    found: Found = {}
     context = multiprocessing.get_context("spawn")
-    for data in SETTINGS:
+    for data in parts:
         try:
             load_task(data, Path(data_dir) if data_dir else None)
         except ConfigError as error:
@@ -53,8 +59,7 @@ def run(data_dir: str | None) -> None:
         found[data] = of_seeds[0]
         found[data]["experiment"]["seeds"] = list(SEEDS)
         found[data]["runs"] = [run for one in of_seeds for run in one["runs"]]
-    save("accuracy", found)
-    document()
+    return found
 
 
 def _measure(data: str, seed: int, data_dir: str | None) -> dict[str, Any]:
@@ -71,9 +76,8 @@ def _measure(data: str, seed: int, data_dir: str | None) -> dict[str, Any]:
     return found
 
 
-def document() -> None:
-    """Write the tables from the results file."""
-    found = load("accuracy")
+def document(found: Found) -> dict[str, str]:
+    """The tables."""
     sections = []
     for data in SETTINGS:
         if "left_out" in found[data]:
@@ -87,9 +91,10 @@ def document() -> None:
             f"{e['learning_rate']}; accuracy on the {e['test_name']}, mean and standard deviation of seeds "
             f"{', '.join(map(str, e['seeds']))}.\n\n{_table(found[data]['runs'])}"
         )
-    body = "\n\n".join(sections) + "\n\n" + describe(found)
-    write_section(DOCS / "results.md", "accuracy", body)
-    write_section(DOCS.parent / "README.md", "accuracy", _table(found["digits"]["runs"]))
+    return {
+        "docs/results.md#accuracy": "\n\n".join([*sections, describe(found)]),
+        "README.md#accuracy": _table(found["digits"]["runs"]),
+    }
 
 
 def _table(runs: list[dict[str, Any]]) -> str:
@@ -102,7 +107,7 @@ def _table(runs: list[dict[str, Any]]) -> str:
         uplink = statistics.mean(r["uplink_bytes"] for r in mine)
         rows.append(
             [
-                f"`{method}`".replace("|", "\\|"),
+                code(method),
                 f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f} %",
                 format_bytes(uplink),
                 f"{dense_bytes / uplink:.1f}x",

@@ -19,16 +19,17 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 import gradwire as gw
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import code, table
+from benchmarks.results import Found, describe
 from gradwire.federated.data.models import build_model
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 
 D = 11_173_962
 ROUNDS = 51
@@ -65,16 +66,21 @@ METHODS: tuple[tuple[str, str, float, float, int, float | None], ...] = (
 RECIPES = ("gradient-like", "independent")
 
 
-def run(data_dir: str | None) -> None:
-    """Measure and write benchmarks/results/budget.json and the table of docs/results.md."""
+PARTS = tuple(dict.fromkeys(spec for _, spec, *_ in METHODS))
+
+
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
+    """Exchange updates of either recipe by some of the specs."""
     layout = resnet18_layout()
-    specs = list(dict.fromkeys(spec for _, spec, *_ in METHODS))
-    measured = [_converse(recipe, spec, layout) for recipe in RECIPES for spec in specs]
-    save(
-        "budget",
-        {"d": layout.d, "tensors": len(layout.tensors), "rounds": ROUNDS, "clients": NUM_CLIENTS, "measured": measured},
-    )
-    document()
+    measured = [_converse(recipe, spec, layout) for recipe in RECIPES for spec in parts]
+    about = {"d": layout.d, "tensors": len(layout.tensors), "rounds": ROUNDS, "clients": NUM_CLIENTS}
+    return {**about, "measured": measured}
+
+
+def merge(old: Found, new: Found) -> Found:
+    """Put newly measured specs in the place of older figures of the same."""
+    rows = {(m["recipe"], m["spec"]): m for m in [*old["measured"], *new["measured"]]}
+    return {**new, "measured": list(rows.values())}
 
 
 def resnet18_layout() -> gw.Layout:
@@ -153,9 +159,8 @@ def _facts(blob: bytes) -> dict[str, Any]:
     return {name: facts[name] for name in names}
 
 
-def document() -> None:
-    """Write docs/results.md's tables from the results file."""
-    found = load("budget")
+def document(found: Found) -> dict[str, str]:
+    """The tables."""
     d = found["d"]
     measured = {(m["recipe"], m["spec"]): m for m in found["measured"]}
     parts = [
@@ -190,7 +195,7 @@ def document() -> None:
             rows.append(
                 [
                     name,
-                    f"`{spec}`".replace("|", "\\|"),
+                    code(spec),
                     f"{paper:g}",
                     f"{formula:.5f}",
                     f"**{ours:.5f}**" + (" (not beaten)" if ours >= paper else ""),
@@ -238,7 +243,7 @@ def document() -> None:
         ]
         parts.append(table(headings, downs))
     parts.append(describe(found))
-    write_section(DOCS / "results.md", "budget", "\n\n".join(parts))
+    return {"docs/results.md#budget": "\n\n".join(parts)}
 
 
 def _codec(blob: dict[str, Any]) -> str:

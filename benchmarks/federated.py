@@ -12,39 +12,43 @@ import multiprocessing
 import re
 import resource
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import cell, table
+from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
-from gradwire.federated.experiment import Experiment, read_toml
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.experiment import Experiment, read_settings
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.federated.simulate import Simulation
 from gradwire.report.tables import format_bytes
 
 FOLDER = Path(__file__).parent.parent / "experiments"
-NAMES = ("mixed-links", "drift", "packet-loss", "over-the-air", "regions", "continuous")
+MANY = "many-clients"
+PARTS = ("mixed-links", "drift", "participation", "noise", "packet-loss", "over-the-air", "regions", "continuous", MANY)
 Run = dict[str, Any]
 
 
-def run(data_dir: str | None) -> None:
-    """Run what is left and write benchmarks/results/federated.json, then the tables."""
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found | None:
+    """Run what is left of some of the experiments."""
     try:
         load_task("mnist", Path(data_dir) if data_dir else None)
     except ConfigError as error:
         print(f"federated is left out: {error}")
-        return
+        return None
     where = str(Path(data_dir).resolve()) if data_dir else None
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:
-        found = dict(zip(NAMES, pool.starmap(_run, [(name, where) for name in NAMES], chunksize=1), strict=True))
-    variants = range(len(Experiment.read(FOLDER / "many-clients.toml").variants()))
-    with context.Pool(1, maxtasksperchild=1) as pool:
-        found["many-clients"] = {"runs": pool.map(_run_alone, variants, chunksize=1)}
-    save("federated", found)
-    document()
+        names = [name for name in parts if name != MANY]
+        found = dict(zip(names, pool.starmap(_run, [(name, where) for name in names], chunksize=1), strict=True))
+    if MANY in parts:
+        variants = range(len(Experiment.read(FOLDER / f"{MANY}.toml").variants()))
+        with context.Pool(1, maxtasksperchild=1) as pool:
+            found[MANY] = {"runs": pool.map(_run_alone, variants, chunksize=1)}
+    return found
 
 
 def _run(name: str, data_dir: str | None) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def _run(name: str, data_dir: str | None) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     path = Path("runs") / f"federated-{name}"
-    settings = read_toml(FOLDER / f"{name}.toml")
+    settings = read_settings(FOLDER / f"{name}.toml")
     if settings.get("data") != "digits" and data_dir is not None:
         settings["data_dir"] = data_dir
     experiment = Experiment.build(settings, name)
@@ -73,7 +77,7 @@ def _run_alone(number: int) -> Run:
     import torch
 
     torch.set_num_threads(1)
-    variant = Experiment.read(FOLDER / "many-clients.toml").variants()[number]
+    variant = Experiment.read(FOLDER / f"{MANY}.toml").variants()[number]
     task = load_task(variant.experiment.data)
     few = variant.experiment.model_copy(update={"clients": 10, "participation": 1.0, "rounds": 5})
     for _ in Simulation(few.model_copy(update={"clients_on_disk": False}), variant.compressor, task, 0).rounds():
@@ -93,13 +97,10 @@ def _run_alone(number: int) -> Run:
     return {**simulation.summary(), **facts}
 
 
-def document() -> None:
-    """Write the tables from the results file."""
-    found = load("federated")
-    page = DOCS / "federated.md"
-    for name, make in _TABLES.items():
-        write_section(page, name, make(_in_order(name, found[name]["runs"])))
-    write_section(page, "machine", describe(found))
+def document(found: Found) -> dict[str, str]:
+    """The tables, one an experiment."""
+    tables = {f"docs/federated.md#{name}": make(_in_order(name, found[name]["runs"])) for name, make in _TABLES.items()}
+    return {**tables, "docs/federated.md#machine": describe(found)}
 
 
 def _in_order(name: str, runs: list[Run]) -> list[Run]:
@@ -129,7 +130,7 @@ def _accuracy(runs: list[Run]) -> str:
 def _code(label: str) -> str:
     """A label with its specs as code."""
     spec = re.compile(r"[a-z_0-9]+\(.*\)")
-    return " · ".join(f"`{part}`" if spec.fullmatch(part) else part for part in label.split(" · ")).replace("|", "\\|")
+    return cell(" · ".join(f"`{part}`" if spec.fullmatch(part) else part for part in label.split(" · ")))
 
 
 def _seconds(seconds: float) -> str:
@@ -179,6 +180,15 @@ def _drift(runs: list[Run]) -> str:
         for mine in [_of(runs, label)]
     ]
     return table(["method · algorithm", "accuracy", "uplink", "downlink", "other", "drift norm"], rows)
+
+
+def _spread(runs: list[Run]) -> str:
+    rows = [
+        [_code(label), _accuracy(mine), f"{_mean(mine, 'drift_norm'):.3f}"]
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
+    ]
+    return table(["run · method · algorithm", "accuracy", "drift norm"], rows)
 
 
 def _packet_loss(runs: list[Run]) -> str:
@@ -282,9 +292,11 @@ def _many_clients(runs: list[Run]) -> str:
 _TABLES: dict[str, Callable[[list[Run]], str]] = {
     "mixed-links": _mixed_links,
     "drift": _drift,
+    "participation": _spread,
+    "noise": _spread,
     "packet-loss": _packet_loss,
     "over-the-air": _over_the_air,
     "regions": _regions,
     "continuous": _continuous,
-    "many-clients": _many_clients,
+    MANY: _many_clients,
 }

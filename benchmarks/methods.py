@@ -1,25 +1,27 @@
 """What each stage costs and keeps, at a typical setting: docs/methods.md and what `gradwire methods` prints.
 
-python -m benchmarks methods
+python -m benchmarks methods [--only STAGE]
+
+A new stage says its setting itself, in ``typical``; ``--only`` with its name leaves what was measured of the others.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
 import tracemalloc
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import gradwire as gw
-from benchmarks.machine import DOCS, describe, load, machine, save, table, write_section
+from benchmarks.markdown import code, table
+from benchmarks.results import Found, describe, text_of
 from gradwire.progress import signature_of
 
-PACKAGED = Path(gw.__file__).parent / "methods.json"
+PARTS = tuple(sorted(gw.Compressor.registry))
 
 
 def resnet20_shapes() -> list[tuple[int, ...]]:
@@ -41,14 +43,16 @@ def update_of(layout: gw.Layout, rng: np.random.Generator) -> np.ndarray:
     return update
 
 
-def run(data_dir: str | None) -> None:
-    """Measure every stage, write benchmarks/results/methods.json and the package's own copy, then docs/methods.md."""
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
+    """Measure some of the stages."""
     layout = gw.Layout.from_arrays({f"t{i}": np.zeros(s, np.float32) for i, s in enumerate(resnet20_shapes())})
-    found = [_measure(name, layout) for name in sorted(gw.Compressor.registry)]
-    save("methods", {"d": layout.d, "methods": found})
-    packaged = {"machine": machine(), "d": layout.d, "methods": found}
-    PACKAGED.write_text(json.dumps(packaged, indent=1) + "\n")
-    document()
+    return {"d": layout.d, "methods": [_measure(name, layout) for name in parts]}
+
+
+def merge(old: Found, new: Found) -> Found:
+    """Put newly measured stages in their places; stages that are no more fall out."""
+    rows = {m["name"]: m for m in [*old["methods"], *new["methods"]]}
+    return {**old, "methods": [rows[name] for name in PARTS if name in rows]}
 
 
 def _measure(name: str, layout: gw.Layout) -> dict[str, Any]:
@@ -82,7 +86,9 @@ def _measure(name: str, layout: gw.Layout) -> dict[str, Any]:
         if not sizes:  # of the first round, before anything was held back; later ones may lean on a reference
             cosine = _cosine(update, gw.decompress(gw.decode(blob)))
         sizes.append(len(blob))
-    state_bytes = sum(v.nbytes for v in client._standing.state.memory.values() if isinstance(v, np.ndarray))
+    remembered = client.state_dict()
+    kept = [remembered["residual"], *remembered["scheme"].values()]
+    state_bytes = sum(v.nbytes for v in kept if isinstance(v, np.ndarray))
     state = compressor.init(layout)
     tracemalloc.start()
     compressor.compress(update, state, gw.Round(index=first))
@@ -109,14 +115,13 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a.astype(np.float64) @ b.astype(np.float64)) / norms if norms else 0.0
 
 
-def document() -> None:
-    """Write docs/methods.md's table from the results file."""
-    found = load("methods")
+def document(found: Found) -> dict[str, str]:
+    """The table, and the package's own copy of the result."""
     rows = [
         [
-            f"`{m['signature']}`".replace("|", "\\|"),
+            code(m["signature"]),
             m["summary"],
-            f"`{m['typical']}`".replace("|", "\\|"),
+            code(m["typical"]),
             m["guarantee"],
             f"{m['bits_per_parameter']:.3f}",
             f"{m['first_cosine']:.3f}",
@@ -142,4 +147,4 @@ def document() -> None:
         "source",
     ]
     body = table(headings, rows) + f"\n\n{found['d']:,} parameters. {describe(found)}"
-    write_section(DOCS / "methods.md", "methods", body)
+    return {"docs/methods.md#methods": body, "src/gradwire/methods.json": text_of(found)}

@@ -1,4 +1,4 @@
-"""Fifteen methods on MNIST, iid and two shards a client: final accuracy against measured uplink bytes.
+"""Sixteen methods on MNIST, iid and two shards a client: final accuracy against measured uplink bytes.
 
     python -m benchmarks mnist --data-dir DIR
 
@@ -7,22 +7,26 @@ Takes about fifteen minutes on two cores: the two partitions run side by side, o
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import code, table
+from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.report.tables import format_bytes
 
 PARTITIONS = ("iid", "shards:2")
-METHODS = [
+METHODS = (
     "dense()",
     "fp16()",
     "ef(uniform(4))",
@@ -36,30 +40,43 @@ METHODS = [
     "ef(randk(0.01))",
     "ef(threshold(density=0.01))",
     "momentum_correction(topk(0.01), momentum=0.5)",
+    "powersgd(2)",
     "ef(powersgd(2))",
     "ef21(topk(0.01))",
-]
+)
+PARTS = METHODS
 
 
-def run(data_dir: str | None) -> None:
-    """Measure and write benchmarks/results/mnist.json, then docs/results.md and its plot."""
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found | None:
+    """Train with some of the methods, on either partition."""
     try:
         load_task("mnist", Path(data_dir) if data_dir else None)
     except ConfigError as error:
         print(f"mnist is left out: {error}")
-        return
+        return None
     context = multiprocessing.get_context("spawn")
     with context.Pool(len(PARTITIONS)) as pool:
-        found = dict(zip(PARTITIONS, pool.starmap(_measure, [(p, data_dir) for p in PARTITIONS]), strict=True))
-    save("mnist", found)
-    document()
+        of_each = pool.starmap(_measure, [(p, data_dir, list(parts)) for p in PARTITIONS])
+    return dict(zip(PARTITIONS, of_each, strict=True))
 
 
-def _measure(partition: str, data_dir: str | None) -> dict[str, Any]:
+def merge(old: Found, new: Found) -> Found:
+    """Put newly trained methods in the place of older runs of the same."""
+    merged = {**old}
+    for partition in PARTITIONS:
+        runs = new[partition]["runs"]
+        again = {r["method"] for r in runs}
+        runs = [r for r in old[partition]["runs"] if r["method"] not in again] + runs
+        runs.sort(key=lambda r: (METHODS.index(r["method"]), r["seed"]))
+        merged[partition] = {**old[partition], "runs": runs}
+    return merged
+
+
+def _measure(partition: str, data_dir: str | None, methods: list[str]) -> dict[str, Any]:
     import torch
 
     torch.set_num_threads(1)
-    values: dict[str, Any] = {"data": "mnist", "partition": partition, "methods": METHODS, "seeds": [0, 1, 2]}
+    values: dict[str, Any] = {"data": "mnist", "partition": partition, "methods": methods, "seeds": [0, 1, 2]}
     values |= {"rounds": 40, "evaluate_every": 40} | ({"data_dir": data_dir} if data_dir else {})
     with tempfile.TemporaryDirectory() as name:
         folder = RunFolder.create(Path(name) / "run", Experiment.build(values))
@@ -69,9 +86,8 @@ def _measure(partition: str, data_dir: str | None) -> dict[str, Any]:
     return found
 
 
-def document() -> None:
-    """Write the tables, the plot and the glossary's comparison from the results files."""
-    found = load("mnist")
+def document(found: Found) -> dict[str, str]:
+    """The table and its plot."""
     e = found["iid"]["experiment"]
     parts = [
         f"{e['model']} of {e['num_parameters']:,} parameters, {e['clients']} clients, {e['rounds']} rounds of "
@@ -81,9 +97,7 @@ def document() -> None:
         "![accuracy against uplink bytes](mnist.svg)",
         describe(found),
     ]
-    write_section(DOCS / "results.md", "mnist", "\n\n".join(parts))
-    _plot(found)
-    write_section(DOCS / "results.md", "glossary", _glossary(found))
+    return {"docs/results.md#mnist": "\n\n".join(parts), "docs/mnist.svg": _plot(found)}
 
 
 def _of(found: dict[str, Any], partition: str, method: str) -> list[dict[str, Any]]:
@@ -98,7 +112,7 @@ def _accuracy(runs: list[dict[str, Any]]) -> tuple[float, float]:
 def _table(found: dict[str, Any]) -> str:
     rows = []
     for method in dict.fromkeys(r["method"] for r in found["iid"]["runs"]):
-        cells = [f"`{method}`".replace("|", "\\|")]
+        cells = [code(method)]
         for partition in PARTITIONS:
             mean, spread = _accuracy(_of(found, partition, method))
             cells.append(f"{mean:.2f} ± {spread:.2f} %")
@@ -111,7 +125,7 @@ def _table(found: dict[str, Any]) -> str:
     return table(headings, rows)
 
 
-def _plot(found: dict[str, Any]) -> None:
+def _plot(found: Found) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -134,7 +148,10 @@ def _plot(found: dict[str, Any]) -> None:
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=7, loc="lower right")
     figure.tight_layout()
-    figure.savefig(DOCS / "mnist.svg", metadata={"Date": None})
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
+    pyplot.close(figure)
+    return picture.getvalue()
 
 
 # the second glossary's table: technique -> (compression, communication, convergence, client memory, server)
@@ -147,13 +164,14 @@ _CLAIMS = {
 _OURS = {
     "Top-k": ("topk(0.01)", "ef(topk(0.01))", "topk"),
     "Quantization": ("qsgd(8)", "ef(uniform(4))", "uniform"),
-    "Low rank": ("ef(powersgd(2))", "ef(powersgd(2))", "powersgd"),
+    "Low rank": ("powersgd(2)", "ef(powersgd(2))", "powersgd"),
     "Error feedback": ("topk(0.01)", "ef(topk(0.01))", "ef"),
 }
 
 
-def _glossary(found: dict[str, Any]) -> str:
-    costs = {m["name"]: m for m in load("methods")["methods"]}
+def glossary(found: Found, methods: Found) -> dict[str, str]:
+    """What the glossary claims of each technique, beside what was measured."""
+    costs = {m["name"]: m for m in methods["methods"]}
     dense, _ = _accuracy(_of(found, "iid", "dense()"))
     rows = []
     for technique, (compression, convergence, memory, server) in _CLAIMS.items():
@@ -172,4 +190,4 @@ def _glossary(found: dict[str, Any]) -> str:
             ]
         )
     headings = ["technique", "compression: claimed; ours", "convergence", "client memory", "server cost"]
-    return table(headings, rows)
+    return {"docs/results.md#glossary": table(headings, rows)}

@@ -1,25 +1,27 @@
 """The papers' experiments at cpu scale, as pages of docs/papers: what `gradwire reproduce PAPER --scale cpu` gives.
 
-    python -m benchmarks papers --data-dir DIR
+    python -m benchmarks adaptopk regtopk tcs --data-dir DIR
 
 Takes about two hours on two cores; goes on where runs/PAPER-cpu was left.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import cell, table
+from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.report.plots import styles_of
 from gradwire.reproduce.blocks import Block, Chart, Heading, Table
-from gradwire.reproduce.run import PAPERS, load_paper, reproduce
+from gradwire.reproduce.run import load_paper, reproduce
 
-PAGES = DOCS / "papers"
 _MARKERS = {
     "circle": "o",
     "square": "s",
@@ -32,61 +34,51 @@ _MARKERS = {
 _LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdashdot": (0, (8, 2, 1, 2))}
 
 
-def run(data_dir: str | None) -> None:
-    """Run what is left of each and write benchmarks/results/PAPER.json, then the pages."""
+def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | None:
+    """Run what is left of a paper's experiments; the figures with fewer digits."""
     try:
         for name in ("mnist", "cifar10"):
             load_task(name, Path(data_dir) if data_dir else None)
     except ConfigError as error:
-        print(f"papers are left out: {error}")
-        return
-    for name in PAPERS:
-        out = Path("runs") / f"{name}-cpu"
-        done = reproduce(
-            name,
-            "cpu",
-            out,
-            Path(data_dir).resolve() if data_dir else None,
-            os.cpu_count() or 1,
-            lambda _: None,
-            lambda unit, share: print(f"{unit}: done") if share == 1.0 else None,
-            lambda: False,
-        )
-        assert done
-        keep(name, out / "results.json")
-    document()
+        print(f"{paper} is left out: {error}")
+        return None
+    out = Path("runs") / f"{paper}-cpu"
+    done = reproduce(
+        paper,
+        "cpu",
+        out,
+        Path(data_dir).resolve() if data_dir else None,
+        os.cpu_count() or 1,
+        lambda _: None,
+        lambda unit, share: print(f"{unit}: done") if share == 1.0 else None,
+        lambda: False,
+    )
+    assert done
+    found: Found = _rounded(json.loads((out / "results.json").read_text()))
+    return found
 
 
-def keep(name: str, results: Path) -> None:
-    """Write benchmarks/results/PAPER.json from a reproduction's results.json, with the machine and fewer digits."""
-    save(name, _rounded(json.loads(results.read_text())))
-
-
-def document() -> None:
-    """Write each paper's section in docs/papers/PAPER.md and its charts."""
-    for name in PAPERS:
-        if not (Path(__file__).parent / "results" / f"{name}.json").is_file():
-            print(f"{name}: no results yet")
-            continue
-        found = load(name)
-        blocks = load_paper(name).report(found["config"], found["results"])
-        done = f"{len(found['results'])} of {found['num_units']} pieces of work of scale `{found['scale']}` are done."
-        text = [_markdown(block) for block in blocks]
-        write_section(PAGES / f"{name}.md", name, "\n\n".join([*text, done, describe(found)]))
+def document(found: Found) -> dict[str, str]:
+    """A paper's section of its page, and its charts."""
+    paper = found["paper"]
+    blocks = load_paper(paper).report(found["config"], found["results"])
+    done = f"{len(found['results'])} of {found['num_units']} pieces of work of scale `{found['scale']}` are done."
+    text = "\n\n".join([*(_markdown(block) for block in blocks), done, describe(found)])
+    charts = {f"docs/papers/{block.name}.svg": _draw(block) for block in blocks if isinstance(block, Chart)}
+    return {f"docs/papers/{paper}.md#{paper}": text, **charts}
 
 
 def _markdown(block: Block) -> str:
     if isinstance(block, Heading):
         return f"### {block.text}"
     if isinstance(block, Table):
-        return table(list(block.headings), [[cell.replace("|", "\\|") for cell in row] for row in block.rows])
+        return table(list(block.headings), [[cell(text) for text in row] for row in block.rows])
     if isinstance(block, Chart):
-        _draw(block)
         return f"![{block.title}]({block.name}.svg)"
     return block.text
 
 
-def _draw(chart: Chart) -> None:
+def _draw(chart: Chart) -> str:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,8 +100,10 @@ def _draw(chart: Chart) -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(PAGES / f"{chart.name}.svg", metadata={"Date": None})
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg", metadata={"Date": None})
     pyplot.close(figure)
+    return picture.getvalue()
 
 
 def _rounded(value: Any) -> Any:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.machine import DOCS, describe, load, save, table, write_section
+from benchmarks.markdown import cell, code, table
+from benchmarks.results import Found, describe
 from gradwire.progress import format_bandwidth
 from gradwire.report.tables import format_bytes
 
@@ -22,13 +24,12 @@ GROUPS = {
 }
 
 
-def run(data_dir: str | None) -> None:
-    """Measure in two processes and write benchmarks/results/speed.json and docs/performance.md."""
-    save("speed", measured())
-    document()
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
+    """Measure in two processes."""
+    return measured()
 
 
-def measured(*options: str) -> dict[str, Any]:
+def measured(*options: str) -> Found:
     """What ``gradwire bench`` prints, the scaling of a second process included."""
     return {**_bench(*options), "scaling": _bench("--scaling", *options)["scaling"]}
 
@@ -39,9 +40,9 @@ def _bench(*options: str) -> dict[str, Any]:
     return found
 
 
-def document() -> None:
-    """Write docs/performance.md's tables from the results file."""
-    write_section(DOCS / "performance.md", "speed", body_of(load("speed")))
+def document(found: Found) -> dict[str, str]:
+    """The tables."""
+    return {"docs/performance.md#speed": body_of(found)}
 
 
 def body_of(found: dict[str, Any]) -> str:
@@ -56,7 +57,7 @@ def body_of(found: dict[str, Any]) -> str:
         _codec(found["codec"]),
         "### One over the other",
         "Times of one operation over another's in the same round.",
-        table(["", "ratio"], [[_cell(c["name"]), f"{c['ratio']:.2f}"] for c in found["comparisons"]]),
+        table(["", "ratio"], [[cell(c["name"]), f"{c['ratio']:.2f}"] for c in found["comparisons"]]),
         "### Memory",
         _memory(found["memory"]),
         "### Small models",
@@ -72,20 +73,12 @@ def body_of(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _code(spec: str) -> str:
-    return f"`{_cell(spec)}`"
-
-
 def _times(rows: list[dict[str, Any]]) -> str:
     lines = []
     for group, title in GROUPS.items():
         lines.append([f"**{title}**", "", "", ""])
         lines += [
-            [_cell(r["name"]), f"{1000 * r['seconds']:.2f}", f"{r['ratio']:.2f}", _cell(r["note"])]
+            [cell(r["name"]), f"{1000 * r['seconds']:.2f}", f"{r['ratio']:.2f}", cell(r["note"])]
             for r in rows
             if r["group"] == group
         ]
@@ -102,7 +95,7 @@ def _codec(codec: dict[str, Any]) -> str:
 
 def _memory(memory: dict[str, Any]) -> str:
     rows = [
-        [_code(spec), f"{extra['compress']:.1f} %", f"{extra['client']:.1f} %"]
+        [code(spec), f"{extra['compress']:.1f} %", f"{extra['client']:.1f} %"]
         for spec, extra in memory["compress_extra_percent"].items()
     ]
     return (
@@ -115,7 +108,7 @@ def _memory(memory: dict[str, Any]) -> str:
 
 
 def _small(small: dict[str, Any]) -> str:
-    rows = [[_code(spec), f"{microseconds:.0f}"] for spec, microseconds in small["microseconds"].items()]
+    rows = [[code(spec), f"{microseconds:.0f}"] for spec, microseconds in small["microseconds"].items()]
     return (
         f"`Client.compress` of the digits perceptron, {small['d']:,} parameters, median of {small['calls']} calls:\n\n"
         + table(["method", "microseconds"], rows)
@@ -153,7 +146,7 @@ def _pays(methods: list[dict[str, Any]], dense_bytes: int) -> str:
         seconds = m["compress_seconds"] + m["receive_seconds"]
         pays = "-" if m["num_bytes"] == dense_bytes else format_bandwidth(m["pays_below_bits_per_second"])
         times = [_seconds(m["round_seconds"][link]) for link in links]
-        rows.append([_code(m["method"]), format_bytes(m["num_bytes"]), f"{1000 * seconds:.1f} ms", pays, *times])
+        rows.append([code(m["method"]), format_bytes(m["num_bytes"]), f"{1000 * seconds:.1f} ms", pays, *times])
     headings = ["method", "upload", "compress + receive", "pays below", *(f"a round at {link}" for link in links)]
     return table(headings, rows)
 

@@ -5,6 +5,7 @@ Adding an algorithm to the library means adding ONE row to ``COMPRESSORS``; ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -270,3 +271,12 @@ def largest_k(row: Row, layout: gw.Layout) -> int:
     assert row.density is not None
     kept = sum(min(n, max(1, round(row.density * n))) for n in layout_pieces(layout, row.scope))
     return kept + layout.d - layout.num_parameters
+
+
+def with_rounding(error: float, norm: float) -> float:
+    """What ``error``, a bound on |x - C(x)|^2 in real numbers, becomes in float32; ``norm`` is |x|^2.
+
+    A quotient that is rounded may choose the farther of two neighbours by 2^-23 of the number, the step is rounded by
+    2^-24 of it, and the level, at most twice the number, by 2^-23: 2^-21 |x| is more than all of them, and lengths add.
+    """
+    return (math.sqrt(error) + 2.0**-21 * math.sqrt(norm)) ** 2

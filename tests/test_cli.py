@@ -314,6 +314,94 @@ def test_ctrl_c_just_after_the_folder_was_made_leaves_nothing_half_made(tmp_path
         assert {"experiment.toml", "summary.json", "report.html"} <= set(everything(folder))
 
 
+# ---- outputs of any encoding
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp932"])
+def test_no_encoding_of_the_output_ends_a_training(tmp_path, encoding):
+    """The label of a run with an algorithm has a middle dot, which neither of these can write."""
+    options = ["--method", "dense()", "--algorithm", "fedavgm()", "--out", "run"]
+    done = gradwire("run", *FAST, *options, cwd=tmp_path, env=environment(PYTHONIOENCODING=encoding))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dense() ? fedavgm()" in done.stdout
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("arguments", [["methods"], ["run", "--method", "é·\udcff(1)"], ["--help"]], ids=lambda a: a[0])
+@pytest.mark.parametrize("encoding", ["ascii", "cp932", "latin-1", "utf-8", "utf-16"])
+def test_odd_characters_are_replaced_in_every_command(tmp_path, monkeypatch, arguments, encoding):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "argv", ["gradwire", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out.flush(), err.flush()
+    assert caught.value.code == (2 if arguments[0] == "run" else 0)
+    assert len(out.buffer.getvalue() + err.buffer.getvalue()) > 20
+
+
+# ---- what ends a run
+
+
+def limited(folder, num_bytes, *arguments):
+    """The command where no file may become longer: what a full disk does, with another number."""
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({num_bytes}, {num_bytes}))\n"
+    program += "from gradwire.cli import main\nmain()\n"
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "settings", "named"),
+    [
+        (20_000, 'methods = ["topk(0.1)"]\nrounds = 200\nclients = 2\nevaluate_every = 50\n', "run"),
+        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 3\nclients = 30\nclients_on_disk = true\n', "members.sqlite"),
+    ],
+    ids=["metrics", "clients"],
+)
+def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, num_bytes, settings, named):
+    (tmp_path / "mine.toml").write_text(settings + "local_steps = 1\nbatch_size = 4\n")
+    done = limited(tmp_path, num_bytes, "run", "mine.toml", "--out", "run")
+    refused(done, named, code=1)
+    assert "experiment.toml" in everything(tmp_path / "run")
+    assert not [f for f in everything(tmp_path / "run") if f.startswith(".")]
+    again = gradwire("run", "--resume", "run", cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_settings_that_no_memory_holds_are_one_line_and_exit_code_1(tmp_path, here):
+    huge = ["--local-steps", "1000000", "--batch-size", "1000000", "--clients", "1", "--method", "dense()"]
+    refused(here("run", *huge, "--out", "run"), "not enough memory", "dense(), seed 0", code=1)
+    refused(here("run", "--rounds", "100000000"), "rounds", "got 100000000")
+    refused(here("run", "--batch-size", "10000000000000000000000"), "batch_size")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, getattr(signal, "SIGHUP", None)])
+def test_a_request_to_end_leaves_no_temporary_file(tmp_path, number):
+    """Sent in the moment in which a file is whole, but not in its place yet."""
+    write_state(tmp_path / "in.safetensors", {"w": np.zeros(1000, np.float32)})
+    program = (
+        "import os, gradwire.cli\n"
+        f"os.fsync = lambda descriptor: os.kill(os.getpid(), {int(number)})\n"
+        "gradwire.cli.main()\n"
+    )
+    arguments = ["compress", "in.safetensors", "-o", "out.gw", "--spec", "topk(0.1)"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+    assert everything(tmp_path) == ["in.safetensors"]
+
+
 # ---- refusals
 
 BAD_RUNS = {
@@ -428,7 +516,8 @@ def test_resume_takes_no_other_option(finished, tmp_path, here, extra):
 
 def interrupted_copy(tmp_path):
     from gradwire.federated.experiment import Experiment
-    from gradwire.federated.runs import RunFolder, run_experiment
+    from gradwire.federated.folder import RunFolder
+    from gradwire.federated.runs import run_experiment
 
     e = Experiment.build({"rounds": 3, "clients": 2, "local_steps": 1, "batch_size": 4, "methods": ["ef(topk(0.01))"]})
     folder = RunFolder.create(tmp_path / "run", e)

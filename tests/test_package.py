@@ -9,86 +9,15 @@ import inspect
 import pkgutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from tools.rooms import FREE, MODULES, SOURCE, imports_of, module_of, room_of, rooms, tree_of
 
 import gradwire as gw
 import gradwire.errors
 
-SOURCE = Path(gw.__file__).parent
-FILES = sorted(SOURCE.rglob("*.py"))
+FILES = sorted(MODULES.values())
 HEAVY = ("torch", "plotly", "jinja2", "numba", "sklearn", "pydantic", "typer", "flwr", "rich", "safetensors", "pandas")
-
-# docs/architecture.md, from the ground up; nobody imports what stands after it. Rooms inside a room are ordered alike.
-ORDER = [
-    "errors",
-    "checks containers journal tensors layout named rng payload saved",
-    "kernels",
-    "wire",
-    "compressors",
-    "aggregation",
-    "ends",
-    "files",
-    "federated.data federated.network",
-    "federated.algorithms",
-    "federated.experiment",
-    "federated.rounds",
-    "federated.simulate",
-    "federated.runs",
-    "flower ddp secagg",
-    "report",
-    "reproduce bench",
-    "progress",
-    "cli",
-]
-RANKS = {name: rank for rank, group in enumerate(ORDER) for name in group.split()}
-
-
-def place_of(module: str) -> str | None:
-    """``gradwire.federated.data.tasks`` -> ``federated.data``: the room a module stands in, None where it has none."""
-    parts = module.split(".")[1:]
-    return next((name for n in (2, 1) if (name := ".".join(parts[:n])) in RANKS), None)
-
-
-def module_of(path: Path) -> str:
-    """``src/gradwire/wire/index.py`` -> ``gradwire.wire.index``."""
-    return ".".join(("gradwire", *path.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
-
-
-MODULES = {module_of(path): path for path in FILES}
-
-
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"), str(path))
-
-
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-
-
-def imports_of(source: ast.AST, types: bool = False) -> set[str]:
-    """Names of gradwire's own modules that a syntax tree imports; those for type checkers only where asked for."""
-    skipped = {id(child) for node in ast.walk(source) if is_type_checking(node) for child in ast.walk(node)}
-    skipped = set() if types else skipped
-    found = set()
-    for node in ast.walk(source):
-        if id(node) in skipped:
-            continue
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide the direction"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "gradwire":
-                # of "from gradwire.wire import encode" the module is gradwire.wire
-                found.add(name if name in MODULES or len(parts) == 1 else ".".join(parts[:-1]))
-    return found
-
 
 # --- importing ------------------------------------------------------------------------------------
 
@@ -190,33 +119,44 @@ def test_error_tree():
 # --- who imports whom -----------------------------------------------------------------------------
 
 
-FREE = ("gradwire", "gradwire.__main__")  # they hand names on, and may look anywhere
+GROUND = {"errors.py", "checks.py", "layout.py", "rng.py", "payload.py", "saved.py"}
+BESIDE = {"checks.py": {"errors.py"}, "wire": {*GROUND, "kernels"}}  # rooms that may not import all that is below them
+
+
+def test_every_module_has_its_room():
+    """And every room of docs/architecture.md is there, in the order of its floors."""
+    assert [room.floor for room in rooms().values()] == sorted(room.floor for room in rooms().values())
+    assert [name for name in rooms() if not (SOURCE / name).exists()] == []
+    of_rooms = {f"gradwire.{name.split('/')[0]}" for name in rooms() if "/" in name}
+    lost = {module for module in MODULES if room_of(module) is None} - {*FREE}
+    assert lost <= of_rooms, f"docs/architecture.md gives no room to {', '.join(sorted(lost - of_rooms))}"
+    for face in lost:
+        assert imports_of(tree_of(MODULES[face])) == set(), f"{face} is a room of rooms, which only says what it is"
 
 
 def test_imports_point_one_way():
+    """To the own room or to a lower floor, for type checkers and inside functions, too."""
     wrong = []
     for importer, path in MODULES.items():
-        if importer in FREE:
+        room = room_of(importer)
+        if importer in FREE or room is None:
             continue
-        place = place_of(importer)
-        if place is None and path.name == "__init__.py":
-            assert imports_of(tree_of(path)) == set(), f"{path} is a room of rooms, which only says what it is"
-            continue
-        assert place is not None, f"{path}: docs/architecture.md gives {importer} no place"
         for imported in imports_of(tree_of(path), types=True):
             if imported == "gradwire":  # only what stands outside the core may lean on the public names
-                if RANKS[place] <= RANKS["ends"]:
+                if room.floor <= rooms()["ends"].floor:
                     wrong.append(f"{importer} imports the package itself")
                 continue
-            there = place_of(imported)
+            there = room_of(imported)
             if there is None:
-                wrong.append(f"{importer} imports {imported}, which has no place")
-            elif RANKS[there] > RANKS[place]:
-                wrong.append(f"{importer} imports {imported}")
-            elif place == "checks" and there != "errors":
-                wrong.append(f"checks imports {imported}, it may import errors only")
-            elif place == "wire" and there not in ("wire", "payload", "kernels", "errors", "rng", "checks"):
-                wrong.append(f"wire imports {imported}, it stands on payload and kernels alone")
+                wrong.append(f"{importer} imports {imported}, which has no room")
+            elif there == room:
+                continue
+            elif there.floor >= room.floor:
+                wrong.append(f"{importer} imports {imported}: floor {there.floor} from floor {room.floor}")
+            elif there.name not in BESIDE.get(room.name, {there.name}):
+                wrong.append(
+                    f"{importer} imports {imported}: {room.name} stands on {', '.join(BESIDE[room.name])} alone"
+                )
     assert wrong == []
 
 

@@ -9,7 +9,10 @@ import numpy as np
 
 from gradwire.errors import ConfigError, nearest
 
-__all__ = ["check_bytes", "check_density", "check_flag", "check_integer", "check_number", "check_scope"]
+__all__ = ["LARGEST", "check_bytes", "check_density", "check_flag", "check_integer", "check_number", "check_scope"]
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number float32 holds."""
 
 
 def check_number(name: str, value: Any) -> float:

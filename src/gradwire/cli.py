@@ -6,13 +6,14 @@ Exit codes: 0 done; 1 the run failed; 2 bad input or a damaged file; 130 interru
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,8 +23,8 @@ import typer
 from gradwire.errors import ConfigError, DecodeError, GradwireError, ProtocolError, UpdateError, visible
 
 if TYPE_CHECKING:
-    from gradwire.federated.data.tasks import Task
-    from gradwire.federated.runs import RunFolder
+    from gradwire.federated.data.task import Task
+    from gradwire.federated.folder import RunFolder
 
 __all__ = ["app", "main"]
 
@@ -42,8 +43,10 @@ _NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, *([errno.EDQUOT] if hasattr(er
 
 def main() -> None:
     """Run the command and exit with its code; every error is one line on stderr."""
+    _replace_odd_characters()
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with _ending_as_interrupted():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except _RUN_FAILED as error:
         _fail(str(error), 1)
     except GradwireError as error:
@@ -52,7 +55,7 @@ def main() -> None:
         file = f"{error.filename}: " if error.filename is not None else ""
         _fail(f"{file}{error.strerror or error}", 1 if error.errno in _NO_ROOM else 2)
     except MemoryError as error:
-        _fail(str(error) or "this machine's memory is too small", 1)
+        _fail(f"not enough memory: {error}".removesuffix(": "), 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
@@ -62,6 +65,31 @@ def main() -> None:
             raise
         _fail(message(), 2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _replace_odd_characters() -> None:
+    """Let no output's encoding end a command: what it does not have is replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+@contextmanager
+def _ending_as_interrupted() -> Iterator[None]:
+    """Take a request to end as Ctrl-C, so that temporary files go; one that is ignored (nohup) stays so."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int) -> None:
@@ -84,7 +112,7 @@ def _root(
 @app.command()
 def run(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
-    data: Annotated[str | None, typer.Option(help="digits (default), mnist, cifar10 or shakespeare.")] = None,
+    data: Annotated[str | None, typer.Option(help="A task: digits (default), mnist, cifar10, shakespeare.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
@@ -129,8 +157,10 @@ def run(
         "evaluate_every": evaluate_every,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    from gradwire.federated.experiment import Experiment, read_toml
-    from gradwire.federated.runs import RunFolder, prepare
+    from gradwire.federated.experiment import Experiment, read_settings
+    from gradwire.federated.folder import RunFolder
+    from gradwire.federated.paths import with_whole_paths
+    from gradwire.federated.runs import prepare
     from gradwire.report.page import import_report
 
     import_report()
@@ -140,8 +170,9 @@ def run(
                 extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
                 raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
             return _run(RunFolder.open(resume), None, interruption)
-        settings = {**(read_toml(experiment) if experiment else {}), **given}
-        checked = Experiment.build(_with_traces(_with_data_dir(settings)), str(experiment) if experiment else "options")
+        settings = read_settings(experiment) if experiment else {}
+        here = with_whole_paths(_with_data_dir({**settings, **given}), Path.cwd())
+        checked = Experiment.build(here, str(experiment) if experiment else "options")
         task = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
         return _run(folder, task, interruption)
@@ -152,31 +183,15 @@ def _option(name: str) -> str:
 
 
 def _with_data_dir(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the data folder written out, so that the run can be resumed from anywhere."""
-    found = settings.get("data_dir") or os.environ.get("GRADWIRE_DATA")
-    if not isinstance(found, str) or settings.get("data", "digits") == "digits":
+    """Settings with the data folder of the environment, where none is given and one is needed."""
+    from gradwire.federated.data.tasks import TASKS
+    from gradwire.federated.experiment import Experiment
+
+    found = os.environ.get("GRADWIRE_DATA")
+    row = TASKS.get(str(settings.get("data", Experiment.model_fields["data"].default)))
+    if not found or settings.get("data_dir") is not None or row is None or row.files is None:
         return settings
-    return {**settings, "data_dir": str(Path(found).expanduser().resolve())}
-
-
-def _with_traces(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with the paths of trace files written out, for the same reason."""
-    from gradwire.federated.network.links import parse_links
-
-    def whole(text: Any) -> Any:
-        try:
-            return str(parse_links(text).rooted(Path.cwd()))
-        except ConfigError:
-            return text  # refused with all other settings
-
-    found = dict(settings)
-    if isinstance(found.get("links"), list):
-        found["links"] = [whole(text) for text in found["links"]]
-    if "region_link" in found:
-        found["region_link"] = whole(found["region_link"])
-    if isinstance(found.get("runs"), list):
-        found["runs"] = [_with_traces(table) if isinstance(table, dict) else table for table in found["runs"]]
-    return found
+    return {**settings, "data_dir": found}
 
 
 class Interruption:
@@ -215,8 +230,11 @@ def _run(folder: RunFolder, task: Task | None, interruption: Interruption) -> in
         interruption.say = display.say
         try:
             complete = run_experiment(folder, display.started, display.progressed, lambda: interruption.requested, task)
-        except _RUN_FAILED:
-            build_report(folder.path)
+        except (*_RUN_FAILED, MemoryError, OSError) as error:
+            with suppress(ConfigError):  # a full disk holds no report either
+                build_report(folder.path)
+            if isinstance(error, OSError):
+                _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
             raise
     display.finish(build_report(folder.path), complete)
     return 0 if complete else 130

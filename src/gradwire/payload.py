@@ -33,8 +33,6 @@ __all__ = [
     "Values",
 ]
 
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest number that can be sent."""
 SUPPORT_PURPOSE = "support"
 FLOAT_CODINGS = ("float32", "float16", "bfloat16")
 _BLOCK = 2**15  # products worked on at a time: they stay in the cache

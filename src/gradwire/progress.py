@@ -383,7 +383,9 @@ def signature_of(stage: type[Compressor]) -> str:
 
 def _measured_methods() -> list[dict[str, Any]]:
     """What ``python -m benchmarks methods`` measured, which is shipped with the package."""
-    found: list[dict[str, Any]] = json.loads((files("gradwire") / "methods.json").read_text())["methods"]
+    found: list[dict[str, Any]] = json.loads((files("gradwire") / "methods.json").read_text(encoding="utf-8"))[
+        "methods"
+    ]
     return found
 
 

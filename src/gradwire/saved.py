@@ -21,6 +21,9 @@ __all__ = [
     "copy_memory",
     "from_saved",
     "reading_state",
+    "saved_integer",
+    "saved_number",
+    "saved_vector",
     "to_bytes",
     "to_saved",
 ]
@@ -167,3 +170,26 @@ def to_bytes(saved: Any) -> bytes:
     if not isinstance(saved, np.ndarray) or saved.dtype != np.uint8 or saved.ndim != 1:
         raise StateError(f"saved bytes must be a uint8 vector, got {type(saved).__name__}")
     return saved.tobytes()
+
+
+def saved_integer(name: str, saved: Any, low: int = 0, high: int = 2**63 - 1) -> int:
+    """Return a saved integer of [low, high], or raise StateError."""
+    if isinstance(saved, bool) or not isinstance(saved, (int, np.integer)) or not low <= saved <= high:
+        raise StateError(f"state's {name} must be an integer in [{low}, {high}], got {saved!r}")
+    return int(saved)
+
+
+def saved_number(name: str, saved: Any) -> float:
+    """Return a saved number of 0 or more, inf included, or raise StateError."""
+    if isinstance(saved, bool) or not isinstance(saved, (int, float)) or not saved >= 0:
+        raise StateError(f"state's {name} must be a number of 0 or more, got {saved!r}")
+    return float(saved)
+
+
+def saved_vector(name: str, saved: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return a copy of a saved array of finite float32 numbers, or raise StateError."""
+    if not isinstance(saved, np.ndarray) or saved.dtype != np.float32 or saved.shape != shape:
+        raise StateError(f"state's {name} must be {shape} float32, got {np.shape(saved)}")
+    if not np.isfinite(saved).all():
+        raise StateError(f"state's {name} must be finite")
+    return saved.copy()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError
-from gradwire.federated.experiment import DEFAULT_METHODS, Experiment, read_toml
+from gradwire.federated.experiment import Experiment, read_settings
+from gradwire.federated.settings import DEFAULT_METHODS, Settings
 
 
 def write(folder, text):
@@ -40,7 +41,7 @@ def test_defaults():
 
 
 def test_every_setting_has_a_line_in_the_docstring():
-    text = inspect.getdoc(Experiment)
+    text = inspect.getdoc(Settings)
     for name in Experiment.model_fields:
         assert f"\n    {name}: " in text
 
@@ -64,9 +65,9 @@ EXPERIMENTS = [
     {"learning_rate": 1e-05, "evaluate_every": 3, "partition": "dirichlet:0.5"},
     {"learning_rate": 1e300},
     {"learning_rate": 1},
-    {"data_dir": 'a "quoted" \\ back\\slash\t\n\u0001 é ζ'},
-    {"data_dir": "an emoji 🙂 and beyond \U0010ffff"},
-    {"data_dir": "delete \x7f"},
+    {"data_dir": '/a "quoted" \\ back\\slash\t\n\u0001 é ζ'},
+    {"data_dir": "/an emoji 🙂 and beyond \U0010ffff"},
+    {"data_dir": "/delete \x7f"},
 ]
 
 
@@ -77,7 +78,7 @@ def test_toml_gives_the_same_experiment_back(tmp_path, values):
 
 
 @given(
-    data_dir=st.none() | st.text(st.characters(codec="utf-8")),
+    data_dir=st.none() | st.text(st.characters(codec="utf-8", exclude_characters="./")).map("/data/a{}".format),
     learning_rate=st.none() | st.floats(min_value=0, exclude_min=True, allow_infinity=False),
     seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5, unique=True),
     density=st.floats(min_value=0, max_value=1, exclude_min=True),
@@ -87,6 +88,27 @@ def test_any_toml_gives_the_same_experiment_back(tmp_path_factory, data_dir, lea
         {"data_dir": data_dir, "learning_rate": learning_rate, "seeds": seeds, "methods": [f"topk({density!r})"]}
     )
     assert Experiment.read(write(tmp_path_factory.mktemp("e"), e.toml())) == e
+
+
+def test_paths_in_a_file_begin_at_its_folder(tmp_path, monkeypatch):
+    text = """
+data_dir = "data"
+links = ["lte()", "trace('wifi.csv')"]
+[[runs]]
+regions = 2
+region_link = "trace('../wan.csv')"
+[[runs]]
+links = ["trace('/there/own.csv')", "trace('~/home.csv')"]
+"""
+    (tmp_path / "settings").mkdir()
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir("/")
+    e = Experiment.read(write(tmp_path / "settings", text))
+    assert e.data_dir == str(tmp_path / "settings" / "data")
+    assert e.links == ["lte()", f"trace('{tmp_path}/settings/wifi.csv')"]
+    assert e.runs[0]["region_link"] == f"trace('{tmp_path}/wan.csv')"
+    assert e.runs[1]["links"] == ["trace('/there/own.csv')", "trace('/home/me/home.csv')"]
+    assert Experiment.read(write(tmp_path, e.toml())) == e  # written out, it means the same anywhere
 
 
 @pytest.mark.parametrize(
@@ -173,7 +195,7 @@ def test_a_thousand_methods_are_one_line():
     [
         "rounds = = 3",
         "rounds = 3\nrounds = 4",
-        b"\xff\xfe",
+        b"\x80\xfe",
         "a = " + "[" * 100_000,
         "rounds = " + "1" * 10_000,
         "\0",
@@ -189,10 +211,18 @@ def test_no_toml_names_the_file(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_a_byte_order_mark_says_how_a_file_is_read(tmp_path, encoding):
+    mark = "\ufeff" if encoding.startswith("utf-16-") else ""
+    path = write(tmp_path, (mark + 'name = "Größe"\r\nrounds = 7\r\n').encode(encoding))
+    e = Experiment.read(path)
+    assert (e.name, e.rounds) == ("Größe", 7)
+
+
 def test_a_missing_file_and_a_folder(tmp_path):
     for path in (tmp_path / "none.toml", tmp_path, tmp_path / "a.toml" / "b"):
         with pytest.raises(ConfigError) as caught:
-            read_toml(path)
+            read_settings(path)
         assert str(path) in str(caught.value)
 
 

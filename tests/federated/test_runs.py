@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from gradwire.errors import ConfigError, GradwireError, StateError
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.runs import RunFolder, run_experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.files.store import read_state, write_state
 from gradwire.report.load import parse_runs, read_metrics, read_summary
 

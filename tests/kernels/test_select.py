@@ -113,7 +113,18 @@ def test_nothing_is_lost_by_what_is_not_finite(bad, at, k):
     before = total.copy()
     assert select.add_topk(total, addend, 1.0, k, Journal()) is None
     np.testing.assert_allclose(total, before, rtol=1e-6, atol=2e-6)
-    assert total[at] == before[at]
+    block = slice(at // 64 * 64, at // 64 * 64 + 64)
+    assert total[block].tobytes() == before[block].tobytes()
+
+
+@pytest.mark.parametrize("d", [3, 60, 64, 130, 1000])
+@pytest.mark.parametrize("k", [1, 0])
+def test_what_comes_after_the_last_block_is_added_as_a_whole_or_not(d, k):
+    total, addend = np.random.default_rng(d).standard_normal((2, d)).astype(np.float32)
+    addend[-1] = np.inf
+    before, last = total.copy(), slice((d - 1) // 64 * 64, d)
+    assert select.add_topk(total, addend, 0.9, k, Journal()) is None
+    assert total[last].tobytes() == before[last].tobytes()
 
 
 def test_a_sample_that_misleads_by_design():

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_integer, check_number
+from gradwire.checks import LARGEST, check_integer, check_number
 from gradwire.compressors.compressor import LARGEST_UPDATE, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import LARGEST, Factors, Levels, Part, Payload
+from gradwire.payload import Factors, Levels, Part, Payload
 from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
 __all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]

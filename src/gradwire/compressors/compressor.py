@@ -9,11 +9,12 @@ from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.checks import LARGEST
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
@@ -21,7 +22,7 @@ from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.named import Named
-from gradwire.payload import LARGEST, Every, Known, Part, Payload
+from gradwire.payload import Every, Known, Part, Payload
 from gradwire.rng import Key
 
 __all__ = [
@@ -179,6 +180,30 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         return False
 
     @property
+    def inside(self) -> tuple[Compressor, ...]:
+        """The compressors among its parameters; none where it is no wrapper or pipeline."""
+        values = [getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())]
+        return tuple(v for value in values for v in (value if isinstance(value, tuple) else (value,)) if _is_one(v))
+
+    @property
+    def uses_num_rounds(self) -> bool:
+        """Whether ``Round.num_rounds`` is read, here or inside: whether early rounds depend on how many there are."""
+        return any(inner.uses_num_rounds for inner in self.inside)
+
+    def schedule(self, d: int, num_rounds: int) -> NDArray[np.int64] | None:
+        """Tell how many entries each round keeps, where that is laid down for the whole run, here or inside.
+
+        Args:
+            d: number of parameters.
+            num_rounds: rounds of the run.
+
+        Returns:
+            (T,) int64, where T is ``num_rounds``, or what the compressor itself says; None where nothing is laid down.
+        """
+        found = (inner.schedule(d, num_rounds) for inner in self.inside)
+        return next((schedule for schedule in found if schedule is not None), None)
+
+    @property
     def mirrored(self) -> bool:
         """Whether payloads are steps of a mirror that the server keeps of each client, as ``ef21``'s are."""
         return False
@@ -299,6 +324,10 @@ def largest_magnitude(vector: Vector) -> float:
 def least_shared(*compressors: Compressor) -> Sharing:
     """Tell what is shared by clients that use these compressors in turn, or on different coordinates."""
     return min((c.shares for c in compressors), key=("none", "partly", "whole").index)
+
+
+def _is_one(value: object) -> TypeGuard[Compressor]:
+    return isinstance(value, Compressor)
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:

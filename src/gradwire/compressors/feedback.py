@@ -172,7 +172,7 @@ class ef(_Feedback):
         try:
             inner = round.knowing(self._add(residual, update, self.compressor.num_largest(state, round), state))
             payload, after = self.compressor.compress(residual, state, inner)
-            _take_out(residual, payload, round.reference, journal)
+            _take_out(residual, payload, inner, journal)
         except BaseException:
             journal.undo()
             raise
@@ -242,17 +242,19 @@ class ef(_Feedback):
         return corrected
 
 
-def _take_out(residual: Vector, payload: Payload, reference: Vector | Reference | None, journal: Journal) -> None:
-    """Subtract in place what a payload sends."""
+def _take_out(residual: Vector, payload: Payload, round: Round, journal: Journal) -> None:
+    """Subtract in place what a payload sends; what is there before is known where it sends the largest entries."""
+    chosen, largest = round.largest or (None, None)
     start = 0
-    for part in resolve(payload, reference):
+    for part in resolve(payload, round.reference):
         piece = residual[start : start + part.length]
         start += part.length
         if isinstance(part.support, Every):
             ops.subtract(piece, part.numbers(), journal)
         elif part.support.num_kept:
             indices = part.support.indices
-            journal.note(partial(piece.__setitem__, indices, ops.gather(piece, indices)))
+            before = largest if indices is chosen else ops.gather(piece, indices)
+            journal.note(partial(piece.__setitem__, indices, before))
             ops.accumulate_at(piece, indices, part.numbers(), -1.0)
 
 

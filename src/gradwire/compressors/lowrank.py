@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_integer
+from gradwire.checks import LARGEST, check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.errors import ConfigError, UpdateError
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import LARGEST, Every, Explicit, Factors, Floats, Part, Payload
+from gradwire.payload import Every, Explicit, Factors, Floats, Part, Payload
 from gradwire.rng import Key
 from gradwire.wire import encode
 

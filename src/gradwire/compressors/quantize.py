@@ -9,14 +9,14 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_flag, check_integer, check_number, check_scope
+from gradwire.checks import LARGEST, check_flag, check_integer, check_number, check_scope
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Quantizer
 from gradwire.compressors.rounding import as_levels, dither
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
-from gradwire.payload import LARGEST, Floats, Levels, Part, Support, Symbols, block_ranks
+from gradwire.payload import Floats, Levels, Part, Support, Symbols, block_ranks
 from gradwire.rng import Key
 
 __all__ = ["bf16", "fixed", "fp16", "fractional", "qsgd", "sign", "ternary", "uniform"]

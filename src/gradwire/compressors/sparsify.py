@@ -9,14 +9,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_bytes, check_density, check_flag, check_number, check_scope
+from gradwire.checks import LARGEST, check_bytes, check_density, check_flag, check_number, check_scope
 from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.layout import check_finite
-from gradwire.payload import LARGEST, SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
+from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.rng import Key
 
 __all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]

@@ -166,7 +166,7 @@ class Inbox:
         if self.num_clients is not None and client_id >= self.num_clients:
             raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
         payload = decode(blob, self._limits)
-        with self._lock:
+        with self._lock.alone:
             self._count(payload, client_id, weight)
 
     def _count(self, payload: Payload, client_id: int, weight: float) -> None:

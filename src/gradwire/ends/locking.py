@@ -14,23 +14,22 @@ T = TypeVar("T")
 
 
 class Lock:
-    """A lock that its holder may take again; a copy of it is a new one, so that what holds it can be copied.
+    """Holds a lock that its owner may take again; a copy holds a new one, so that what has it can be copied.
+
+    The lock itself is what ``with`` is given: an interrupt cannot come between the end of a call and its release.
+
+    Attributes:
+        alone: the lock.
 
     Example:
         >>> import copy
         >>> lock = Lock()
-        >>> with lock, copy.deepcopy(lock):
+        >>> with lock.alone, copy.deepcopy(lock).alone:
         ...     pass
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
+        self.alone = threading.RLock()
 
     def __reduce__(self) -> tuple[type[Lock], tuple[()]]:
         return Lock, ()
@@ -41,7 +40,7 @@ def locked(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any
 
     @wraps(method)
     def alone(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._lock:
+        with self._lock.alone:
             return method(self, *args, **kwargs)
 
     return alone

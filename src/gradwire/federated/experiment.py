@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gradwire.aggregation.text import parse_aggregation
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.spec import parse
 from gradwire.errors import BackendUnavailable, ConfigError, nearest
-from gradwire.federated.algorithms import Algorithm, parse_algorithm
+from gradwire.federated.algorithms import parse_algorithm
 from gradwire.federated.data.partition import parse_partition
-from gradwire.federated.network.budgets import Budget, parse_budget
-from gradwire.federated.network.channel import Loss
+from gradwire.federated.data.tasks import find_row
+from gradwire.federated.network.budgets import parse_budget
 from gradwire.federated.network.links import parse_links
+from gradwire.federated.paths import with_whole_paths
+from gradwire.federated.settings import Settings
+from gradwire.federated.together import check_needs, check_together
+from gradwire.files.text import read_text
 
 try:
     import tomli_w
-    from pydantic import BaseModel, ConfigDict, Field, ValidationError
+    from pydantic import ValidationError
 except ImportError as error:
     raise BackendUnavailable(
         f"experiments need pydantic and tomli_w, got {error}: pip install 'gradwire[sim]'"
     ) from error
 
-__all__ = ["DEFAULT_METHODS", "Experiment", "Variant"]
+__all__ = ["Experiment", "Variant", "read_settings"]
 
-DEFAULT_METHODS = (
-    "dense()",
-    "topk(0.01)",
-    "ef(topk(0.01))",
-    "ef(topk(0.01) | uniform(8))",
-    "ef(randk(0.01))",
-    "ef(uniform(4))",
-)
 _SWEPT = ("methods", "algorithms", "links", "budgets")  # each a list; a run takes one of each
 _SHARED = ("data", "data_dir", "device", "seeds", "runs")  # the same for all runs of a file
-_LEARNING_RATES = {"digits": 0.2, "mnist": 0.1, "cifar10": 0.1, "shakespeare": 0.3}
 
 
 @dataclass(frozen=True)
@@ -61,108 +55,11 @@ class Variant:
         return parse(self.experiment.methods[0])
 
 
-class Experiment(BaseModel):
+class Experiment(Settings):
     """One comparison: methods, algorithms and links on the same task, clients, rounds and seeds.
 
-    Attributes:
-        name: what a run is called in tables, or None for what tells it from the others.
-        data: ``digits``, ``mnist``, ``cifar10`` or ``shakespeare``.
-        data_dir: folder of the data files, or None for ``GRADWIRE_DATA``.
-        model: a model's name, or None for the task's own.
-        methods: spec texts.
-        algorithms: texts such as ``fedavg()`` or ``scaffold()``; each method is run with each.
-        links: what joins clients and server: ``ideal()``, ``mix(fibre=1, lte=2)`` ...; each method is run over each.
-        budgets: how much a client may send a round, such as ``none()`` or ``fit()``; each method is run with each.
-        downlink: spec text of the way down.
-        clients: number of clients.
-        participation: share of them drawn for a round; for an asynchronous algorithm, share that is at work at a time.
-        rounds: number of rounds; for an asynchronous algorithm, of the server's steps.
-        local_steps: local SGD steps in a round (H).
-        batch_size: examples to a local step.
-        learning_rate: of local SGD, or None for the task's own.
-        schedule: ``constant``, or ``cosine`` down to zero at the end, after the warm-up.
-        warmup_rounds: rounds in which the learning rate rises in a straight line to that.
-        warmup_from: what it rises from, as a share of it.
-        milestones: shares of the rounds, each of which divides the learning rate by 10 when it is over.
-        weight_decay: of local SGD.
-        weighting: ``examples``: clients weigh as many as they have; ``equal``: all the same. Asynchronous algorithms
-            weigh payloads by their age alone.
-        augment: whether images are shifted and mirrored at random.
-        precision: ``float32`` or ``bfloat16``, of training alone.
-        partition: ``iid``, ``dirichlet:A``, ``shards:S``, ``bootstrap:N`` or ``natural``.
-        examples_per_second: how fast a client's examples come in, for continuous learning, or None: all are there.
-        deadline_seconds: a round is closed after so long whoever is missing, or None: all are waited for.
-        mtu: most bytes of a packet, or None: payloads travel whole. Needed for any loss.
-        packet_loss: share of packets lost.
-        packet_duplication: share of packets that arrive twice.
-        packet_reordering: share of packets held back behind later ones.
-        reorder_seconds: the most those are held back.
-        disconnection: share of uploads in the middle of which the client vanishes.
-        max_staleness: how old a payload may be, in rounds, or None: any age for an asynchronous algorithm, else 0.
-        aggregation: ``mean()``, ``median()``, ``trimmed_mean(0.1)`` or ``over_the_air()``.
-        max_norm: the longest payload that counts in full, or None.
-        regions: number of regional servers between clients and server; 0: none.
-        forward: spec text of the way from a region to the server.
-        region_link: what joins regions and server, as for ``links``.
-        clients_on_disk: keep clients that are not at work in a file instead of in memory.
-        audit: check after each round that nothing was lost (law 1), for ``ef`` alone.
-        target_accuracy: note when it is reached, or None.
-        stop_at_target: end a run there.
-        seeds: each method is run once with each.
-        device: a torch device.
-        evaluate_every: rounds between evaluations, or None to choose; the last round is always evaluated.
-        runs: a table of settings each; where there are any, they are what is run, and the settings outside are
-            what they have in common.
+    Its attributes are those of ``Settings``, and go together.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    name: str | None = Field(default=None, min_length=1)
-    data: str = "digits"
-    data_dir: str | None = None
-    model: str | None = None
-    methods: list[str] = Field(default=list(DEFAULT_METHODS), min_length=1)
-    algorithms: list[str] = Field(default=["fedavg()"], min_length=1)
-    links: list[str] = Field(default=["ideal()"], min_length=1)
-    budgets: list[str] = Field(default=["none()"], min_length=1)
-    downlink: str = "dense()"
-    clients: int = Field(default=10, ge=1, le=100_000)
-    participation: float = Field(default=1.0, gt=0, le=1)
-    rounds: int = Field(default=100, ge=1)
-    local_steps: int = Field(default=5, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup_rounds: int = Field(default=0, ge=0)
-    warmup_from: float = Field(default=0.2, gt=0, le=1)
-    milestones: list[float] = Field(default=[])
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    weighting: Literal["examples", "equal"] = "examples"
-    augment: bool = False
-    precision: Literal["float32", "bfloat16"] = "float32"
-    partition: str = "iid"
-    examples_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    deadline_seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    mtu: int | None = Field(default=None, ge=1)
-    packet_loss: float = Field(default=0.0, ge=0, lt=1)
-    packet_duplication: float = Field(default=0.0, ge=0, lt=1)
-    packet_reordering: float = Field(default=0.0, ge=0, lt=1)
-    reorder_seconds: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-    disconnection: float = Field(default=0.0, ge=0, lt=1)
-    max_staleness: int | None = Field(default=None, ge=0)
-    aggregation: str = "mean()"
-    max_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    regions: int = Field(default=0, ge=0)
-    forward: str = "ef(dense())"
-    region_link: str = "ideal()"
-    clients_on_disk: bool = False
-    audit: bool = False
-    target_accuracy: float | None = Field(default=None, gt=0, le=1)
-    stop_at_target: bool = False
-    seeds: list[int] = Field(default=[0], min_length=1)
-    device: str = "cpu"
-    evaluate_every: int | None = Field(default=None, ge=1)
-    runs: list[dict[str, Any]] = Field(default=[])
 
     @classmethod
     def build(cls, values: dict[str, Any], source: str = "experiment") -> Experiment:
@@ -176,8 +73,13 @@ class Experiment(BaseModel):
             The experiment; its methods are in the text ``str(compressor)`` gives.
 
         Raises:
-            ConfigError: on the first setting that cannot be used.
+            ConfigError: on the first setting that cannot be used, or that no run reads.
         """
+        return cls._build(values, source, values)
+
+    @classmethod
+    def _build(cls, values: dict[str, Any], source: str, own: dict[str, Any]) -> Experiment:
+        """``build``, where of all values some are a run's own: of those it reads every one."""
         unknown = next((k for k in values if k not in cls.model_fields), None)
         if unknown is not None:
             raise ConfigError(
@@ -195,6 +97,7 @@ class Experiment(BaseModel):
             made.toml().encode()
         except UnicodeEncodeError:
             raise ConfigError(f"{source}: data_dir must be Unicode text, got {made.data_dir!r}") from None
+        find_row(made.data)
         shares = made.milestones
         if not all(0 < share < 1 for share in shares) or sorted(set(shares)) != shares:
             raise ConfigError(f"{source}: milestones must be increasing shares in (0, 1), got {shares}")
@@ -204,8 +107,11 @@ class Experiment(BaseModel):
         if bad_seed is not None:
             raise ConfigError(f"{source}: seeds must be integers in [0, 2^63), each given once; got {made.seeds}")
         made = made.model_copy(update=_canonical(made, source))
-        _check_together(made, source)
-        labels = [variant.label for variant in made.variants(source)]
+        if not made.runs:  # else each of them is checked; what is outside they only have in common
+            check_together(made, source)
+        variants = made.variants(source)
+        check_needs(own, made, [variant.experiment for variant in variants], source)
+        labels = [variant.label for variant in variants]
         repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
         if repeated is not None:
             raise ConfigError(f"{source}: run {repeated!r} is there twice; name one of them")
@@ -216,7 +122,7 @@ class Experiment(BaseModel):
         """Read an experiment's TOML file.
 
         Args:
-            path: the file: the attributes above as ``name = value`` lines.
+            path: the file: settings as ``name = value`` lines; paths in it begin at its folder.
 
         Returns:
             The experiment.
@@ -224,32 +130,7 @@ class Experiment(BaseModel):
         Raises:
             ConfigError: when the file is missing, is no TOML or holds a setting that cannot be used.
         """
-        return cls.build(read_toml(path), str(path))
-
-    def compressors(self) -> list[Compressor]:
-        """Return the methods as compressors."""
-        return [parse(method) for method in self.methods]
-
-    @property
-    def algorithm(self) -> Algorithm:
-        """The first algorithm: a variant's only one."""
-        return parse_algorithm(self.algorithms[0])
-
-    @property
-    def budget(self) -> Budget:
-        """The first budget: a variant's only one."""
-        return parse_budget(self.budgets[0])
-
-    @property
-    def loss(self) -> Loss:
-        """What becomes of packets on the way."""
-        return Loss(
-            self.packet_loss,
-            self.packet_duplication,
-            self.packet_reordering,
-            self.reorder_seconds,
-            self.disconnection,
-        )
+        return cls.build(read_settings(path), str(path))
 
     def variants(self, source: str = "experiment") -> list[Variant]:
         """Return every run the experiment asks for but for the seeds, in the order they are run.
@@ -266,7 +147,7 @@ class Experiment(BaseModel):
             shared = next((name for name in table if name in _SHARED), None)
             if shared is not None:
                 raise ConfigError(f"{where}: {shared} is the same for all runs, set it outside of them")
-            run = Experiment.build(common | table, where)
+            run = Experiment._build(common | table, where, table)
             found += run._product(" · ".join(f"{k} {v}" for k, v in table.items() if k not in (*_SWEPT, "name")))
         return found
 
@@ -290,27 +171,6 @@ class Experiment(BaseModel):
     def toml(self) -> str:
         """Return the experiment as a TOML file that ``read`` takes; settings left at None are left out."""
         return tomli_w.dumps({k: v for k, v in self.model_dump().items() if v is not None and (k != "runs" or v)})
-
-    @property
-    def step_size(self) -> float:
-        """The learning rate used: the one given, or the task's own."""
-        return self.learning_rate if self.learning_rate is not None else _LEARNING_RATES.get(self.data, 0.1)
-
-    def step_size_at(self, round: int) -> float:
-        """The learning rate of a round (0-based): warm-up and milestones included."""
-        factor = 1.0
-        if round < self.warmup_rounds:
-            factor = self.warmup_from + (1 - self.warmup_from) * round / self.warmup_rounds
-        elif self.schedule == "cosine":
-            done = (round - self.warmup_rounds) / max(1, self.rounds - self.warmup_rounds)
-            factor = (1 + math.cos(math.pi * min(1.0, done))) / 2
-        passed = sum(round >= share * self.rounds for share in self.milestones)
-        return self.step_size * factor / 10.0**passed
-
-    def evaluates(self, round: int) -> bool:
-        """Whether the model is evaluated after a round (0-based)."""
-        every = self.evaluate_every or (1 if self.data == "digits" else max(1, self.rounds // 20))
-        return (round + 1) % every == 0 or round + 1 == self.rounds
 
 
 def _canonical(made: Experiment, source: str) -> dict[str, Any]:
@@ -337,55 +197,14 @@ def _canonical(made: Experiment, source: str) -> dict[str, Any]:
     return found
 
 
-def _check_together(made: Experiment, source: str) -> None:
-    """Settings that do not go together."""
-    algorithms = [parse_algorithm(text) for text in made.algorithms]
-    late = [str(a) for a in algorithms if a.asynchronous]
-    controls = [str(a) for a in algorithms if a.uses_controls]
-    budgets = [text for text in made.budgets if text != "none()"]
-    lossy = [n for n in ("packet_loss", "packet_duplication", "packet_reordering", "disconnection") if getattr(made, n)]
-    refused = [
-        (lossy and made.mtu is None, f"{', '.join(lossy)} is about packets: set mtu, for instance 1200"),
-        (
-            budgets and made.mtu is not None,
-            f"{', '.join(budgets)} and mtu: packets send what fits the deadline as it is",
-        ),
-        (budgets and made.deadline_seconds is None, f"{', '.join(budgets)} needs deadline_seconds"),
-        (controls and made.mtu is not None, f"{', '.join(controls)} sends control variates whole: no mtu"),
-        (late and made.regions, f"{', '.join(late)} has no rounds for regions to forward in"),
-        (controls and made.regions, f"{', '.join(controls)} keeps its control variates at one server: no regions"),
-        (made.examples_per_second and not late, "examples_per_second is for asynchronous algorithms such as fedbuff()"),
-        (late and made.mtu is not None, f"{', '.join(late)} sends payloads whole: no mtu"),
-        (
-            made.aggregation != "mean()" and (late or made.mtu is not None or budgets),
-            f"{made.aggregation} needs whole payloads of one round over the same coordinates: "
-            "no asynchronous algorithm, mtu or budgets",
-        ),
-        (
-            made.max_staleness is not None and len(late) < len(algorithms),
-            "max_staleness is for asynchronous algorithms",
-        ),
-        (
-            made.deadline_seconds is not None and late and len(budgets) < len(made.budgets),
-            f"deadline_seconds means nothing to {', '.join(late)} without budgets",
-        ),
-        (made.regions > made.clients, f"regions must be at most clients {made.clients}, got {made.regions}"),
-        (made.stop_at_target and made.target_accuracy is None, "stop_at_target needs target_accuracy"),
-    ]
-    reason = next((text for wrong, text in refused if wrong), None)
-    if reason is not None:
-        raise ConfigError(f"{source}: {reason}")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a TOML file of settings, with a byte order mark or without; paths in it begin at its folder.
 
     Raises:
         ConfigError: when it is missing or is no TOML.
     """
     try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
+        return with_whole_paths(tomllib.loads(read_text(path).replace("\r\n", "\n")), path.parent)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # what tomllib raises on anything but TOML

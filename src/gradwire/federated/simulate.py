@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor
 from gradwire.ends.client import Client
-from gradwire.federated.data.tasks import Task
+from gradwire.errors import StateError
+from gradwire.federated.data.task import Task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.network.traffic import Traffic
 from gradwire.federated.rounds.asynchronous import AsynchronousRounds
-from gradwire.federated.rounds.federation import Federation, Stopwatch
+from gradwire.federated.rounds.federation import Federation
+from gradwire.federated.rounds.saving import load_federation, save_federation
+from gradwire.federated.rounds.stopwatch import Stopwatch
 from gradwire.federated.rounds.synchronous import synchronous_round
 from gradwire.layout import Layout
+from gradwire.saved import reading_state, saved_integer, saved_number
 
 __all__ = ["RoundMetrics", "Simulation", "Totals"]
 
@@ -101,6 +105,18 @@ class Totals(Traffic):
             self.target_virtual_seconds = metrics.virtual_seconds
             self.target_uplink_bytes = self.uplink_bytes
             self.target_total_bytes = self.total_bytes
+
+    @classmethod
+    def of(cls, saved: dict[str, Any]) -> Totals:
+        """Make totals of what ``asdict`` gave, or raise StateError."""
+        found = cls(**saved)
+        for f in fields(cls):
+            value = getattr(found, f.name)
+            if value is None and f.default is None:
+                continue
+            read = saved_number if "float" in str(f.type) else saved_integer
+            setattr(found, f.name, read(f.name, value))
+        return found
 
     @property
     def total_bytes(self) -> int:
@@ -261,16 +277,24 @@ class Simulation:
             "label": self.label,
             "seed": self.seed,
             "totals": asdict(self.totals),
-            **self.federation.state_dict(),
+            **save_federation(self.federation),
             "events": None if self._events is None else self._events.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken: the rounds that follow are the same, byte for byte."""
-        self.federation.load_state_dict(state)
-        if self._events is not None:
-            self._events.load_state_dict(state["events"])
-        self.totals = Totals(**state["totals"])
+        """Go on where ``state_dict`` was taken: the rounds that follow are the same, byte for byte.
+
+        Raises:
+            StateError: on a state of something else, or one that no run can have left.
+        """
+        with reading_state():
+            load_federation(self.federation, state)
+            if self._events is not None:
+                self._events.load_state_dict(state["events"])
+            totals = Totals.of(state["totals"])
+        if totals.rounds_done != self.federation.server.round:
+            raise StateError(f"state's totals are of {totals.rounds_done} rounds, the server's of another number")
+        self.totals = totals
 
     def forget(self) -> None:
         """Drop clients that an earlier process left on disk without a checkpoint."""

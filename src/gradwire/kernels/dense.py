@@ -149,11 +149,11 @@ def _add(total: NDArray[np.float32], addend: NDArray[np.float32], decay: Any, do
             return
         write_sum(total, addend, start, decay)
     for i in range(whole, total.size):
-        added = total[i] * decay + addend[i]
-        if not np.isfinite(added):
-            done[0] = i
+        if not np.isfinite(total[i] * decay + addend[i]):
+            done[0] = whole
             return
-        total[i] = added
+    for i in range(whole, total.size):
+        total[i] = total[i] * decay + addend[i]
     done[0] = total.size
 
 

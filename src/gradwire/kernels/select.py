@@ -268,11 +268,11 @@ def _add_collect(
         if count > room:
             threshold = INFINITE  # only what is not finite matters from here on
     for at in range(whole, total.size):
-        added = total[at] * decay + addend[at]
-        if not np.isfinite(added):
-            done[0] = at
+        if not np.isfinite(total[at] * decay + addend[at]):
+            done[0] = whole
             return count
-        total[at] = added
+    for at in range(whole, total.size):
+        total[at] = total[at] * decay + addend[at]
         if bits[at] & SIGNLESS >= threshold:
             places[count] = at
             found[count] = bits[at]

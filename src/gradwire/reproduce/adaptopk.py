@@ -41,11 +41,11 @@ _CLAIMED_DENSE = {"mnist": 98.02, "cifar10": 90.92}
 class _Scheduled(Sparsifier):
     """Top-k with as many entries a round as a list says, which may be none or all."""
 
-    schedule: tuple[int, ...]
+    counts: tuple[int, ...]
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the list says."""
-        return [part_at(update, ops.topk(update, min(self.schedule[round.index], update.size)))]
+        return [part_at(update, ops.topk(update, min(self.counts[round.index], update.size)))]
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(0): a round may send nothing."""

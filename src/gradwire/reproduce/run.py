@@ -55,7 +55,7 @@ def find_config(paper: str, scale: str) -> dict[str, Any]:
     for folder in (package / "reproductions", package.parents[1] / "reproductions"):
         file = folder / paper / f"{scale}.toml"
         if file.is_file():
-            return tomllib.loads(file.read_text())
+            return tomllib.loads(file.read_text(encoding="utf-8"))
     raise ConfigError(f"reproductions/{paper}/{scale}.toml was not found beside the package")
 
 
@@ -106,7 +106,11 @@ def reproduce(
 
 def read_results(out: Path, units: list[Unit]) -> dict[str, dict[str, Any]]:
     """Return the results of the units that are done, by name."""
-    return {unit.name: json.loads(_file(out, unit).read_text()) for unit in units if _file(out, unit).is_file()}
+    return {
+        unit.name: json.loads(_file(out, unit).read_text(encoding="utf-8"))
+        for unit in units
+        if _file(out, unit).is_file()
+    }
 
 
 def rebuild_report(out: Path) -> Path:
@@ -122,7 +126,7 @@ def rebuild_report(out: Path) -> Path:
         ConfigError: on a folder that holds no reproduction.
     """
     try:
-        described = json.loads((out / "reproduction.json").read_text())
+        described = json.loads((out / "reproduction.json").read_text(encoding="utf-8"))
         paper, scale, config = load_paper(described["paper"]), described["scale"], described["config"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{out}: holds no reproduction: {error}") from None
@@ -146,7 +150,7 @@ def _open(out: Path, described: dict[str, Any]) -> None:
     file = out / "reproduction.json"
     text = json.dumps(described, indent=1) + "\n"
     if file.is_file():
-        if file.read_text() != text:
+        if file.read_text(encoding="utf-8") != text:
             raise ConfigError(f"--out {out}: holds a reproduction with other settings; choose another folder")
         return
     try:
@@ -267,7 +271,8 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
     import torch
 
     from gradwire.federated.experiment import Experiment
-    from gradwire.federated.runs import RunFolder, run_experiment
+    from gradwire.federated.folder import RunFolder
+    from gradwire.federated.runs import run_experiment
 
     torch.set_num_threads(1)
     experiment = Experiment.build(unit.settings, unit.name)
@@ -281,8 +286,8 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
     )
     if not complete:
         return None
-    summary = json.loads((folder / "summary.json").read_text())
-    rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    rounds = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "summary": summary["runs"][0],
         "experiment": summary["experiment"],

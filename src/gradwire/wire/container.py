@@ -90,7 +90,7 @@ def encode(payload: Payload) -> bytes:
         for codec, data in _sections(part, payload.coder):
             out.append(codec)
             out += data
-            coded += part.values.num_coded
+        coded += part.values.num_coded
     missing = -(-coded // Limits.max_expansion) - len(out)
     if missing > 0:
         out[3] |= PADDED

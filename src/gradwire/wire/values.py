@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.checks import LARGEST
 from gradwire.errors import ConfigError, LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.payload import (
-    LARGEST,
     Every,
     Factors,
     Floats,

@@ -10,7 +10,8 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from gradwire.errors import ConfigError
 from gradwire.federated.data.models import MODEL_NAMES, accuracy, build_model, cross_entropy, loss_and_metric
-from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.task import Task
+from gradwire.federated.data.tasks import load_task
 
 
 def make_task(name, shape, num_classes=10, characters=False):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from gradwire.errors import BackendUnavailable, ConfigError
-from gradwire.federated.data.tasks import TASK_NAMES, load_task, speaker_texts
+from gradwire.federated.data.shakespeare import speaker_texts
+from gradwire.federated.data.tasks import TASKS, load_task
 
 MNIST_FILES = {
     "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -240,6 +241,101 @@ def test_shakespeare_without_speakers(tmp_path):
     assert len(task.test_inputs) == (160 - 1) // 64
 
 
+# --- the names files go by ---
+
+
+@pytest.mark.parametrize("pack", [None, "gz"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{part}-{kind}.{idx}-ubyte",  # as many tools unpack them, and on Kaggle
+        "{part}-{kind}.{idx}-ubyte/{part}-{kind}.{idx}-ubyte",  # Kaggle's folders of the same names
+        "{part}-{kind}-{idx}-ubyte/{part}-{kind}-{idx}-ubyte",
+        "{part}_{kind}_{idx}_ubyte",
+        "MNIST/raw/{part}-{kind}-{idx}-ubyte",  # torchvision
+        "raw/{part}-{kind}-{idx}-ubyte",
+        "Mnist/{part}-{kind}.{idx}-ubyte",
+    ],
+)
+def test_mnist_by_its_other_names(tmp_path, pattern, pack):
+    made = write_mnist(tmp_path / "plain", pack=pack)
+    end = ".gz" if pack else ""
+    for part in ("train", "t10k"):
+        for kind, idx in (("images", "idx3"), ("labels", "idx1")):
+            new = tmp_path / "data" / (pattern.format(part=part, kind=kind, idx=idx) + end)
+            new.parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "plain" / f"{part}-{kind}-{idx}-ubyte{end}").rename(new)
+    task = load_task("mnist", tmp_path / "data")
+    assert task.train_targets.tolist() == made["train"][1].tolist()
+    assert task.test_targets.tolist() == made["t10k"][1].tolist()
+
+
+def test_fashion_is_not_mnist(tmp_path):
+    write_mnist(tmp_path / "FashionMNIST" / "raw")
+    with pytest.raises(ConfigError, match="mnist was not found"):
+        load_task("mnist", tmp_path)
+
+
+def test_of_a_plain_file_and_a_packed_one_the_plain_is_read(tmp_path):
+    write_mnist(tmp_path, pack="gz")
+    made = write_mnist(tmp_path, num_train=4)
+    assert len(load_task("mnist", tmp_path).train_inputs) == 4
+    assert made["train"][0].shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    "sub", ["CIFAR10", "cifar-10", "cifar-10-binary/cifar-10-batches-bin", "cifar_10_batches_bin", "cifar10"]
+)
+def test_cifar_by_its_other_names(tmp_path, sub):
+    made = write_cifar(tmp_path / sub, [*TRAIN_BATCHES, "test_batch"], ".bin")
+    task = load_task("cifar10", tmp_path)
+    assert task.test_targets.tolist() == made["test_batch"][:, 0].tolist()
+
+
+def test_cifar_s_python_version_as_kaggle_has_it(tmp_path):
+    folder = tmp_path / "cifar-10-python" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    records = np.zeros((2, 3073), np.uint8)
+    for name in (*TRAIN_BATCHES, "test_batch"):
+        write_pickle(folder / name, records)
+    assert load_task("cifar10", tmp_path).test_name == "test"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "input.txt",
+        "shakespeare_char/input.txt",
+        "tinyshakespeare/input.txt",
+        "tiny-shakespeare.txt",
+        "tinyshakespeare.txt",
+        "Shakespeare/shakespeare.txt",
+        "tiny_shakespeare.txt.gz",
+    ],
+)
+def test_shakespeare_by_its_other_names(tmp_path, file):
+    text = ("abc def " * 200).encode()
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(gzip.compress(text) if file.endswith("gz") else text)
+    assert load_task("shakespeare", tmp_path).num_classes == 7
+
+
+# --- rows ---
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_row_says_all_there_is_to_say(name):
+    from gradwire.federated.data.models import MODEL_NAMES
+    from gradwire.federated.experiment import Experiment
+
+    row = TASKS[name]
+    assert row.name == name
+    assert row.default_model in MODEL_NAMES
+    e = Experiment.build({"data": name, "rounds": 200})
+    assert e.step_size == row.learning_rate > 0
+    assert sum(e.evaluates(r) for r in range(200)) == (row.evaluations or 200)
+
+
 # --- refusals ---
 
 
@@ -251,7 +347,7 @@ def test_environment_variable_names_the_folder(tmp_path, monkeypatch):
         load_task("mnist", tmp_path.parent / tmp_path.name / "..")
 
 
-@pytest.mark.parametrize("name", TASK_NAMES[1:])
+@pytest.mark.parametrize("name", [name for name, row in TASKS.items() if row.files])
 def test_missing_folder_or_files(tmp_path, name):
     with pytest.raises(ConfigError, match=f"{name} needs a data folder, got none.*--data-dir.*GRADWIRE_DATA"):
         load_task(name)
@@ -375,9 +471,9 @@ def test_damaged_shakespeare(tmp_path):
 
 
 def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
-    from gradwire.federated.data import tasks
+    from gradwire.federated.data import files
 
-    monkeypatch.setattr(tasks, "_MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(files, "_MAX_FILE_BYTES", 1000)
     write_mnist(tmp_path, pack="gz")
     with pytest.raises(ConfigError, match="more than 1000 bytes"):
         load_task("mnist", tmp_path)

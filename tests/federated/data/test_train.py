@@ -10,7 +10,8 @@ from torch import nn
 from gradwire.compressors.sparsify import dense
 from gradwire.errors import ConfigError
 from gradwire.federated.data.models import build_model
-from gradwire.federated.data.tasks import Task, load_task
+from gradwire.federated.data.task import Task
+from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.simulate import Simulation

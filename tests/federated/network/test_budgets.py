@@ -96,3 +96,8 @@ def test_shares_are_adaptopks(text):
     np.testing.assert_allclose(shares * kept.mean(), kept)
     assert shares.mean() == pytest.approx(1)
     np.testing.assert_array_equal(round_shares(gw.parse(text), none(), 1000, 8), np.ones(8))
+
+
+def test_rounds_after_a_schedule_s_end_take_a_mean_round_s_time():
+    shares = round_shares(gw.parse("ef(adaptopk(0.1, rounds=4))"), fit(), 1000, 7)
+    np.testing.assert_allclose(shares, [1.5, 0.5, 0.5, 1.5, 1, 1, 1])

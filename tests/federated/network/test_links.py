@@ -414,7 +414,7 @@ def test_trace(tmp_path):
         (["0,0,1,inf,0,1,1"], r"column downlink_bits_per_second: expected a finite number of 0 or more, got 'inf'"),
         (["0,0,1,1,0,nan,1"], r"column steps_per_second: expected a finite number of 0 or more, got 'nan'"),
         (["0,0,1_0,1,0,1,1"], r"column uplink_bits_per_second: expected .*, got '1_0'"),
-        (["0,0,1,1,0,1,yes"], r"line 2, column available: expected 0 or 1, got 'yes'"),
+        (["0,0,1,1,0,1,yes"], r"line 2, column available: expected 0 or 1, True or False, got 'yes'"),
         ([], r"trace.csv: expected one row or more after the header, got none"),
         (['0,0,"1'], r"trace must be a readable CSV file, got '.*trace.csv'"),
     ],
@@ -422,6 +422,58 @@ def test_trace(tmp_path):
 def test_bad_rows(tmp_path, rows, message):
     with pytest.raises(ConfigError, match=message):
         read_trace(write(tmp_path, *rows))
+
+
+ROW = "0,0,1e6,2e6,0.1,10,1"
+SHUFFLED = [5, 0, 3, 6, 2, 4, 1]
+
+
+def shuffled(line: str) -> str:
+    cells = line.split(",")
+    return ",".join(cells[i] for i in SHUFFLED)
+
+
+AS_PEOPLE_WRITE_THEM = {
+    "blanks after commas": HEADER.replace(",", ", ") + "\n" + ROW.replace(",", ",  "),
+    "blanks and quotes": '"client", ' + HEADER.partition(",")[2] + '\n"0", ' + ROW.partition(",")[2],
+    "available is a word": f"{HEADER}\n{ROW[:-1]}True",
+    "available is a number": f"{HEADER}\n{ROW[:-1]}1.0",
+    "clients are numbers": f"{HEADER}\n0.0{ROW[1:]}",
+    "an index without a name": f",{HEADER}\n17,{ROW}",
+    "an index with pandas' name": f"Unnamed: 0,{HEADER}\n17,{ROW}",
+    "another order": f"{shuffled(HEADER)}\n{shuffled(ROW)}",
+    "empty rows of a spreadsheet": f"{HEADER}\n{ROW}\n,,,,,,\n, ,,,,,\n",
+    "empty lines": f"\n{HEADER}\n\n{ROW}\n  \n\n",
+    "semicolons": f"{HEADER}\n{ROW}".replace(",", ";"),
+    "tabs": f"{HEADER}\n{ROW}".replace(",", "\t"),
+    "a spreadsheet's line ends": f"{HEADER}\r\n{ROW}\r\n",
+    "an old line end": f"{HEADER}\r{ROW}\r",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("what", AS_PEOPLE_WRITE_THEM)
+def test_traces_as_people_write_them(tmp_path, what, encoding):
+    (tmp_path / "trace.csv").write_bytes(AS_PEOPLE_WRITE_THEM[what].encode(encoding))
+    (line,) = read_trace(tmp_path / "trace.csv")
+    assert line == Connection((Conditions(0.0, 1e6, 2e6, 0.1, 10.0),))
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "message"),
+    [
+        (HEADER.replace("client", "user"), ROW, r"line 1: expected the columns .*; missing: client"),
+        (HEADER + ",note", ROW + ",x", r"line 1: expected the columns .* got .*,note"),
+        (HEADER + ",client", ROW + ",1", r"line 1: expected the columns .* got .*,client"),
+        (HEADER.replace(",", ";"), ROW.replace(",", ";").replace("0.1", "0,1"), r"latency_seconds: .* got '0,1'"),
+        (HEADER, "0.5" + ROW[1:], r"column client: expected an integer of 0 or more, got '0.5'"),
+        (HEADER, "1e300" + ROW[1:], r"column client: expected an integer of 0 or more, got '1e300'"),
+        (HEADER, ROW[:-1] + "0.5", r"column available: expected 0 or 1, True or False, got '0.5'"),
+    ],
+)
+def test_what_cannot_be_told_is_refused(tmp_path, header, row, message):
+    with pytest.raises(ConfigError, match=message):
+        read_trace(write(tmp_path, row, header=header))
 
 
 def test_bad_files(tmp_path):

@@ -44,6 +44,11 @@ class _Adaptive(Sparsifier):
         return True
 
     @property
+    def uses_num_rounds(self) -> bool:
+        """Whether ``Round.num_rounds`` is read: where ``rounds`` does not say it."""
+        return self.rounds is None
+
+    @property
     def adjustable(self) -> bool:
         """Whether a byte budget can be met by keeping fewer: yes."""
         return True

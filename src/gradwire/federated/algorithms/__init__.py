@@ -3,6 +3,7 @@
 from gradwire.federated.algorithms.algorithm import Algorithm, check_positive, parse_algorithm
 from gradwire.federated.algorithms.averaging import fedavg, fedprox
 from gradwire.federated.algorithms.buffered import BufferedStep, fedasync, fedbuff
+from gradwire.federated.algorithms.fednova import fednova
 from gradwire.federated.algorithms.optimizers import fedadagrad, fedadam, fedavgm, fedyogi
 from gradwire.federated.algorithms.scaffold import scaffold
 from gradwire.federated.algorithms.steps import Step
@@ -18,6 +19,7 @@ __all__ = [
     "fedavg",
     "fedavgm",
     "fedbuff",
+    "fednova",
     "fedprox",
     "fedyogi",
     "parse_algorithm",

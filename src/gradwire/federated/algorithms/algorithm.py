@@ -42,6 +42,17 @@ class Algorithm(Named, kind="algorithm", example="fedavg()"):
         """FedProx's mu, which clients multiply w - w_start with and add to each gradient; 0: nothing is added."""
         return 0.0
 
+    def scale(self, local_steps: int) -> float:
+        """Tell what a client multiplies its update with before it is compressed; running statistics stay as they are.
+
+        Args:
+            local_steps: how many it made, 1 or more.
+
+        Returns:
+            1 for algorithms that average updates whatever their length.
+        """
+        return 1.0
+
     @property
     def road(self) -> str | None:
         """Spec text of what control variates travel with; None: the method's own."""

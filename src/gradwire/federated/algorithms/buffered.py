@@ -54,11 +54,12 @@ class BufferedStep(Step):
         self._rate = rate
         self._memory = {"counted": 0.0}
 
-    def count(self, weight: float) -> None:
+    def count(self, weight: float, local_steps: int = 1) -> None:
         """Count one accepted payload.
 
         Args:
             weight: its ``Algorithm.weight``.
+            local_steps: not read.
 
         Raises:
             ConfigError: on a weight outside [2^-64, 2^64]; nothing is changed then.
@@ -123,6 +124,9 @@ class fedasync(Algorithm):
             raise ConfigError(f"staleness must be 'polynomial', 'hinge' or 'constant', got {self.staleness!r}{hint}")
         self._check(check_not_negative, "exponent", "slope")
         object.__setattr__(self, "threshold", check_integer("threshold", self.threshold, 0))
+        for name, kind in (("exponent", "polynomial"), ("slope", "hinge"), ("threshold", "hinge")):
+            if self.staleness != kind and getattr(self, name) != getattr(fedasync, name):
+                raise ConfigError(f"{name} does nothing where staleness is {self.staleness!r}; it is {kind!r}'s")
 
     def weight(self, staleness: int) -> float:
         """Return s(staleness)."""

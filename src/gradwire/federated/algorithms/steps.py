@@ -77,6 +77,17 @@ class Step(ABC):
             The magnitude, 0 or more; what is remembered may leave less room than there was.
         """
 
+    def count(self, weight: float, local_steps: int = 1) -> None:  # noqa: B027
+        """Take note of one payload that ``Server.receive`` accepted; most steps need not.
+
+        Args:
+            weight: what the server weighs it with.
+            local_steps: how many its client made, 1 or more.
+
+        Raises:
+            ConfigError: on a weight or number outside these; nothing is changed then.
+        """
+
     @abstractmethod
     def _advance(self, delta: Vector) -> dict[str, Any]:
         """Turn the (d,) float32 mean into the step, in place; return the memory after it, leaving this one alone."""

@@ -15,7 +15,7 @@ except ImportError as error:
     raise BackendUnavailable(f"models need torch, got {error}: pip install 'gradwire[sim]'") from error
 
 if TYPE_CHECKING:
-    from gradwire.federated.data.tasks import Task
+    from gradwire.federated.data.task import Task
 
 __all__ = ["MODEL_NAMES", "accuracy", "build_model", "cross_entropy", "loss_and_metric"]
 

@@ -14,7 +14,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
 from gradwire.federated.data.models import cross_entropy
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
 
@@ -153,7 +153,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         updates = torch.empty(len(batches), self.layout.d, device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
-        names, parameters = zip(*self.model.named_parameters(), strict=True)
+        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
         self.model.train()
         for client, steps in enumerate(batches):
             self._load(starts[client])
@@ -165,16 +165,9 @@ class Trainer:
                 inputs, targets = self._examples(rows, None if moves is None else moves[client, step])
                 with self._autocast():
                     loss = cross_entropy(self.model(inputs), targets)
-                gradients = torch.autograd.grad(loss, parameters)
+                gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
                 with torch.no_grad():
-                    if origin:
-                        pulls = torch._foreach_sub(parameters, [origin[name] for name in names])
-                        gradients = torch._foreach_add(gradients, pulls, alpha=proximal)
-                    if correction:
-                        gradients = torch._foreach_add(gradients, [correction[name] for name in names])
-                    if self.weight_decay:
-                        torch._foreach_mul_(parameters, 1 - learning_rate * self.weight_decay)
-                    torch._foreach_add_(parameters, gradients, alpha=-learning_rate)
+                    self._descend(parameters, gradients, learning_rate, proximal, origin, correction)
                     losses[client] += loss.detach() / len(steps)
             torch.sub(self.layout.flatten(self.model.state_dict()), starts[client], out=updates[client])
         return updates, losses
@@ -228,21 +221,42 @@ class Trainer:
             gradients, (loss, moved) = step(views, statistics, inputs, targets)
             for name, statistic in statistics.items():
                 statistic.copy_(moved[name])
-            for name, view in views.items():
-                gradient = gradients[name]
-                if origins:
-                    gradient = gradient.add(view - origins[name], alpha=proximal)
-                if added:
-                    gradient = gradient + added[name]
-                if self.weight_decay:
-                    view.mul_(1 - learning_rate * self.weight_decay)
-                view.sub_(gradient, alpha=learning_rate)
+            self._descend(views, gradients, learning_rate, proximal, origins, added)
             sums += loss / (rows.shape[1] if num_steps is None else num_steps[: len(rows)])
         updates = models - starts
         if local_steps is None:
             return updates, losses
         back = order.argsort()
         return updates[back], losses[back]
+
+    def _descend(
+        self,
+        parameters: dict[str, Tensor],
+        gradients: dict[str, Tensor],
+        learning_rate: float,
+        proximal: float,
+        origins: dict[str, Tensor],
+        corrections: dict[str, Tensor],
+    ) -> None:
+        """Make one SGD step, in place, of one client's parameters or of many clients' at once: see ``local_updates``.
+
+        Args:
+            parameters: by name.
+            gradients: by name.
+            learning_rate: eta.
+            proximal: mu.
+            origins: where the parameters started, by name; empty where mu is 0.
+            corrections: what is added to the gradients, by name; empty where there is nothing.
+        """
+        at, slopes = list(parameters.values()), [gradients[name] for name in parameters]
+        if origins:
+            pulls = torch._foreach_sub(at, [origins[name] for name in parameters])
+            slopes = list(torch._foreach_add(slopes, pulls, alpha=proximal))
+        if corrections:
+            slopes = list(torch._foreach_add(slopes, [corrections[name] for name in parameters]))
+        if self.weight_decay:
+            torch._foreach_mul_(at, 1 - learning_rate * self.weight_decay)
+        torch._foreach_add_(at, slopes, alpha=-learning_rate)
 
     def _parameters_of(self, flat: Tensor) -> dict[str, Tensor]:
         """The parameters in (..., num_parameters or d) flat vectors, by name; running statistics left out."""

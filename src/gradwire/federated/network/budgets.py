@@ -11,9 +11,6 @@ from numpy.typing import NDArray
 
 from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor
-from gradwire.compressors.feedback import ef, momentum_correction
-from gradwire.compressors.papers.adaptopk import adaptopk
-from gradwire.compressors.pipeline import Stage
 from gradwire.errors import ConfigError
 from gradwire.federated.network.links import Connection
 from gradwire.named import Named, read
@@ -140,8 +137,8 @@ def parse_budget(text: str) -> Budget:
 def round_shares(compressor: Compressor, budget: Budget, d: int, num_rounds: int) -> NDArray[np.float64]:
     """Say how long each round may take, as a share of the mean round.
 
-    Where clients get budgets, AdapTop-K's schedule decides how they are spread over the rounds: round t takes
-    k_t / mean(k) of the time, and every client's bytes follow. Anything else makes all rounds alike.
+    Where clients get budgets, the method's schedule (AdapTop-K's) decides how they are spread over the rounds: round t
+    takes k_t / mean(k) of the time, and every client's bytes follow. Anything else makes all rounds alike.
 
     Args:
         compressor: the method.
@@ -150,7 +147,7 @@ def round_shares(compressor: Compressor, budget: Budget, d: int, num_rounds: int
         num_rounds: T.
 
     Returns:
-        (num_rounds,) float64 with mean 1.
+        (num_rounds,) float64, with mean 1 over the length of the schedule.
 
     Example:
         >>> import gradwire as gw
@@ -159,13 +156,8 @@ def round_shares(compressor: Compressor, budget: Budget, d: int, num_rounds: int
         >>> round_shares(gw.topk(0.1), fit(), 100, 2).tolist()
         [1.0, 1.0]
     """
-    inner = compressor
-    while isinstance(inner, (ef, momentum_correction)):
-        inner = inner.compressor
-    stages = inner.stages if isinstance(inner, Stage) else ()
-    scheduled = next((stage for stage in stages if isinstance(stage, adaptopk)), None)
-    if scheduled is None or isinstance(budget, none):
-        return np.ones(num_rounds)
-    kept: NDArray[np.float64] = np.resize(scheduled.schedule(d, num_rounds), num_rounds).astype(np.float64)
-    shares: NDArray[np.float64] = kept / kept.mean()
+    shares, schedule = np.ones(num_rounds), compressor.schedule(d, num_rounds)
+    if schedule is not None and not isinstance(budget, none):
+        kept = schedule[:num_rounds]
+        shares[: kept.size] = kept / schedule.mean()  # rounds after a schedule's end get a mean round's time
     return shares

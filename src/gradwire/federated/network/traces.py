@@ -7,6 +7,7 @@ time until the client's next row.
 from __future__ import annotations
 
 import csv
+import io
 import math
 from abc import ABC, abstractmethod
 from bisect import bisect_right
@@ -18,6 +19,7 @@ from typing import Any
 
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
+from gradwire.files.text import read_text
 
 __all__ = ["ALWAYS", "UNLIMITED_BYTES", "Conditions", "Connection", "ListedSessions", "Sessions", "read_trace"]
 
@@ -32,6 +34,7 @@ _COLUMNS = (
     "steps_per_second",
     "available",
 )
+_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -270,12 +273,15 @@ class Connection:
 def read_trace(path: str | Path) -> tuple[Connection, ...]:
     r"""Read the connections of a CSV file.
 
-    The header is ``client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,
-    available``. A row holds from its ``seconds`` until the client's next row; rows of several clients may alternate.
+    The columns are ``client``, ``seconds``, ``uplink_bits_per_second``, ``downlink_bits_per_second``,
+    ``latency_seconds``, ``steps_per_second`` and ``available``, named in the first line, in any order. A row holds from
+    its ``seconds`` until the client's next row; rows of several clients may alternate.
 
     Args:
-        path: UTF-8. ``client`` is an integer of 0 or more; a client's first row is at 0 seconds and each later one
-            after the one before; rates are finite and 0 (nothing moves) or more; ``available`` is 0 or 1.
+        path: UTF-8, or UTF-16 with a mark; cells between commas, semicolons or tabs, blanks around them left out.
+            ``client`` is an integer of 0 or more; a client's first row is at 0 seconds and each later one after the
+            one before; rates are finite and 0 (nothing moves) or more; ``available`` is 0 or 1, True or False. Rows
+            without anything in them, and columns without a name, as an index is written, are passed over.
 
     Returns:
         One connection a client, by ascending client number.
@@ -301,21 +307,23 @@ def read_trace(path: str | Path) -> tuple[Connection, ...]:
     clients: dict[int, list[tuple[Conditions, bool]]] = {}
     for line, row in _rows(path):
         where = f"{path}, line {line}"
-        client = row["client"]
-        whole = client.isascii() and client.isdigit() and len(client) < 19
-        _expect(whole, where, "client", "an integer of 0 or more", client)
+        number = _number(row["client"])
+        whole = 0 <= number < 2**53 and number.is_integer()  # pandas writes 0.0 where a column had gaps
+        _expect(whole, where, "client", "an integer of 0 or more", row["client"])
+        client = int(number)
         numbers = {column: _number(row[column]) for column in _COLUMNS[1:-1]}
         for column, number in numbers.items():
             _expect(0 <= number < math.inf, where, column, "a finite number of 0 or more", row[column])
-        _expect(row["available"] in ("0", "1"), where, "available", "0 or 1", row["available"])
-        rows = clients.setdefault(int(client), [])
+        available = _flag(row["available"])
+        _expect(available in (0.0, 1.0), where, "available", "0 or 1, True or False", row["available"])
+        rows = clients.setdefault(client, [])
         seconds = numbers["seconds"]
         if rows:
             before = rows[-1][0].seconds
             _expect(seconds > before, where, "seconds", f"more than client {client}'s last {before}", row["seconds"])
         else:
             _expect(seconds == 0, where, "seconds", f"0 in the first row of client {client}", row["seconds"])
-        rows.append((Conditions(**numbers), row["available"] == "1"))
+        rows.append((Conditions(**numbers), available == 1.0))
     if not clients:
         raise ConfigError(f"{path}: expected one row or more after the header, got none")
     return tuple(_connection(clients[client]) for client in sorted(clients))
@@ -324,20 +332,36 @@ def read_trace(path: str | Path) -> tuple[Connection, ...]:
 def _rows(path: str | Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and columns of each row that is not empty."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if tuple(header) != _COLUMNS:
-                raise ConfigError(f"{path}, line 1: expected the columns {','.join(_COLUMNS)}, got {','.join(header)}")
-            for row in reader:
-                if row and len(row) != len(_COLUMNS):
-                    raise ConfigError(
-                        f"{path}, line {reader.line_num}: expected {len(_COLUMNS)} columns, got {len(row)}"
-                    )
-                if row:
-                    yield reader.line_num, dict(zip(_COLUMNS, row, strict=True))
+        text = read_text(path)
+        first = text.strip().partition("\n")[0]
+        delimiter = max(_DELIMITERS, key=first.count)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter, skipinitialspace=True)
+        names: list[str] | None = None
+        for cells in reader:
+            row, where = [cell.strip() for cell in cells], f"{path}, line {reader.line_num}"
+            if not any(row):
+                continue
+            if names is None:
+                names = _names(row, where)
+            elif len(row) != len(names):
+                raise ConfigError(f"{where}: expected {len(names)} columns, got {len(row)}")
+            else:
+                yield reader.line_num, dict(zip(names, row, strict=True))
+        if names is None:
+            _names([], f"{path}, line 1")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"trace must be a readable CSV file, got {str(path)!r}: {error}") from error
+
+
+def _names(header: list[str], where: str) -> list[str]:
+    """Names of the columns, each of ours once; the others are without a name."""
+    named = [name for name in header if name and not name.startswith("Unnamed: ")]
+    missing = [name for name in _COLUMNS if name not in named]
+    if missing or len(named) != len(_COLUMNS):
+        expected = f"expected the columns {','.join(_COLUMNS)} in any order"
+        lacking = f"; missing: {', '.join(missing)}" if 0 < len(missing) < len(_COLUMNS) else ""
+        raise ConfigError(f"{where}: {expected}, got {','.join(header)}{lacking}")
+    return header
 
 
 def _expect(fine: bool, where: str, column: str, expected: str, got: str) -> None:
@@ -351,6 +375,11 @@ def _number(text: str) -> float:
         return float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         return math.nan
+
+
+def _flag(text: str) -> float:
+    """1 and 0, also where they are written as words; nan, or another number, where it is neither."""
+    return {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
 
 
 def _connection(rows: list[tuple[Conditions, bool]]) -> Connection:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Vector
-from gradwire.errors import ProtocolError
-from gradwire.federated.algorithms import BufferedStep
+from gradwire.errors import ProtocolError, StateError
 from gradwire.federated.data.training import Trained
 from gradwire.federated.rounds.federation import Federation, Job
 from gradwire.rng import Key
+from gradwire.saved import reading_state, saved_integer, saved_number, saved_vector, to_bytes
 
 __all__ = ["AsynchronousRounds"]
 
@@ -149,7 +149,7 @@ class AsynchronousRounds:
         update, _ = self._updates[client_id]
         with f.members.at_work([client_id], f.server.round + 1) as members:
             sequence = members[client_id].client.sequence
-            [blob] = f.compress(members[client_id], update, turn.version, turn.num_bytes, weight=1.0)
+            [blob] = f.compress(members[client_id], update, turn.version, turn.local_steps, turn.num_bytes, weight=1.0)
         f.traffic.sent(blob)
         arrives = f.connections[client_id].uploaded(len(blob), now)
         if arrives > turn.leaves or arrives == math.inf:
@@ -192,10 +192,8 @@ class AsynchronousRounds:
         if staleness > f.server.max_staleness:
             f.traffic.num_late += 1
             return
-        if not f.receive(blob, (client_id, sequence, None), weight):
+        if not f.receive(blob, (client_id, sequence, None), weight, turn.local_steps):
             return
-        if isinstance(f.step, BufferedStep):
-            f.step.count(weight)
         self._buffer.append((update, loss, weight))
         self._staleness.append(staleness)
         if f.server.aggregator.num_received == f.algorithm.buffer_size:
@@ -234,22 +232,65 @@ class AsynchronousRounds:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self._events = [(float(at), int(n), int(kind), int(client)) for at, n, kind, client in state["events"]]
-        self._num_cut_off = int(state["num_cut_off"])
-        self._num_events, self._idle = int(state["num_events"]), [int(i) for i in state["idle"]]
-        self._models = {int(version): np.array(model, np.float32) for version, model in state["models"]}
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            StateError: on a state that no run can have left.
+        """
+        with reading_state():
+            self._load(state)
+            self._check()
+
+    def _load(self, state: dict[str, Any]) -> None:
+        d = self._federation.layout.d
+        self._events = [
+            (saved_number("events", at), saved_integer("event", n), saved_integer("kind", kind, 0, 2), _client(client))
+            for at, n, kind, client in state["events"]
+        ]
+        self._num_cut_off = saved_integer("num_cut_off", state["num_cut_off"])
+        self._num_events = saved_integer("num_events", state["num_events"])
+        self._idle = [_client(i) for i in state["idle"]]
+        self._models = {_version(n): saved_vector("models", model, (d,)) for n, model in state["models"]}
         self._turns = {}
         for saved in state["turns"]:
             rows: NDArray[np.int64] = np.array(saved["rows"], np.int64)
             shifts = None if saved["shifts"] is None else np.array(saved["shifts"], np.int64)
-            job = Job(int(saved["client_id"]), rows, shifts)
-            self._turns[job.client_id] = _Turn(
-                job,
-                int(saved["version"]),
-                int(saved["local_steps"]),
-                saved["num_bytes"],
-                float(saved["leaves"]),
-            )
-        self._updates = {int(i): (np.array(update, np.float32), float(loss)) for i, update, loss in state["updates"]}
-        self._blobs = {int(i): (int(n), np.asarray(blob, np.uint8).tobytes()) for i, n, blob in state["blobs"]}
+            job = Job(_client(saved["client_id"]), rows, shifts)
+            num_bytes = None if saved["num_bytes"] is None else saved_integer("num_bytes", saved["num_bytes"], 1)
+            steps, leaves = saved_integer("local_steps", saved["local_steps"], 1), float(saved["leaves"])
+            self._turns[job.client_id] = _Turn(job, _version(saved["version"]), steps, num_bytes, leaves)
+        self._updates = {
+            _client(i): (saved_vector("updates", update, (d,)), saved_number("loss", loss))
+            for i, update, loss in state["updates"]
+        }
+        self._blobs = {_client(i): (saved_integer("sequence", n), to_bytes(b)) for i, n, b in state["blobs"]}
+
+    def _check(self) -> None:
+        """Refuse what does not go together, or with the experiment."""
+        f, e = self._federation, self._federation.experiment
+        known = {*self._idle, *self._turns, *self._updates, *self._blobs, *(client for *_, client in self._events)}
+        arrived: list[dict[int, Any]] = [self._turns, self._updates, self._blobs]
+        needed = {_BEGIN: [], _TRAINED: arrived[:1], _ARRIVED: arrived}
+        if max(known, default=0) >= e.clients or any(
+            client not in there for _, _, kind, client in self._events for there in needed[kind]
+        ):
+            raise StateError(f"state's events are not of {e.clients} clients and what they are doing")
+        for client_id, turn in self._turns.items():
+            shape, shifts = (e.local_steps, e.batch_size), turn.job.shifts
+            if turn.job.rows.shape != shape or not np.isin(turn.job.rows, f.shards[client_id]).all():
+                raise StateError(f"state's rows of client {client_id} must be {shape} of its own examples")
+            if (None if shifts is None else shifts.shape) != ((*shape, 3) if e.augment else None):
+                raise StateError(f"state's shifts of client {client_id} must be {(*shape, 3)}, where images are moved")
+            waits = client_id not in self._updates
+            if turn.local_steps > e.local_steps or turn.version > f.server.round or math.isnan(turn.leaves):
+                raise StateError(f"state's turn of client {client_id} is none of this run")
+            if waits and turn.version not in self._models:
+                raise StateError(f"state lacks the model that client {client_id} started from")
+
+
+def _client(saved: Any) -> int:
+    return saved_integer("client", saved)
+
+
+def _version(saved: Any) -> int:
+    return saved_integer("version", saved)

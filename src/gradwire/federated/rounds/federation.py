@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.aggregation.over_the_air import OverTheAir
-from gradwire.aggregation.text import parse_aggregation
 from gradwire.compressors.compressor import Compressor, Round, Vector, decompress
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client, Delivered
-from gradwire.ends.comparing import check_mean
 from gradwire.ends.inbox import Inbox
-from gradwire.ends.region import Region
-from gradwire.ends.server import Result, Server
+from gradwire.ends.server import Result
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
 from gradwire.federated.algorithms.controls import Controls, control_correction, control_update
 from gradwire.federated.data.models import build_model
 from gradwire.federated.data.partition import parse_partition
-from gradwire.federated.data.tasks import Task
+from gradwire.federated.data.task import Task
 from gradwire.federated.data.train import Trainer, draw_batches, draw_shifts
 from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
@@ -35,13 +30,14 @@ from gradwire.federated.network.links import Connection, parse_links
 from gradwire.federated.network.traffic import Traffic
 from gradwire.federated.rounds.ledger import Ledger
 from gradwire.federated.rounds.members import Member, Members, MembersOnDisk
+from gradwire.federated.rounds.servers import make_servers
+from gradwire.federated.rounds.stopwatch import Stopwatch
 from gradwire.rng import Key
 from gradwire.wire import decode, encode
 
-__all__ = ["Federation", "Job", "Stopwatch"]
+__all__ = ["Federation", "Job"]
 
 LARGEST_ERROR = 1e-5
-_ASYNCHRONOUS_STALENESS = 100
 
 
 @dataclass(frozen=True)
@@ -57,20 +53,6 @@ class Job:
     client_id: int
     rows: NDArray[np.int64]
     shifts: NDArray[np.int64] | None
-
-
-@dataclass
-class Stopwatch:
-    """Adds up the time spent inside ``with`` blocks."""
-
-    seconds: float = 0.0
-    _start: float = field(default=0.0, repr=False)
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._start
 
 
 class Federation:
@@ -101,10 +83,7 @@ class Federation:
         batched: bool | None = None,
         folder: Path | None = None,
     ) -> None:
-        e = experiment
-        self.experiment = e
-        self.compressor = compressor
-        self.seed = seed
+        e, self.experiment, self.compressor, self.seed = experiment, experiment, compressor, seed
         if e.augment and task.train_inputs.ndim != 4:
             raise ConfigError(f"augment moves images (n, c, h, w), got {task.name}: {tuple(task.train_inputs.shape)}")
         model = build_model(e.model or task.default_model, task, seed)
@@ -115,63 +94,39 @@ class Federation:
         )
         self.weights = [float(shard.size) if e.weighting == "examples" else 1.0 for shard in self.shards]
         self.connections: list[Connection] = parse_links(e.links[0]).assign(e.clients, seed)
-        self.algorithm = e.algorithm
-        self.budget = e.budget
-        self.step = self.algorithm.make_step(self.layout)
-        downlink = parse(e.downlink)
-        staleness = e.max_staleness
-        if staleness is None:
-            staleness = _ASYNCHRONOUS_STALENESS if self.algorithm.asynchronous else 0
-        rule = parse_aggregation(e.aggregation)
-        aggregator = None if str(rule) == "mean()" else partial(rule.make, seed=seed, compressor=compressor)
-        if e.regions:
-            forward = parse(e.forward)
-            check_mean(compressor, self.layout.num_parameters, step=self.step, downlink=downlink)
-            self.server = Server(forward, self.layout, seed, downlink, self.step, num_rounds=e.rounds)
-            self.regions = [
-                Region(compressor, self.layout, r, seed, forward, e.rounds, staleness, aggregator, e.max_norm)
-                for r in range(e.regions)
-            ]
-        else:
-            self.server = Server(
-                compressor,
-                self.layout,
-                seed,
-                downlink,
-                self.step,
-                e.clients,
-                staleness,
-                aggregator,
-                e.max_norm,
-                e.rounds,
-                None if self.algorithm.asynchronous else 1,
-            )
-            self.regions = []
         self.region_connections = parse_links(e.region_link).assign(e.regions, seed) if e.regions else []
-        self.controls: Controls | None = None
-        if self.algorithm.uses_controls:
-            road = compressor if self.algorithm.road is None else parse(self.algorithm.road)
-            self.controls = Controls(road, downlink, self.layout, seed, e.clients, e.rounds)
+        self.algorithm, self.budget = e.algorithm, e.budget
+        self.step = self.algorithm.make_step(self.layout)
+        self.server, self.regions = make_servers(e, compressor, self.layout, seed, self.step)
+        self.controls = self._make_controls() if self.algorithm.uses_controls else None
         self.ledger = Ledger(compressor, self.layout.d) if e.audit else None
-        if e.clients_on_disk and folder is None:
-            raise ConfigError("clients_on_disk needs a folder to keep them in, got none")
-        self.members: Members = (
-            MembersOnDisk(self._make_member, folder / "members.sqlite")
-            if e.clients_on_disk and folder is not None
-            else Members(self._make_member)
-        )
+        self.members = self._make_members(folder)
         self.fates: dict[int, dict[int, bool | frozenset[int]]] = {}
         self.control_fates: dict[int, dict[int, Vector]] = {}
         self.lengths: list[list[int]] = []
         self.last_blobs: list[bytes] = []
-        self.seconds = 0.0
         self.conservation_error = 0.0
         self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
-        self.traffic = Traffic()
-        self.watch = Stopwatch()
-        self._whole: tuple[int, list[bytes]] | None = None
-        self.model = self.trainer.initial()
+        self.traffic, self.watch = Traffic(), Stopwatch()
+        self.set_model(self.trainer.initial(), 0.0)
         self.model = decompress(decode(self.whole_blobs()[0]))
+
+    def set_model(self, model: Vector, seconds: float) -> None:
+        """Put a model, (d,) float32, in the place of the global one, at a time of the virtual clock."""
+        self.model, self.seconds = model, seconds
+        self._whole: tuple[int, list[bytes]] | None = None
+
+    def _make_controls(self) -> Controls:
+        e, road = self.experiment, self.algorithm.road
+        compressor = self.compressor if road is None else parse(road)
+        return Controls(compressor, parse(e.downlink), self.layout, self.seed, e.clients, e.rounds)
+
+    def _make_members(self, folder: Path | None) -> Members:
+        if not self.experiment.clients_on_disk:
+            return Members(self._make_member)
+        if folder is None:
+            raise ConfigError("clients_on_disk needs a folder to keep them in, got none")
+        return MembersOnDisk(self._make_member, folder / "members.sqlite")
 
     # ---- clients
 
@@ -317,7 +272,13 @@ class Federation:
         member.pending.clear()
 
     def compress(
-        self, member: Member, update: Vector, index: int, num_bytes: int | None = None, weight: float | None = None
+        self,
+        member: Member,
+        update: Vector,
+        index: int,
+        local_steps: int,
+        num_bytes: int | None = None,
+        weight: float | None = None,
     ) -> list[bytes]:
         """Make a client's payload: one blob, or its packets.
 
@@ -325,11 +286,15 @@ class Federation:
             member: the client.
             update: (d,) float32.
             index: the round it belongs to.
+            local_steps: how many the client made.
             num_bytes: its budget; a payload that cannot be made so small is sent as it is.
             weight: the one ``receive`` will be called with; the client's own when None.
         """
         client, weight = member.client, self.weights[member.client.client_id] if weight is None else weight
-        sequence = client.sequence
+        sequence, scale = client.sequence, self.algorithm.scale(local_steps)
+        if scale != 1:
+            update = update.copy()
+            update[: self.layout.num_parameters] *= np.float32(scale)
         with self.watch:
             if self.experiment.mtu is not None:
                 blobs = client.packets(update, self.experiment.mtu, weight=weight, round=index)
@@ -374,13 +339,14 @@ class Federation:
         channels = [box.aggregator for box in inboxes if isinstance(box.aggregator, OverTheAir)]
         return sum(channel.channel_uses for channel in channels) if channels else None
 
-    def receive(self, blob: bytes, name: tuple[int, int, int | None], weight: float) -> bool:
+    def receive(self, blob: bytes, name: tuple[int, int, int | None], weight: float, local_steps: int) -> bool:
         """Hand a blob to its server.
 
         Args:
             blob: what arrived.
             name: the client, the payload's sequence number and the packet's, None where it came whole.
             weight: the client's.
+            local_steps: how many it made.
 
         Returns:
             False where it was counted before, or not heard.
@@ -406,6 +372,8 @@ class Federation:
             fates[sequence] = True
         else:
             fates[sequence] = (arrived if isinstance(arrived, frozenset) else frozenset()) | {packet}
+        if self.step is not None and arrived is None:
+            self.step.count(weight, local_steps)
         if self.ledger is not None:
             payload = decode(blob)
             self.ledger.counted(name, decompress(payload, inbox.reference_of(payload)))
@@ -461,61 +429,6 @@ class Federation:
             payloads = (compressor.compress(v, compressor.init(self.layout), Round(sum_weights=0.0)) for v in vectors)
             self._whole = version, [encode(payload) for payload, _ in payloads]
         return self._whole[1]
-
-    # ---- state
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy of all of it, between rounds."""
-        return {
-            "model": self.model.copy(),
-            "virtual_seconds": self.seconds,
-            "server": self.server.state_dict(),
-            "step": None if self.step is None else self.step.state_dict(),
-            "controls": None if self.controls is None else self.controls.state_dict(),
-            "regions": [region.state_dict() for region in self.regions],
-            "fates": [
-                [client, sequence, fate if isinstance(fate, bool) else sorted(fate)]
-                for client, fates in self.fates.items()
-                for sequence, fate in fates.items()
-            ],
-            "control_fates": [
-                [client, sequence, change.copy()]
-                for client, fates in self.control_fates.items()
-                for sequence, change in fates.items()
-            ],
-            "ledger": None if self.ledger is None else self.ledger.state_dict(),
-            "conservation_error": self.conservation_error,
-            "lengths": [list(lengths) for lengths in self.lengths],
-            "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in self.last_blobs],
-            **self.members.state_dict(self.server.round),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        model = np.array(state["model"], np.float32)
-        if model.shape != self.model.shape:
-            raise StateError(f"model must have shape {self.model.shape}, got {model.shape}")
-        self.server.load_state_dict(state["server"])
-        if self.step is not None:
-            self.step.load_state_dict(state["step"])
-        if self.controls is not None:
-            self.controls.load_state_dict(state["controls"])
-        for region, saved in zip(self.regions, state["regions"], strict=True):
-            region.load_state_dict(saved)
-        self.members.load_state_dict(state, self.server.round)
-        self.fates = {}
-        for client, sequence, fate in state["fates"]:
-            told = fate if isinstance(fate, bool) else frozenset(int(n) for n in fate)
-            self.fates.setdefault(int(client), {})[int(sequence)] = told
-        self.control_fates = {}
-        for client, sequence, change in state["control_fates"]:
-            self.control_fates.setdefault(int(client), {})[int(sequence)] = np.array(change, np.float32)
-        if self.ledger is not None:
-            self.ledger.load_state_dict(state["ledger"])
-        self.conservation_error = float(state["conservation_error"])
-        self.lengths = [[int(n) for n in lengths] for lengths in state["lengths"]]
-        self.last_blobs = [np.asarray(blob, np.uint8).tobytes() for blob in state["last_blobs"]]
-        self.model, self.seconds, self._whole = model, float(state["virtual_seconds"]), None
 
 
 def _partition_generator(seed: int) -> np.random.Generator:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.feedback import ef
 from gradwire.ends.inbox import Clipped
-from gradwire.errors import ConfigError
+from gradwire.errors import ConfigError, StateError
+from gradwire.saved import reading_state, saved_integer, saved_vector
 
 __all__ = ["Ledger"]
 
@@ -108,12 +109,27 @@ class Ledger:
         return {"accounts": accounts, "open": [[*name, update.copy()] for name, update in self._open.items()]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-        self._accounts = {int(i): _Account(*(np.array(s, np.float64) for s in sums)) for i, *sums in state["accounts"]}
-        self._open = {
-            (int(client), int(sequence), None if packet is None else int(packet)): np.array(update, np.float32)
-            for client, sequence, packet, update in state["open"]
-        }
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            StateError: on books of another shape.
+        """
+        with reading_state():
+            accounts = {saved_integer("client", i): _Account(*map(self._sum, sums)) for i, *sums in state["accounts"]}
+            self._open = {
+                (
+                    saved_integer("client", client, high=max(accounts, default=0)),
+                    saved_integer("sequence", sequence),
+                    None if packet is None else saved_integer("packet", packet),
+                ): saved_vector("open", update, (self.d,))
+                for client, sequence, packet, update in state["open"]
+            }
+            self._accounts = accounts
+
+    def _sum(self, saved: Any) -> Sum:
+        if not isinstance(saved, np.ndarray) or saved.dtype != np.float64 or saved.shape != (self.d,):
+            raise StateError(f"state's accounts must be ({self.d},) float64, got {np.shape(saved)}")
+        return saved.copy()
 
     def cut_norm(self) -> float:
         """Return the root of the sum over clients of |cut|^2."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,17 @@ from numpy.typing import NDArray
 from gradwire.ends.client import Client
 from gradwire.errors import StateError
 from gradwire.files.store import pack_state, unpack_state
+from gradwire.saved import reading_state, saved_integer, saved_number, saved_vector
 
 __all__ = ["Member", "Members", "MembersOnDisk"]
+
+_SYSTEM_ERRORS = {
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_IOERR: errno.EIO,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.ENOENT,
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+}
 
 
 @dataclass
@@ -57,14 +67,23 @@ class Member:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken."""
-        self.client.load_state_dict(state["client"])
-        self.version, self.owed_bytes = state["version"], int(state["owed_bytes"])
-        self.busy_until = float(state["busy_until"])
-        self.pending, self.examples_used = [int(n) for n in state["pending"]], int(state["examples_used"])
-        if self.control is not None:
-            self.control.load_state_dict(state["control"])
-            self.variate = np.array(state["variate"], np.float32)
+        """Continue where ``state_dict`` was taken.
+
+        Raises:
+            StateError: on a state that no run can have left.
+        """
+        with reading_state():
+            self.client.load_state_dict(state["client"])
+            self.version = None if state["version"] is None else saved_integer("version", state["version"])
+            self.owed_bytes = saved_integer("owed_bytes", state["owed_bytes"])
+            self.busy_until = saved_number("busy_until", state["busy_until"])
+            self.pending = [saved_integer("pending", n) for n in state["pending"]]
+            if self.pending != [payload["sequence"] for payload in state["client"]["pending"]]:
+                raise StateError(f"state's pending must be the client's own, got {self.pending}")
+            self.examples_used = saved_integer("examples_used", state["examples_used"])
+            if self.control is not None:
+                self.control.load_state_dict(state["control"])
+                self.variate = saved_vector("variate", state["variate"], (self.client.layout.d,))
 
 
 class Members:
@@ -110,13 +129,12 @@ class Members:
         Raises:
             StateError: on clients that are missing or there twice.
         """
-        ids = [i for i, _ in state["members"]]
+        ids = [saved_integer("client", i) for i, _ in state["members"]]
         if len(ids) != state["num_members"] or ids != sorted(set(ids)):
             raise StateError(f"state must be of {state['num_members']} clients in order, got clients {ids}")
-        made = {}
+        made = {i: self._make(i) for i in ids}
         for i, saved in state["members"]:
-            made[int(i)] = self._make(int(i))
-            made[int(i)].load_state_dict(saved)
+            made[i].load_state_dict(saved)
         self._made = made
 
     def forget_after(self, rounds_done: int) -> None:
@@ -138,17 +156,27 @@ class MembersOnDisk(Members):
     Args:
         make: client_id -> a client as it is before its first round.
         path: the file, an SQLite database; made where it is missing.
+
+    Raises:
+        StateError: on a damaged file, here and in every method.
+        OSError: when it cannot be read or written, on a full disk for instance, here and in every method.
     """
 
     def __init__(self, make: Callable[[int], Member], path: Path) -> None:
         super().__init__(make)
         self._path = path
-        self._base = sqlite3.connect(path)
-        self._base.execute("PRAGMA journal_mode = WAL")
-        self._base.execute(
-            "CREATE TABLE IF NOT EXISTS members (client INTEGER, rounds INTEGER, state BLOB, "
-            "PRIMARY KEY (client, rounds)) WITHOUT ROWID"
-        )
+        with self._naming_errors():
+            self._base = sqlite3.connect(path)
+        try:
+            with self._naming_errors():
+                self._base.execute("PRAGMA journal_mode = WAL")
+                self._base.execute(
+                    "CREATE TABLE IF NOT EXISTS members (client INTEGER, rounds INTEGER, state BLOB, "
+                    "PRIMARY KEY (client, rounds)) WITHOUT ROWID"
+                )
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def at_work(self, client_ids: Sequence[int], rounds_done: int) -> Iterator[dict[int, Member]]:
@@ -156,12 +184,12 @@ class MembersOnDisk(Members):
         members = {i: self._read(i) for i in client_ids}
         yield members
         rows = ((i, rounds_done, pack_state(member.state_dict())) for i, member in members.items())
-        self._base.executemany("INSERT OR REPLACE INTO members VALUES (?, ?, ?)", rows)
+        with self._naming_errors():
+            self._base.executemany("INSERT OR REPLACE INTO members VALUES (?, ?, ?)", rows)
 
     def all(self) -> list[Member]:
         """Return every client made so far, by number: all of them in memory."""
-        ids = [i for (i,) in self._base.execute("SELECT DISTINCT client FROM members ORDER BY client")]
-        return [self._read(i) for i in ids]
+        return [self._read(i) for (i,) in self._rows("SELECT DISTINCT client FROM members ORDER BY client")]
 
     def __len__(self) -> int:
         """How many clients are in the file."""
@@ -169,7 +197,8 @@ class MembersOnDisk(Members):
 
     def state_dict(self, rounds_done: int) -> dict[str, Any]:
         """Make what is in the file the state after so many rounds, and say nothing more."""
-        self._base.commit()
+        with self._naming_errors():
+            self._base.commit()
         return {"num_members": self._count(rounds_done)}
 
     def load_state_dict(self, state: dict[str, Any], rounds_done: int) -> None:
@@ -184,31 +213,50 @@ class MembersOnDisk(Members):
 
     def forget_after(self, rounds_done: int) -> None:
         """Drop what came after so many rounds."""
-        self._base.execute("DELETE FROM members WHERE rounds > ?", (rounds_done,))
-        self._base.commit()
+        self._delete("rounds > ?", rounds_done)
 
     def forget_before(self, rounds_done: int) -> None:
         """Drop what only an older state than that of so many rounds would need."""
-        self._base.execute(
-            "DELETE FROM members WHERE EXISTS (SELECT 1 FROM members AS later WHERE later.client = members.client "
+        self._delete(
+            "EXISTS (SELECT 1 FROM members AS later WHERE later.client = members.client "
             "AND later.rounds > members.rounds AND later.rounds <= ?)",
-            (rounds_done,),
+            rounds_done,
         )
-        self._base.commit()
 
     def close(self) -> None:
         """Let go of the file."""
         self._base.close()
 
     def _count(self, rounds_done: int) -> int:
-        query = "SELECT COUNT(DISTINCT client) FROM members WHERE rounds <= ?"
-        return int(self._base.execute(query, (rounds_done,)).fetchone()[0])
+        [(count,)] = self._rows("SELECT COUNT(DISTINCT client) FROM members WHERE rounds <= ?", rounds_done)
+        return int(count)
 
     def _read(self, client_id: int) -> Member:
         member = self._make(client_id)
-        row = self._base.execute(
-            "SELECT state FROM members WHERE client = ? ORDER BY rounds DESC LIMIT 1", (client_id,)
-        ).fetchone()
-        if row is not None:
-            member.load_state_dict(unpack_state(row[0], f"client {client_id}"))
+        query = "SELECT state FROM members WHERE client = ? ORDER BY rounds DESC LIMIT 1"
+        for (state,) in self._rows(query, client_id):
+            try:
+                member.load_state_dict(unpack_state(state, f"client {client_id}"))
+            except StateError as error:
+                raise StateError(f"{self._path}: client {client_id}: {error}") from error
         return member
+
+    def _rows(self, query: str, *values: int) -> list[tuple[Any, ...]]:
+        with self._naming_errors():
+            return self._base.execute(query, values).fetchall()
+
+    def _delete(self, condition: str, *values: int) -> None:
+        with self._naming_errors():
+            self._base.execute(f"DELETE FROM members WHERE {condition}", values)
+            self._base.commit()
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        """Tell damage from a disk that is full or cannot be used."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            if code in _SYSTEM_ERRORS:
+                raise OSError(_SYSTEM_ERRORS[code], str(error), str(self._path)) from error
+            raise StateError(f"{self._path}: damaged: {error}") from error

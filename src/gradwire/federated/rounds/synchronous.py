@@ -46,7 +46,7 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Arrival:
-    """A blob at the server: when, of whom, of which payload, which packet of it, or None where it came whole.
+    """A blob at the server: when, of whom, of which payload, and which packet of it, or None where it came whole.
 
     The change of a control variate arrives right after the update it goes with.
     """
@@ -56,6 +56,7 @@ class _Arrival:
     sequence: int
     packet: int | None
     blob: bytes
+    local_steps: int
     is_control: bool = False
 
 
@@ -124,11 +125,12 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
     """Compress a client's update and put it on its link: what arrives, and when, by the deadline."""
     sequence = turn.member.client.sequence
     if f.experiment.mtu is not None:
-        return _send_packets(f, turn, sequence, f.compress(turn.member, update, index), index, deadline)
+        blobs = f.compress(turn.member, update, index, turn.local_steps)
+        return _send_packets(f, turn, sequence, blobs, index, deadline)
     rate = f.experiment.step_size_at(index)
     control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
     left = turn.num_bytes if turn.num_bytes is None or control is None else max(1, turn.num_bytes - len(control))
-    [blob] = f.compress(turn.member, update, index, left)
+    [blob] = f.compress(turn.member, update, index, turn.local_steps, left)
     f.traffic.sent(blob)
     blobs = [blob] if control is None else [blob, control]
     f.traffic.other_bytes += sum(map(len, blobs[1:]))
@@ -137,7 +139,8 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
         turn.done = arrived
     if turn.done == math.inf or turn.done > deadline:
         return []
-    return [_Arrival(arrived, turn.client_id, sequence, None, b, n == 1) for n, b in enumerate(blobs)]
+    steps = turn.local_steps
+    return [_Arrival(arrived, turn.client_id, sequence, None, b, steps, n == 1) for n, b in enumerate(blobs)]
 
 
 def _send_packets(
@@ -153,7 +156,7 @@ def _send_packets(
         turn.leaves = min(turn.leaves, delivery.disconnected_at)
     first = {n: at for at, n in reversed(delivery.arrivals)}
     turn.done = max(first.values()) if len(first) == len(blobs) else math.inf
-    return [_Arrival(at, turn.client_id, sequence, n, blobs[n]) for at, n in delivery.arrivals]
+    return [_Arrival(at, turn.client_id, sequence, n, blobs[n], turn.local_steps) for at, n in delivery.arrivals]
 
 
 def _deliver(f: Federation, arrival: _Arrival) -> None:
@@ -161,7 +164,7 @@ def _deliver(f: Federation, arrival: _Arrival) -> None:
         f.receive_control(arrival.blob, arrival.client_id, arrival.sequence)
     else:
         name = (arrival.client_id, arrival.sequence, arrival.packet)
-        f.receive(arrival.blob, name, f.weights[arrival.client_id])
+        f.receive(arrival.blob, name, f.weights[arrival.client_id], arrival.local_steps)
 
 
 def _closing(turns: Sequence[_Turn], opened: float, deadline: float) -> float:
