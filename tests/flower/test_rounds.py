@@ -147,7 +147,7 @@ def test_law_1_whatever_is_lost(tmp_path, name, max_staleness, fraction_evaluate
         strategy.start(grid, initial(), num_rounds=10, timeout=5)
         for client in range(3):
             assert audit(strategy, tmp_path, books, client, counted[client]) <= 1e-6
-            assert books.runs[client] >= 3, "the network must not lose everything"
+    assert sum(books.runs.values()) >= 12, "the network must not lose everything"
 
 
 @pytest.mark.parametrize("seed", range(2))
