@@ -294,3 +294,21 @@ def test_answers_name_the_version(setup):
     one_round(strategy, grid, 1, initial())
     one_round(strategy, grid, 2)
     assert [answer_of(reply).version for reply in grid.replies[:4]] == [0, 0, 1, 1]
+
+
+def test_what_is_told_of_an_earlier_incarnation_is_about_none_of_ours(setup):
+    """The new state's first payload is lost, and its number is one that was counted of the old state."""
+    folder, books, _, grid, strategy = setup
+    with counting(strategy) as counted:
+        for index in range(1, 4):
+            one_round(strategy, grid, index, initial() if index == 1 else None)
+        (folder / "run-1" / "client-0.state").unlink()
+        books.raw[0], counted[0] = np.zeros(210), np.zeros(210)
+        grid.fate = lambda m: "unanswered" if told(m).full else "ok"
+        one_round(strategy, grid, 4)
+        grid.fate = lambda m: "ok"
+        assert strategy._conversation.counted(0).holds(0)
+        assert member_of(folder, "run-1", 0).client.pending_sequences == (0,)
+        one_round(strategy, grid, 5)
+        assert member_of(folder, "run-1", 0).client.pending_sequences == (1,)
+        assert audit(strategy, folder, books, 0, counted[0]) <= 1e-6
