@@ -18,7 +18,14 @@ from gradwire.federated.network.links import Links
 
 ROOT = Path(__file__).parent.parent
 PAPERS = [f"docs/papers/{page.name}" for page in (ROOT / "docs" / "papers").glob("*.md")]
-WITH_CODE = ["README.md", "docs/tutorial.md", "docs/files.md", "docs/federated.md", "docs/adding-an-algorithm.md"]
+WITH_CODE = [
+    "README.md",
+    "docs/tutorial.md",
+    "docs/files.md",
+    "docs/federated.md",
+    "docs/flower.md",
+    "docs/adding-an-algorithm.md",
+]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 

@@ -1,0 +1,1 @@
+"""MNIST with Flower, its updates compressed by gradwire."""

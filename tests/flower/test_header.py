@@ -1,0 +1,126 @@
+"""The header: every one has a single spelling, and any bytes give one or a named error."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gradwire as gw
+from gradwire.flower.header import (
+    NO_INCARNATION,
+    NUM_RUNS,
+    Answer,
+    Counted,
+    Instruction,
+    Refusal,
+    check_conversation,
+    read_answer,
+    read_instruction,
+)
+
+numbers = st.integers(0, 2**62)
+eight = st.binary(min_size=8, max_size=8)
+
+
+@st.composite
+def runs(draw):
+    gaps = draw(st.lists(st.tuples(st.integers(0, 2**40), st.integers(0, 2**40)), max_size=NUM_RUNS))
+    out, after = [], 0
+    for gap, length in gaps:
+        out.append((after + gap, after + gap + length))
+        after = out[-1][1] + 2
+    return tuple(out)
+
+
+@st.composite
+def instructions(draw):
+    full = draw(st.booleans())
+    blobs = tuple(draw(st.lists(st.binary(max_size=20), max_size=1 if full else 4)))
+    return Instruction(
+        draw(st.from_regex(r"[a-z0-9][a-zA-Z0-9._-]{0,30}", fullmatch=True)),
+        draw(eight),
+        draw(st.text(max_size=50)),
+        draw(st.binary(min_size=4, max_size=4)),
+        draw(st.integers(0, 2**64 - 1)),
+        draw(st.integers(len(blobs), 2**62)),
+        full,
+        draw(st.text(max_size=20)),
+        draw(st.none() | st.integers(1, 2**40)),
+        draw(st.none() | st.integers(1, 2**40)),
+        draw(st.none() | st.builds(Counted, eight, runs())),
+        blobs,
+    )
+
+
+answers = st.builds(
+    Answer,
+    eight,
+    numbers,
+    eight.filter(lambda b: b != NO_INCARNATION),
+    numbers,
+    blob=st.none() | st.binary(max_size=50),
+)
+
+
+@given(instructions())
+def test_instructions_come_back(told):
+    assert read_instruction(told.encode()) == told
+
+
+@given(answers)
+def test_answers_come_back(answer):
+    assert read_answer(answer.encode()) == answer
+
+
+@given(st.text(max_size=200))
+def test_refusals_come_back(reason):
+    assert read_instruction(Refusal(reason).encode()) == Refusal(reason)
+
+
+def test_the_bytes_are_these():
+    """Written by hand: magic, version, kind; then flags and fields in their order."""
+    told = Instruction("c", b"B" * 8, "s", b"LLLL", 300, 3, False, "n", None, 5, Counted(b"I" * 8, ((1, 2),)), (b"xy",))
+    expected = b"GWF\x01\x01" + b"\x0c" + b"\x01c" + b"B" * 8 + b"\x01s" + b"LLLL" + b"\xac\x02" + b"\x03" + b"\x01n"
+    expected += b"\x05" + b"I" * 8 + b"\x01\x01\x01" + b"\x01" + b"\x02xy"
+    assert told.encode() == expected
+    answer = Answer(b"B" * 8, 130, b"I" * 8, 3, blob=b"xy")
+    assert answer.encode() == b"GWF\x01\x02" + b"\x02" + b"B" * 8 + b"\x82\x01" + b"I" * 8 + b"\x03" + b"xy"
+
+
+@given(st.binary(max_size=80), instructions(), answers, st.data())
+def test_reading_is_total_and_strict(junk, told, answer, data):
+    for read, good in ((read_instruction, told.encode()), (read_answer, answer.encode())):
+        position = data.draw(st.integers(0, len(good) - 1))
+        changed = bytearray(good)
+        changed[position] ^= data.draw(st.integers(1, 255))
+        for bad in (junk, good[:position], bytes(changed), good + junk, b"GWF\x01\x01" + junk, b"GWF\x01\x02" + junk):
+            try:
+                found = read(bad)
+            except gw.DecodeError:
+                continue
+            assert found.encode() == bad  # whatever can be read is spelled so
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        (b"", gw.Truncated, "magic"),
+        (b"XXXXXXX", gw.Malformed, "no header"),
+        (b"GWF\x02\x01", gw.UnsupportedVersion, "install the same gradwire at both ends"),
+        (b"GWF\x01\x02", gw.Malformed, "kind"),
+    ],
+)
+def test_errors_say_what(data, error, said):
+    with pytest.raises(error, match=said):
+        read_instruction(data)
+
+
+@pytest.mark.parametrize("name", ["", "..", ".hidden", "a/b", "a\\b", "a b", "ä", "x" * 101, "a\n", None])
+def test_names_are_fit_for_files(name):
+    with pytest.raises(gw.ConfigError, match="conversation"):
+        check_conversation(name)
+    if isinstance(name, str):
+        told = Instruction(name, bytes(8), "s", bytes(4), 0, 0, True, "n")
+        with pytest.raises(gw.Malformed, match="conversation"):
+            read_instruction(told.encode())
