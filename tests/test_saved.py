@@ -200,8 +200,6 @@ def test_a_client_goes_on_with_the_same_bytes(name):
         assert restored.compress(vector(seed)) == client.compress(vector(seed))
     memory = restored._standing.state.memory.values()
     assert all(type(value) is np.ndarray for value in memory if isinstance(value, np.ndarray))
-        type(value) is np.ndarray for value in restored._standing.state.memory.values() if isinstance(value, np.ndarray)
-    )
 
 
 def test_what_is_loaded_shares_no_memory():
