@@ -95,12 +95,6 @@ def test_a_part_measured_elsewhere_says_so(copy, monkeypatch):
     assert set(results.load("methods")["apart"]) == {"sign"}
 
 
-def test_a_stage_without_typical_setting_is_named(monkeypatch):
-    monkeypatch.delitem(methods.TYPICAL, "fp16")
-    with pytest.raises(SystemExit, match=r"fp16: .* TYPICAL, benchmarks/methods.py"):
-        methods.measure(None, ["fp16"])
-
-
 def test_parts_of_other_benchmarks_merge():
     """An older figure of the same part goes; the order stays."""
     for name in ("budget", "mnist"):

@@ -123,7 +123,8 @@ def test_error_feedback_takes_it():
     assert str(gw.ef(gw.natural())) == "ef(natural())"
     assert (gw.topk(0.5) | gw.natural()).guarantee(100) == gw.Contractive(0.5 * 0.875)
     with pytest.raises(gw.ConfigError, match="contractive"):
-        gw.ef(gw.uniform(8, stochastic=True))  # whose omega grows with the length
+        # its omega grows with the length: it is looked at again at the model's
+        gw.Client(gw.ef(gw.uniform(8, stochastic=True)), gw.Layout.flat(10**6))
 
 
 def test_bits():

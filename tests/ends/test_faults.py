@@ -98,7 +98,7 @@ def talk(spec, rounds=2):
     return client, server
 
 
-STEPS = pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
+STEPS = pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.slow)])
 
 
 def every_fault(make, action, step=1):

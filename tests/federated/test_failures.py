@@ -156,7 +156,7 @@ def test_no_room_at_all_says_so_once(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "the first")
 
-    monkeypatch.setattr(runs, "save_state", full)
+    monkeypatch.setattr(runs, "write_state", full)
     monkeypatch.setattr(RunFolder, "write_summary", lambda *_: (_ for _ in ()).throw(OSError(5, "the second")))
     with pytest.raises(OSError, match="the first"):
         go(RunFolder.open(path), stop_after=1)
@@ -204,9 +204,9 @@ def test_another_error_of_torch_stays_what_it_is(tmp_path, monkeypatch):
 
 
 WITH = {
-    "packets": {"mtu": 200, "links": ["4g"], "packet_loss": 0.3, "disconnection": 0.3, "audit": True},
-    "controls": {"algorithms": ["scaffold()"], "links": ["4g"]},
-    "late": {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["4g:1,lora:1"]},
+    "packets": {"mtu": 200, "links": ["lte()"], "packet_loss": 0.3, "disconnection": 0.3, "audit": True},
+    "controls": {"algorithms": ["scaffold()"], "links": ["lte()"]},
+    "late": {"algorithms": ["fedbuff(buffer_size=2)"], "links": ["mix(lora=1, lte=1)"]},
     "regions": {"methods": ["tcs(0.05, 0.01)"], "regions": 2, "algorithms": ["fedadam()"]},
 }
 KINDS = [

@@ -74,7 +74,7 @@ def refuses(folder, *said):
 
 @pytest.mark.parametrize("rounds", [3, 7])
 def test_a_run_under_way_may_end_earlier_or_later(tmp_path, rounds):
-    settings = {"evaluate_every": 1, "algorithms": ["fedadam()"], "warmup_rounds": 2, "links": ["4g"]}
+    settings = {"evaluate_every": 1, "algorithms": ["fedadam()"], "warmup_rounds": 2, "links": ["lte()"]}
     path = made(tmp_path / "run", stop_after=2, **settings)
     assert go(edited(path, rounds=rounds)) is True
     other = made(tmp_path / "other", **settings, rounds=rounds)

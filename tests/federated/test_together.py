@@ -14,7 +14,7 @@ from gradwire.federated.simulate import Simulation
 from gradwire.federated.together import NEEDS
 
 SMALL = {"clients": 4, "rounds": 3, "local_steps": 3, "batch_size": 8, "methods": ["ef(topk(0.1))"]}
-PACKETS = {"mtu": 200, "links": ["4g"]}
+PACKETS = {"mtu": 200, "links": ["lte()"]}
 LATE = {"algorithms": ["fedasync()"]}
 
 # name: a value, what the run must have besides, and where it has not, and the value is refused
@@ -25,13 +25,13 @@ NEEDING = {
     "disconnection": (0.6, PACKETS, {}),
     "reorder_seconds": (2.0, {**PACKETS, "packet_reordering": 0.5}, {**PACKETS, "packet_duplication": 0.5}),
     "forward": ("topk(0.05)", {"regions": 2}, {}),
-    "region_link": ("4g", {"regions": 2}, {}),
+    "region_link": ("lte()", {"regions": 2}, {}),
     "warmup_from": (0.9, {"warmup_rounds": 2}, {}),
     "schedule": ("cosine", {"warmup_rounds": 1}, {"warmup_rounds": 3}),
     "weighting": ("equal", {"partition": "dirichlet:0.2"}, LATE),
     "examples_per_second": (1.0, LATE, {}),
-    "max_staleness": (0, {**LATE, "links": ["fibre:1,lora:1"]}, {}),
-    "deadline_seconds": (1.0, {"links": ["4g:1,lora:1"]}, {}),
+    "max_staleness": (0, {**LATE, "links": ["mix(fibre=1, lora=1)"]}, {}),
+    "deadline_seconds": (1.0, {"links": ["mix(lora=1, lte=1)"]}, {}),
     "stop_at_target": (True, {"target_accuracy": 0.01}, {}),
 }
 
@@ -39,8 +39,8 @@ NEEDING = {
 ALWAYS = {
     "methods": (["topk(0.05)"], {}),
     "algorithms": (["fedavgm()"], {}),
-    "links": (["4g"], {}),
-    "budgets": (["fit()"], {"links": ["lora"], "deadline_seconds": 4.0}),
+    "links": (["lte()"], {}),
+    "budgets": (["fit()"], {"links": ["lora()"], "deadline_seconds": 4.0}),
     "downlink": ("topk(0.05)", {}),
     "clients": (5, {}),
     "participation": (0.5, {}),
@@ -120,7 +120,7 @@ def test_a_setting_that_is_taken_makes_another_run(digits, name):
 
 def test_the_same_settings_make_the_same_run(digits):
     """What the test above compares does not differ by chance."""
-    assert outcome(digits, {"links": ["4g"]}) == outcome(digits, {"links": ["4g"]})
+    assert outcome(digits, {"links": ["lte()"]}) == outcome(digits, {"links": ["lte()"]})
 
 
 def test_of_several_runs_one_that_reads_a_setting_is_enough():
