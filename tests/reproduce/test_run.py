@@ -52,6 +52,7 @@ def test_every_configuration_gives_units_that_can_be_built(paper, scale):
     assert load_paper(paper).report(config, {})  # nothing done yet is no error
 
 
+@pytest.mark.slow
 def test_a_stopped_reproduction_goes_on_and_gives_the_same(tmp_path):
     def run(out, stop):
         shares = {}
