@@ -103,6 +103,7 @@ def test_the_command_says_what_is_wrong():
     assert "scale must be one of smoke, cpu, paper, got 'huge'" in done.stderr
 
 
+@pytest.mark.slow
 def test_adaptopk_smoke_has_equal_budgets_and_a_hindsight(tmp_path):
     assert reproduce("adaptopk", "smoke", tmp_path / "run", None, 1, quiet, quiet, lambda: False)
     found = json.loads((tmp_path / "run" / "results.json").read_text())
