@@ -1,4 +1,4 @@
-"""Scripts that reproduce faults people met, which lie beside the repository, if at all: each exits 0 where it is gone."""
+"""Scripts that reproduce faults people met, beside the repository, if at all: each exits 0 where it is gone."""
 
 from __future__ import annotations
 
