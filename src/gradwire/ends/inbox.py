@@ -283,8 +283,9 @@ class Inbox:
             client_id: whose.
 
         Returns:
-            (first, last) of each run of consecutive numbers that came whole, increasing. Of rounds before
-            ``max_staleness`` only the newest runs are known.
+            (first, last) of each run of consecutive numbers that came whole, increasing. All of a client's eight newest
+            payloads that were counted are in them; an older number that is in none may have been counted all the same
+            and be forgotten, so that it must not be taken for lost.
 
         Example:
             >>> import numpy as np, gradwire as gw
