@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from gradwire.ends.counted import KEPT
 from gradwire.errors import ConfigError, Malformed, UnsupportedVersion
 from gradwire.wire.reader import Reader, varint
 
@@ -24,7 +25,8 @@ __all__ = [
     "read_instruction",
 ]
 
-NUM_RUNS = 8
+NUM_RUNS = KEPT
+"""Most runs that are told: as many as a server knows for certain, so that what is in none of them was not counted."""
 NO_INCARNATION = bytes(8)
 
 _MAGIC = b"GWF"
