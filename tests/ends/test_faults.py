@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import gradwire as gw
+from gradwire.aggregation import parse_aggregation
 from gradwire.ends import client as client_module
 from gradwire.ends import server as server_module
 from gradwire.federated.algorithms import fedadagrad, fedadam, fedavgm, fedyogi
@@ -187,8 +188,6 @@ def test_a_fault_in_any_call_of_close_round_changes_nothing(algorithm, downlink,
 
 @pytest.mark.parametrize("aggregator", ["mean()", "median()", "trimmed_mean(0.3)", "over_the_air(20.0)"])
 def test_a_fault_in_any_call_of_close_round_leaves_what_was_received(aggregator):
-    from gradwire.aggregation import parse_aggregation
-
     rule = parse_aggregation(aggregator)
 
     def make():
@@ -201,6 +200,48 @@ def test_a_fault_in_any_call_of_close_round_leaves_what_was_received(aggregator)
     server, disturbed = make(), make()
     throwing(7, disturbed.close_round)
     assert disturbed.close_round().blob == server.close_round().blob
+
+
+RULES = ["mean()", "median()", "over_the_air(20.0, fading='rayleigh')"]
+
+
+@STEPS
+@pytest.mark.parametrize("spec", ["topk(0.2)", "dense()", "uniform(4)", "ef21(topk(0.2))", *RULES])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_fault_in_any_call_of_receive_changes_nothing(spec, earlier, step):
+    """Whole payloads, the first of a round and a later one, with a norm that is bounded where it may be."""
+    rule = parse_aggregation(spec) if spec in RULES else None
+    compressor = gw.dense() if rule else gw.parse(spec)
+    made = {"max_norm": 5.0} if rule is None and not compressor.mirrored else {}
+    if rule is not None:
+        made["aggregator"] = lambda layout: rule.make(layout, compressor=compressor)
+    clients = [gw.Client(compressor, LAYOUT, n) for n in range(3)]
+    first = clients[0].compress(updates(9)[0])
+    blobs = [client.compress(update, round=1) for client, update in zip(clients, updates(0), strict=True)]
+
+    def make():
+        server = gw.Server(compressor, LAYOUT, num_clients=3, **made)
+        server.receive(first)
+        server.close_round()
+        for number in range(earlier):
+            server.receive(blobs[number], number)
+        return server
+
+    every_fault(make, lambda server: server.receive(blobs[earlier], earlier), step=step)
+
+
+@STEPS
+def test_a_fault_in_any_call_of_receive_of_packets_changes_nothing(step):
+    packets = gw.Client(gw.topk(0.2), LAYOUT).packets(updates(0)[0], 200)
+
+    def make(number=1):
+        server = gw.Server(gw.topk(0.2), LAYOUT, max_norm=1.0)
+        for packet in packets[:number]:
+            server.receive(packet)
+        return server
+
+    every_fault(make, lambda server: server.receive(packets[1]), step=step)
+    every_fault(lambda: make(len(packets) - 1), lambda server: server.receive(packets[-1]), step=step)
 
 
 @STEPS

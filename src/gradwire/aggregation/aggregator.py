@@ -12,6 +12,7 @@ from gradwire.checks import LARGEST, check_integer, check_number
 from gradwire.compressors.compressor import LARGEST_UPDATE, Vector, accumulate, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Factors, Levels, Part, Payload
@@ -58,7 +59,12 @@ class Aggregator:
         self._stale: NDArray[np.int64] | slice | None = None  # what there still is of the round before
 
     def add(
-        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+        self,
+        payload: Payload,
+        weight: float = 1.0,
+        reference: Vector | Reference | None = None,
+        count: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         """Add one payload; sparse ones touch only their own coordinates.
 
@@ -67,6 +73,7 @@ class Aggregator:
             weight: its weight in the mean, from 2^-64 to 2^64.
             reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
             count: False for a further packet of a payload whose weight was counted before.
+            journal: is told how to take it back, sums to float32 rounding, or None.
 
         Raises:
             ConfigError: on a weight that is not positive.
@@ -84,9 +91,11 @@ class Aggregator:
             raise ProtocolError(
                 f"payload's largest entry {largest:g} times weight {weight:g} could overflow the sum{room}"
             )
+        if journal is not None:
+            journal.note_fields(self)
         self._clear()
         self._touched = None
-        accumulate(self._sum, payload, weight, reference)
+        accumulate(self._sum, payload, weight, reference, journal)
         self._bound += weight * largest
         if count:
             self.sum_weights += weight
@@ -220,11 +229,16 @@ class Mirrors(Aggregator):
         self.num_clients = num_clients
 
     def add(
-        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+        self,
+        payload: Payload,
+        weight: float = 1.0,
+        reference: Vector | Reference | None = None,
+        count: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         """Add a step of a mirror; see ``Aggregator.add``. The weight does not scale it."""
         weight = check_weight(weight)
-        super().add(payload, 1.0, reference, count=False)
+        super().add(payload, 1.0, reference, False, journal)
         if count:
             self.sum_weights += weight
             self.num_received += 1

@@ -16,6 +16,7 @@ from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError, nearest
+from gradwire.journal import Journal
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
@@ -134,7 +135,12 @@ class OverTheAir(Aggregator):
         self.channel_uses = 0
 
     def add(
-        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+        self,
+        payload: Payload,
+        weight: float = 1.0,
+        reference: Vector | Reference | None = None,
+        count: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         """Let one client send; under fading it may be lost, which ``silent`` tells.
 
@@ -143,6 +149,7 @@ class OverTheAir(Aggregator):
             weight: its weight in the mean, from 2^-64 to 2^64.
             reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
             count: True; payloads in packets are refused.
+            journal: is told how to take it back, or None.
 
         Raises:
             ConfigError: on a weight that is not positive.
@@ -157,6 +164,8 @@ class OverTheAir(Aggregator):
                 f"payload must be over the round's {self._air.size} shared coordinates, got {air.size} others: all "
                 "clients need the same compressor, seed, round and reference"
             )
+        if journal is not None:
+            journal.note_fields(self)
         gain = self._gain(self.num_received + self.silent)
         if gain is None:
             self.silent += 1
@@ -168,7 +177,7 @@ class OverTheAir(Aggregator):
         reach = self._bound + weight * largest + _LARGEST_DRAW * self._deviation * loudest
         if reach > _LARGEST_SHARE * self.largest_mean * (self.sum_weights + weight):
             raise ProtocolError(f"payload's largest entry {largest:g} times weight {weight:g} could overflow the mean")
-        super().add(payload, weight, reference)
+        super().add(payload, weight, reference, journal=journal)
         self._loudest = loudest
         if air.size and self._air is None:
             self._air = air

@@ -17,6 +17,7 @@ from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import LARGEST_UPDATE, Compressor, Vector, largest_magnitude
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.journal import Journal
 from gradwire.layout import Layout
 from gradwire.named import Named
 from gradwire.payload import Payload
@@ -83,7 +84,12 @@ class Collector(Aggregator):
         self._indices, _ = self._read(payload, reference)
 
     def add(
-        self, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None, count: bool = True
+        self,
+        payload: Payload,
+        weight: float = 1.0,
+        reference: Vector | Reference | None = None,
+        count: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         """Keep one payload's numbers, beside those of the others.
 
@@ -92,6 +98,7 @@ class Collector(Aggregator):
             weight: from 2^-64 to 2^64; medians and trimmed means only count it towards ``sum_weights``.
             reference: the vector it leans on, where it leans on one: (d,) float32 or a ``Reference``.
             count: True; payloads in packets are refused.
+            journal: is told how to take it back, or None.
 
         Raises:
             ConfigError: on a weight that is not positive.
@@ -103,9 +110,11 @@ class Collector(Aggregator):
         self.check_sum_weights(self.sum_weights + weight)
         if self.largest_mean < LARGEST_UPDATE and (largest := largest_magnitude(row)) > self.largest_mean:
             raise ProtocolError(f"payload's largest entry may be {self.largest_mean:g}, got {largest:g}")
+        journal = Journal() if journal is None else journal
+        journal.note_fields(self)
         self._indices = indices
-        self._rows.append(row)
-        self._weights.append(weight)
+        journal.append(self._rows, row)
+        journal.append(self._weights, weight)
         self.sum_weights += weight
         self.num_received += 1
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, TypeGuard
 
 import numpy as np
@@ -367,7 +367,13 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
     return parts
 
 
-def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Vector | Reference | None = None) -> None:
+def accumulate(
+    out: Vector,
+    payload: Payload,
+    weight: float = 1.0,
+    reference: Vector | Reference | None = None,
+    journal: Journal | None = None,
+) -> None:
     """Add ``weight`` times a payload to a vector, without making a dense vector of the payload.
 
     Args:
@@ -375,6 +381,7 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Ve
         payload: from ``compress`` or ``decode``.
         weight: the factor, rounded to float32.
         reference: the vector the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
+        journal: is told how to take it back, or None.
 
     Raises:
         ConfigError: when ``out`` has another length.
@@ -397,10 +404,14 @@ def accumulate(out: Vector, payload: Payload, weight: float = 1.0, reference: Ve
         piece = out[start : start + part.length]
         start += part.length
         if isinstance(part.support, Every):
-            numbers = part.numbers()
-            piece += numbers if weight == 1.0 else numbers * np.float32(weight)
+            numbers = part.numbers() if weight == 1.0 else part.numbers() * np.float32(weight)
+            if journal is None or not ops.add_finite(piece, numbers, 1.0, journal):
+                piece += numbers
         elif part.support.num_kept:
-            ops.accumulate_at(piece, part.support.indices, part.numbers(), weight)
+            indices = part.support.indices
+            if journal is not None:
+                journal.note(partial(piece.__setitem__, indices, ops.gather(piece, indices)))
+            ops.accumulate_at(piece, indices, part.numbers(), weight)
 
 
 def decompress(payload: Payload, reference: Vector | Reference | None = None) -> Vector:

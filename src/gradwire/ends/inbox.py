@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradwire.ends.counted import Counted
 from gradwire.ends.locking import Lock, locked
 from gradwire.ends.pieces import Pieces
 from gradwire.errors import ConfigError, Duplicate, Forgotten, ProtocolError, StaleReference
+from gradwire.journal import Journal
 from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
@@ -159,7 +161,8 @@ class Inbox:
                 round may have, a coordinate that comes twice, or a downlink blob; by a region also on what comes
                 between ``forward`` and ``end_round``. It was not counted; what is refused as too old or as one too many
                 never will be.
-            ConfigError: on a weight that is not positive. Nothing is changed in any of these cases.
+            ConfigError: on a weight that is not positive. Nothing is changed in any of these cases, nor when it
+                is interrupted or memory runs out.
         """
         weight = check_weight(weight)
         client_id = check_integer("client_id", client_id, 0, 2**63)
@@ -167,9 +170,14 @@ class Inbox:
             raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
         payload = decode(blob, self._limits)
         with self._lock.alone:
-            self._count(payload, client_id, weight)
+            journal = Journal()
+            try:
+                self._count(payload, client_id, weight, journal)
+            except BaseException:  # an interrupt or no memory, too
+                journal.undo()
+                raise
 
-    def _count(self, payload: Payload, client_id: int, weight: float) -> None:
+    def _count(self, payload: Payload, client_id: int, weight: float, journal: Journal) -> None:
         self._check(payload, client_id)
         name = (client_id, payload.sequence)
         pieces = self._pieces.get(name)
@@ -188,28 +196,35 @@ class Inbox:
         if pieces is None or pieces.complete:
             known = known.added(payload.sequence, payload.round)
         is_first, num_received = name not in self._arrived, self._aggregator.num_received
-        self._aggregator.add(clipped, weight, self.reference_of(payload), count=is_first)
+        self._aggregator.add(clipped, weight, self.reference_of(payload), is_first, journal)
+        journal.note_fields(self)
         if self._began is None:
             self._began = self._pieces, self._senders, self._counted
             senders_copied = {index: dict(sent) for index, sent in self._senders.items()}
             self._pieces, self._senders, self._counted = dict(self._pieces), senders_copied, dict(self._counted)
         if name not in self._pieces:
-            senders = self._senders.setdefault(payload.round, {})
-            senders[client_id] = senders.get(client_id, 0) + 1
+            if payload.round not in self._senders:
+                journal.put(self._senders, payload.round, {})
+            sent = self._senders[payload.round]
+            journal.put(sent, client_id, sent.get(client_id, 0) + 1)
         if is_first and self._aggregator.num_received == num_received:
             return  # it was lost on the air
         if is_first:
-            self._accepted.append(name)
-        packets = self._arrived.setdefault(name, set())
-        if payload.packet is not None:
-            packets.add(payload.packet[0])
+            journal.append(self._accepted, name)
+            journal.put(self._arrived, name, set())
+        packet = None if payload.packet is None else payload.packet[0]
+        if packet is not None:
+            journal.note(partial(self._arrived[name].discard, packet))
+            self._arrived[name].add(packet)
         if factor < 1:
-            self._clipped.append(Clipped(*name, None if payload.packet is None else payload.packet[0], factor))
-        if pieces is None or pieces.complete:
-            self._counted[client_id] = known
-            self._pieces.pop(name, None)
-        else:
-            self._pieces[name] = pieces
+            journal.append(self._clipped, Clipped(*name, packet, factor))
+        if pieces is not None and not pieces.complete:
+            journal.put(self._pieces, name, pieces)
+            return
+        journal.put(self._counted, client_id, known)
+        if name in self._pieces:
+            journal.note(partial(self._pieces.__setitem__, name, self._pieces[name]))
+            del self._pieces[name]
 
     def _follow(self, blob: bytes) -> None:
         """Go into the round after the one a server's blob closed, which may now be leant on.
