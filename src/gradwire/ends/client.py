@@ -239,7 +239,7 @@ class Client:
                 any of these cases.
         """
         self._check_fates(delivered)
-        payload = decode(blob, Limits(max_parameters=max(1, self.layout.d)))
+        payload = decode(blob, Limits.of(self.layout.d))
         if payload.sum_weights is None:
             raise ProtocolError("end_round takes a server's blob, got a client's")
         if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
