@@ -363,17 +363,17 @@ def limited(folder, num_bytes, *arguments):
     ("num_bytes", "settings", "named"),
     [
         (20_000, 'methods = ["topk(0.1)"]\nrounds = 200\nclients = 2\nevaluate_every = 50\n', "run"),
-        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 3\nclients = 30\nclients_on_disk = true\n', "members.sqlite"),
+        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 12\nclients_on_disk = true\n', "members.sqlite"),
     ],
     ids=["metrics", "clients"],
 )
-def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, num_bytes, settings, named):
+def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, here, num_bytes, settings, named):
     (tmp_path / "mine.toml").write_text(settings + "local_steps = 1\nbatch_size = 4\n")
     done = limited(tmp_path, num_bytes, "run", "mine.toml", "--out", "run")
     refused(done, named, code=1)
     assert "experiment.toml" in everything(tmp_path / "run")
     assert not [f for f in everything(tmp_path / "run") if f.startswith(".")]
-    again = gradwire("run", "--resume", "run", cwd=tmp_path)
+    again = here("run", "--resume", "run")
     assert (again.returncode, again.stderr) == (0, "")
 
 
@@ -844,7 +844,7 @@ def test_a_reader_that_goes_away_is_no_error():
     assert err == b""
 
 
-def test_a_sweep_over_algorithms_and_a_trace_goes_on_from_anywhere(tmp_path):
+def test_a_sweep_over_algorithms_and_a_trace_goes_on_from_anywhere(tmp_path, here, monkeypatch):
     header = "client,seconds,uplink_bits_per_second,downlink_bits_per_second,latency_seconds,steps_per_second,available"
     rows = [f"{i},0,{8000 * (i + 1)},80000,0.1,10,1" for i in range(3)]
     (tmp_path / "links.csv").write_text("\n".join([header, *rows]) + "\n")
@@ -854,14 +854,16 @@ def test_a_sweep_over_algorithms_and_a_trace_goes_on_from_anywhere(tmp_path):
     small = ["--clients", 3, "--local-steps", 1, "--batch-size", 4, "--method", "ef(topk(0.01))"]
     options = ["--rounds", 2, "--algorithm", "fedavg()", "--algorithm", "fedasync()", "--links", "trace('links.csv')"]
     for name, more in (("swept", options), ("file", ["sweep.toml"])):
-        done = gradwire("run", *more, *small, "--out", name, cwd=tmp_path)
+        monkeypatch.chdir(tmp_path)
+        done = here("run", *more, *small, "--out", name)
         assert (done.returncode, done.stderr) == (0, "")
         found = json.loads((tmp_path / name / "summary.json").read_text())["runs"]
         assert len(found) == 2
         assert found[0]["virtual_seconds"] > 0
         assert (tmp_path / name / "report.html").is_file()
         (tmp_path / name / "summary.json").unlink()
-        again = gradwire("run", "--resume", tmp_path / name, cwd="/")
+        monkeypatch.chdir("/")
+        again = here("run", "--resume", tmp_path / name)
         assert again.returncode == 0, again.stderr
         once_more = json.loads((tmp_path / name / "summary.json").read_text())["runs"]
         assert [r["model_sha256"] for r in once_more] == [r["model_sha256"] for r in found]

@@ -156,6 +156,7 @@ def test_missing_data_is_said_before_anything_is_written(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_report_can_be_built_again(tmp_path):
     out = tmp_path / "run"
     assert reproduce("adaptopk", "smoke", out, None, 2, quiet, quiet, lambda: bool(list(out.glob("units/*")))) is False

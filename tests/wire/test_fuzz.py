@@ -1,4 +1,4 @@
-"""Twenty thousand damaged and forged containers; attacks/fuzz.py tries a million of the same."""
+"""Ten thousand damaged and forged containers; attacks/fuzz.py tries a million of the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import gradwire as gw
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_only_payloads_and_decode_errors_come_out(seed):
     found = fuzz.fuzz(10_000, seed, memory_every=25)
     assert not found["failures"], found["failures"][:3]

@@ -74,8 +74,8 @@ def test_real_cifar10(data_dir):
     assert task.train_inputs.shape == (50_000 if has_test else 40_000, 3, 32, 32)
     assert task.test_inputs.shape == (10_000, 3, 32, 32)
     # undoing the normalisation gives the official bytes back, which pins every pixel, channel and label
-    mean = np.array([0.4914, 0.4822, 0.4465])[:, None, None]
-    std = np.array([0.2470, 0.2435, 0.2616])[:, None, None]
+    mean = np.float32([0.4914, 0.4822, 0.4465])[:, None, None]
+    std = np.float32([0.2470, 0.2435, 0.2616])[:, None, None]
     inputs = torch.cat([task.train_inputs, task.test_inputs]).numpy()[:50_000].reshape(5, 10_000, 3, 32, 32)
     targets = torch.cat([task.train_targets, task.test_targets]).numpy()[:50_000].reshape(5, 10_000, 1)
     for batch in (0, 4):
