@@ -312,7 +312,14 @@ def warm_up() -> None:
     """Load the compiled kernels, which takes time and memory once and is no input's fault."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(200_000).astype(np.float32)
-    for spec in ("dense()", "topk(0.2)", "uniform(4) | huffman()", "uniform(4) | ans()", "topk(0.3) | uniform(1)"):
+    for spec in (
+        "dense()",
+        "topk(0.2)",
+        "uniform(4) | huffman()",
+        "uniform(4) | ans()",
+        "topk(0.3) | uniform(1)",
+        "dither(density=0.01)",
+    ):
         gw.decompress(gw.decode(gw.Client(gw.parse(spec), gw.Layout.flat(x.size)).compress(x)))
 
 
