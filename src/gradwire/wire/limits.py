@@ -21,8 +21,8 @@ class Limits:
         max_parts: most parts.
         max_bytes: longest blob.
         max_expansion: most coordinates or symbols to a byte of the blob, where a code can make many of few (runs,
-            skewed frequencies, supports that both ends know). Writers pad to the default: a reader that allows less
-            refuses their densest blobs.
+            skewed frequencies, supports that both ends know); 512 times as many thresholds may be looked at. Writers
+            pad to the default: a reader that allows less refuses their densest blobs.
 
     Example:
         >>> import gradwire as gw
