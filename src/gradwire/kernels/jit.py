@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array", "count_ones", "inline", "kernel", "pair", "plain", "trailing_zeros"]
+__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +66,18 @@ def _type_count_ones(context: Any, word: Any) -> Any:
 
 
 count_ones: Any = intrinsic(_type_count_ones)
+
+
+def _emit_leading_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.ctlz(args[0], cgutils.false_bit)
+
+
+def _type_leading_zeros(context: Any, word: Any) -> Any:
+    """Count the zeros above the highest one of a uint64; 64 where there is none."""
+    return numba.types.uint64(numba.types.uint64), _emit_leading_zeros
+
+
+leading_zeros: Any = intrinsic(_type_leading_zeros)
 
 
 def kernel(result: Any, *arguments: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
