@@ -1,8 +1,9 @@
 """The op table as callers see it: each op picks its backend by the size of its input.
 
 The first small inputs run the plain NumPy and Python of ``reference.py``, at once. From the first large one on, or once
-many small ones have been worked through, ops run their compiled twins in ``cpu.py`` and ``select.py``, which import
-Numba at the first use and give the same bits. What each op computes is said in ``reference.py`` and ``models.py``.
+many small ones have been worked through, ops run their compiled twins in ``cpu.py``, ``select.py`` and others, which
+import Numba at the first use and give the same bits. What each op computes is said in ``reference.py``,
+``range_reference.py`` and ``models.py``.
 The environment variable ``GRADWIRE_KERNELS``, read when this is imported, forces one backend: ``reference`` or ``cpu``.
 """
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
 from gradwire.journal import Journal
-from gradwire.kernels import models, reference
+from gradwire.kernels import fires_reference, models, range_reference, reference
+from gradwire.kernels.fires_reference import Thresholds
 
 __all__ = [
     "accumulate_at",
@@ -26,6 +28,12 @@ __all__ = [
     "ans_encode",
     "bfloat16_bits",
     "count_symbols",
+    "decode_bits",
+    "decode_fires",
+    "decode_numbers",
+    "encode_bits",
+    "encode_fires",
+    "encode_numbers",
     "find",
     "find_intervals",
     "gaps",
@@ -40,10 +48,12 @@ __all__ = [
     "join_float32",
     "normalise_frequencies",
     "occupied",
+    "outside",
     "pack",
     "positions",
     "quantize_grid",
     "quotients",
+    "round_known",
     "signed_symbols",
     "split_float32",
     "subtract",
@@ -146,6 +156,66 @@ def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.i
 
         return cpu.count_symbols(symbols, num_symbols)
     return reference.count_symbols(symbols, num_symbols)
+
+
+def decode_bits(
+    data: NDArray[np.uint8], contexts: NDArray[np.uint32], ones: NDArray[np.uint64], zeros: NDArray[np.uint64]
+) -> NDArray[np.uint8] | None:
+    """Read bits written by ``encode_bits``, as many as there are contexts."""
+    if _compiled(contexts.size, LOOP_FROM):
+        import gradwire.kernels.range_coder as range_coder
+
+        return range_coder.decode_bits(data, contexts, ones, zeros)
+    return range_reference.decode_bits(data, contexts, ones, zeros)
+
+
+def encode_bits(
+    bits: NDArray[np.uint8], contexts: NDArray[np.uint32], ones: NDArray[np.uint64], zeros: NDArray[np.uint64]
+) -> NDArray[np.uint8]:
+    """Write bits in range code, each in a context that learns from the bits written in it before."""
+    if _compiled(bits.size, LOOP_FROM):
+        import gradwire.kernels.range_coder as range_coder
+
+        return range_coder.encode_bits(bits, contexts, ones, zeros)
+    return range_reference.encode_bits(bits, contexts, ones, zeros)
+
+
+def decode_fires(
+    data: NDArray[np.uint8], length: int, num_fires: int, level: int, which: Thresholds
+) -> NDArray[np.int64] | None:
+    """Read what ``encode_fires`` wrote."""
+    if _compiled(length, LOOP_FROM):
+        import gradwire.kernels.fires as fires
+
+        return fires.decode_fires(data, length, num_fires, level, which)
+    return fires_reference.decode_fires(data, length, num_fires, level, which)
+
+
+def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.uint8]:
+    """Write which of the coordinates whose thresholds are small enough fire."""
+    if _compiled(length, LOOP_FROM):
+        import gradwire.kernels.fires as fires
+
+        return fires.encode_fires(length, indices, level, which)
+    return fires_reference.encode_fires(length, indices, level, which)
+
+
+def decode_numbers(data: NDArray[np.uint8], num_numbers: int, largest: int) -> NDArray[np.uint32] | None:
+    """Read integers written by ``encode_numbers``."""
+    if _compiled(num_numbers, LOOP_FROM):
+        import gradwire.kernels.range_coder as range_coder
+
+        return range_coder.decode_numbers(data, num_numbers, largest)
+    return range_reference.decode_numbers(data, num_numbers, largest)
+
+
+def encode_numbers(numbers: NDArray[np.uint32], largest: int) -> NDArray[np.uint8]:
+    """Write integers above 0, most of which are 1, in range code."""
+    if _compiled(numbers.size, LOOP_FROM):
+        import gradwire.kernels.range_coder as range_coder
+
+        return range_coder.encode_numbers(numbers, largest)
+    return range_reference.encode_numbers(numbers, largest)
 
 
 def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -279,6 +349,15 @@ def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None
     return reference.occupied(values, most)
 
 
+def outside(indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.bool_]:
+    """Tell which coordinates have thresholds above what ``encode_fires`` codes."""
+    if _compiled(indices.size, LOOP_FROM):
+        import gradwire.kernels.fires as fires
+
+        return fires.outside(indices, level, which)
+    return fires_reference.outside(indices, level, which)
+
+
 def pack(symbols: NDArray[np.integer], width: int) -> NDArray[np.uint8]:
     """Write the lower bits of symbols as fixed-width fields, one after the other."""
     if _compiled(symbols.size, VECTOR_FROM):
@@ -317,6 +396,17 @@ def quotients(gaps: NDArray[np.int64], shift: int, largest: int) -> NDArray[np.u
 
         return cpu.quotients(gaps, shift, largest)
     return reference.quotients(gaps, shift, largest)
+
+
+def round_known(
+    values: NDArray[np.float32], step: float, which: Thresholds
+) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
+    """Round numbers to multiples of a step, up where their thresholds are below what would be lost."""
+    if _compiled(values.size, VECTOR_FROM):
+        import gradwire.kernels.fires as fires
+
+        return fires.round_known(values, step, which)
+    return fires_reference.round_known(values, step, which)
 
 
 def signed_symbols(
