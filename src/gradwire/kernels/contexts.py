@@ -15,6 +15,7 @@ from gradwire.kernels.context_tables import (
     BLOCK,
     BLOCKS,
     COUNTS,
+    LEAST_CHANCE,
     LOGITS,
     MAGNITUDES,
     MOST_COUNTED,
@@ -50,8 +51,8 @@ _MOST_LOGIT, _UNARY, _MOST_COUNTED, _BLOCK = I(MOST_LOGIT), I(UNARY), I(MOST_COU
 _BLOCKS, _SKIPS, _BLOCK_LOCALS = I(BLOCKS), I(BLOCKS) + 64, I(BLOCKS) + 192
 _PRODUCTS, _NEIGHBOURS, _LOCALS = I(PLACES), I(PLACES) + 64, I(PLACES) + 64 + 8 * 192
 _COLUMN_SIGNS, _ROW_SIGNS, _SIGNS_ABOVE = I(SIGNS), I(SIGNS) + 64, I(SIGNS) + 128
-_MAGNITUDES, _OF_NEIGHBOURS, _OF_LOCALS = I(MAGNITUDES), I(MAGNITUDES) + 14 * 24, I(MAGNITUDES) + 14 * 49
-_OF_BLOCK, _OF_PLACE, _OF_SIGN, _OF_MAGNITUDE = I(0), I(4), I(8), I(12)  # weights
+_MAGNITUDES, _OF_NEIGHBOURS = I(MAGNITUDES), I(MAGNITUDES) + 14 * 24
+_OF_BLOCK, _OF_PLACE, _OF_SIGN = I(0), I(4), I(8)  # weights
 
 _U8, _U32, _I32, _I64 = (array(t) for t in (types.uint8, types.uint32, types.int32, types.int64))
 _OUT_U8, _OUT_U32, _OUT_U64, _OUT_I32, _OUT_I64 = (
@@ -115,7 +116,7 @@ def _run(
 ) -> int:
     above, sums, signs = (np.zeros(int(columns.max(initial=0)) + 2, np.int32) for _ in range(3))
     states, weights = initial_states(), initial_weights()
-    held = (new_state(), states, weights, above, sums, signs)
+    held = (new_state(), states, weights, np.zeros(256, np.int64), above, sums, signs)
     return int(_walk(mode, levels, lengths, columns, most, price, data, out, *held))
 
 
@@ -201,17 +202,19 @@ def _tail(mode: Scalar, state: Any, data: Any, out: Any, rest: Scalar) -> Scalar
 
 @inline
 def _magnitude(
-    mode: Scalar, state: Any, data: Any, out: Any, states: Any, weights: Any, most: Scalar, size: Scalar,
-    product: Scalar, nearby: Scalar, one: Scalar, over: Scalar,
+    mode: Scalar, state: Any, data: Any, out: Any, states: Any, most: Scalar, size: Scalar,
+    product: Scalar, one: Scalar, over: Scalar,
 ) -> Scalar:  # fmt: skip
     """Code a magnitude of 1 or more."""
     k = I(1)
+    near = _OF_NEIGHBOURS + min(one, I(4)) * 5 + min(abs(over), I(4))
     while k < most and k < _UNARY:
-        a = _MAGNITUDES + (k - 1) * 24 + (product >> 1)
-        b = _OF_NEIGHBOURS + (k - 1) * 25 + min(one, I(4)) * 5 + min(abs(over), I(4))
-        c = _OF_LOCALS + (k - 1) * 32 + nearby
-        w = _OF_MAGNITUDE + 4 * min(k - 1, I(2))
-        if not _mixed(mode, state, data, out, states, weights, w, a, b, c, I(size > k)):
+        a, b = _MAGNITUDES + (k - 1) * 24 + (product >> 1), near + (k - 1) * 25
+        chance = min(max(I(states[U(a)] >> 17) + I(states[U(b)] >> 17), I(LEAST_CHANCE)), I(65536 - LEAST_CHANCE))
+        more = _code(mode, state, data, out, chance, I(size > k))
+        _learn(states, a, more)
+        _learn(states, b, more)
+        if not more:
             return k
         k += 1
     return k + _tail(mode, state, data, out, size - k) if k == _UNARY and k < most else k
@@ -227,6 +230,22 @@ def _places(
     pattern = pattern * 4 + min(abs(left) + abs(right), I(3))
     row = _clip((of_row >> 3) - 4, 7)
     return _PRODUCTS + product, _NEIGHBOURS + 192 * row + pattern, _LOCALS + nearby * 32 + of_column
+
+
+@inline
+def _nearest(
+    states: Any, size: Scalar, nearest: Scalar, price: Scalar, product: Scalar
+) -> tuple[Scalar, Scalar]:
+    """The nearest level of 1 or more, or one less where that is cheaper; and whether it is sure to beat none."""
+    below = nearest - 1
+    if below == 0 or below >= _UNARY - 1:
+        return nearest, I(below > 0)
+    here = _MAGNITUDES + (below - 1) * 24 + (product >> 1)
+    more, after = I(states[U(here)] >> 20), I(states[U(here + 24)] >> 20)
+    saved = I(PRICES[U(more)]) + I(PRICES[U(4096 - after)]) - I(PRICES[U(4096 - more)])
+    far, close = size - (below << 8), size - (nearest << 8)
+    best = below if far * far < close * close + price * saved else nearest
+    return best, I(best > 2)
 
 
 @inline
@@ -247,22 +266,26 @@ def _choose(
         if nearest:
             of_column = table[U(min(I(sums[U(j)]), I(255)))] + offset
             product = _clip(((of_column + of_row) >> 2) - 8, 47)
-            nearby = _clip((_log8(near) >> 2) - 8, 31)
-            column = _clip(((of_column + _log8(mean)) >> 2) - 8, 31)
-            a, b, c = _places(product, of_row, nearby, column, one, two, left, over, I(above[U(j + 1)]))
-            sent = _chance_in(states, weights, _OF_PLACE, a, b, c)
-            least, taken = size * size + price * PRICES[U((65536 - sent) >> 4)], I(PRICES[U((65536 - sent) >> 4)])
-            for level in range(max(I(1), nearest - 1), nearest + 1):
-                needed = I(PRICES[U(sent >> 4)]) + _SIGN_PRICE
-                for k in range(1, min(level, _UNARY - 1) + 1):
+            best, sure = _nearest(states, size, nearest, price, product)
+            if sure:
+                kept += 1 << 20
+            else:
+                nearby = _clip((_log8(near) >> 2) - 8, 31)
+                column = _clip(((of_column + _log8(mean)) >> 2) - 8, 31)
+                a, b, c = _places(product, of_row, nearby, column, one, two, left, over, I(above[U(j + 1)]))
+                sent = _chance_in(states, weights, _OF_PLACE, a, b, c)
+                none, needed = I(PRICES[U((65536 - sent) >> 4)]), I(PRICES[U(sent >> 4)]) + _SIGN_PRICE
+                for k in range(1, best + 1):
                     more = I(states[U(_MAGNITUDES + (k - 1) * 24 + (product >> 1))] >> 20)
-                    needed += PRICES[U(more)] if k < level else PRICES[U(4096 - more)]
-                away = size - (level << 8)
-                if away * away + price * needed < least:
-                    best, least, taken = level, away * away + price * needed, needed
+                    needed += PRICES[U(more)] if k < best else PRICES[U(4096 - more)]
+                away = size - (best << 8)
+                if away * away + price * needed < size * size + price * none:
+                    bits += needed
+                else:
+                    best = I(0)
+                    bits += none
             error += size * size
             cost += (size - (best << 8)) * (size - (best << 8))
-            bits += taken
             near += min(best, _UNARY) << 12
             kept += best
         else:
@@ -271,7 +294,7 @@ def _choose(
         two, one, left = one, best, over
         levels[U(at)] = best if amount > 0 else -best
         at += 1
-    if kept and error > cost + price * bits:
+    if kept >= 1 << 20 or (kept and error > cost + price * bits):
         return I(1)
     for back in range(1, end - start + 1):
         levels[U(at - back)] = 0
@@ -280,17 +303,16 @@ def _choose(
 
 @kernel(
     types.int64, types.int64, _OUT_I32, _I64, _I64, types.int64, types.int64, _U8, _OUT_U8, _OUT_U64, _OUT_U32,
-    _OUT_I64, _OUT_I32, _OUT_I32, _OUT_I32,
+    _OUT_I64, _OUT_I64, _OUT_I32, _OUT_I32, _OUT_I32, counted=False,
 )  # fmt: skip
 def _walk(
     mode: Scalar, levels: Any, lengths: Any, columns: Any, most: Scalar, price: Scalar, data: Any, out: Any,
-    state: Any, states: Any, weights: Any, above: Any, sums: Any, signs: Any,
+    state: Any, states: Any, weights: Any, table: Any, above: Any, sums: Any, signs: Any,
 ) -> Scalar:  # fmt: skip
     """Walk over all coordinates, stretch by stretch, row by row and block by block.
 
     Returns the bytes written, and one; -1 where there is no room; or whether what was read is exact.
     """
-    table = np.zeros(256, np.int64)
     for s in range(16, 256):
         table[s] = _log8(I(s) << 16)
     usable = out[: max(0, out.size - _BLOCK * _ROOM)]
@@ -377,7 +399,7 @@ def _walk(
                         trend += ((sign << 15) - trend) >> 3
                         signs[U(j)] += sign
                         found = _magnitude(
-                            mode, state, data, out, states, weights, most, abs(amount), product, nearby, one, over
+                            mode, state, data, out, states, most, abs(amount), product, one, over
                         )
                         if found > most:
                             return I(0)
