@@ -22,6 +22,7 @@ __all__ = [
     "PLACES",
     "PRICES",
     "SIGNS",
+    "SIGN_PRICE",
     "SIZE",
     "SQUASHED",
     "UNARY",
@@ -55,6 +56,8 @@ LOGITS: NDArray[np.int32] = np.array([round(256 * math.log((2 * i + 1) / (8191 -
 """(4096,) 256 times the logit of a chance of (i + 1/2) / 4096."""
 COUNTS: NDArray[np.int32] = np.array([(2 << 16) // (2 * n + 3) for n in range(MOST_COUNTED + 1)], np.int32)
 """(128,) by how much, times 2^16, a context that has seen n bits moves towards the next."""
+SIGN_PRICE = 160
+"""What a sign is thought to cost, in 1/256 bit."""
 PRICES: NDArray[np.int32] = np.array([13 * 256, *(round(-256 * math.log2(i / 4096)) for i in range(1, 4097))], np.int32)
 """(4097,) bits, times 256, of an event whose chance is i / 4096."""
 

@@ -23,6 +23,7 @@ from gradwire.kernels.context_tables import (
     PLACES,
     PRICES,
     SIGNS,
+    SIGN_PRICE,
     SQUASHED,
     UNARY,
     initial_states,
@@ -45,7 +46,7 @@ __all__ = ["choose_levels", "decode_levels", "encode_levels"]
 U, I = np.uint64, np.int64
 WRITE, READ, CHOOSE = range(3)
 _ROOM = 64  # bytes that a coordinate, or what is said of a block, takes at most
-_SIGN_PRICE = 160  # of a sign, in 1/256 bit
+
 _EVEN = I(1 << 15)
 _MOST_LOGIT, _UNARY, _MOST_COUNTED, _BLOCK = I(MOST_LOGIT), I(UNARY), I(MOST_COUNTED), I(BLOCK)
 _BLOCKS, _SKIPS, _BLOCK_LOCALS = I(BLOCKS), I(BLOCKS) + 64, I(BLOCKS) + 192
@@ -274,7 +275,7 @@ def _choose(
                 column = _clip(((of_column + _log8(mean)) >> 2) - 8, 31)
                 a, b, c = _places(product, of_row, nearby, column, one, two, left, over, I(above[U(j + 1)]))
                 sent = _chance_in(states, weights, _OF_PLACE, a, b, c)
-                none, needed = I(PRICES[U((65536 - sent) >> 4)]), I(PRICES[U(sent >> 4)]) + _SIGN_PRICE
+                none, needed = I(PRICES[U((65536 - sent) >> 4)]), I(PRICES[U(sent >> 4)]) + I(SIGN_PRICE)
                 for k in range(1, best + 1):
                     more = I(states[U(_MAGNITUDES + (k - 1) * 24 + (product >> 1))] >> 20)
                     needed += PRICES[U(more)] if k < best else PRICES[U(4096 - more)]
