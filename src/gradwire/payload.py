@@ -97,11 +97,14 @@ class Explicit(Support):
             hint for the index coding, not part of the message.
         columns: how many columns each stretch between the cuts has, row by row, or none where that is not known: a hint
             for codes with contexts, not part of the message.
+        written: the stream with contexts of just these coordinates and their values, where whoever chose them wrote it
+            on the way.
     """
 
     chosen: NDArray[np.int64]
     cuts: tuple[int, ...] = field(default=(), compare=False)
     columns: tuple[int, ...] = field(default=(), compare=False)
+    written: bytes | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_kept(self) -> int:
