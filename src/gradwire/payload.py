@@ -18,6 +18,7 @@ from gradwire.rng import Key
 
 __all__ = [
     "Cyclic",
+    "Dithered",
     "Every",
     "Explicit",
     "Factors",
@@ -25,6 +26,7 @@ __all__ = [
     "Grouped",
     "Known",
     "Levels",
+    "Multiples",
     "Part",
     "Payload",
     "Seeded",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 SUPPORT_PURPOSE = "support"
+THRESHOLDS_PURPOSE = "thresholds"
 FLOAT_CODINGS = ("float32", "float16", "bfloat16")
 _BLOCK = 2**15  # products worked on at a time: they stay in the cache
 
@@ -53,7 +56,7 @@ class _Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Support(_Frozen):
-    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded, Cyclic, Known.
+    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded, Cyclic, Known, Dithered.
 
     Attributes:
         length: number of coordinates the part covers.
@@ -198,8 +201,37 @@ class Known(Support):
 
 
 @dataclass(frozen=True, eq=False)
+class Dithered(Support):
+    """Coordinates that fired when an update was rounded with thresholds that both ends draw from a key.
+
+    Where a threshold is small a coordinate is likely to be among them: that is what makes them cheap to tell.
+
+    Attributes:
+        chosen: (k,) int64, strictly increasing, in [0, length).
+        key: what thresholds are drawn from; its purpose is ``"thresholds"`` and its round the payload's.
+        level: the mean magnitude of the update in steps, as the half octave that 2^32 times it is in: 0 to 127.
+        golden: whether a coordinate's threshold moves on by the golden section each round, instead of being new.
+    """
+
+    chosen: NDArray[np.int64]
+    key: Key
+    level: int
+    golden: bool = False
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return int(self.chosen.size)
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        return self.chosen
+
+
+@dataclass(frozen=True, eq=False)
 class Values(_Frozen):
-    """The numbers at a support's coordinates. One of Floats, Symbols, Levels, Factors, Grouped."""
+    """The numbers at a support's coordinates. One of Floats, Symbols, Levels, Multiples, Factors, Grouped."""
 
     @property
     def num_values(self) -> int:
@@ -379,6 +411,52 @@ class Levels(Values):
         table[::2] = self.levels
         np.negative(self.levels, out=table[1::2])
         return table[self.symbols]
+
+
+@dataclass(frozen=True, eq=False)
+class Multiples(Values):
+    """Integers, none of them 0, times a step.
+
+    Attributes:
+        counts: (k,) int32: how many steps, -2^24 to 2^24.
+        step: above 0; a number is the product in float32.
+    """
+
+    counts: NDArray[np.int32]
+    step: np.float32
+
+    @property
+    def num_values(self) -> int:
+        """How many there are."""
+        return int(self.counts.size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes they take on the wire when nothing is entropy-coded."""
+        return 4 + -(-self.counts.size * (1 + self.largest.bit_length()) // 8)
+
+    @property
+    def zeros_possible(self) -> bool:
+        """Whether a number may be zero: none is."""
+        return False
+
+    @property
+    def largest(self) -> int:
+        """The largest magnitude among the integers, 0 where there are none."""
+        return max(int(self.counts.max()), -int(self.counts.min())) if self.counts.size else 0
+
+    @property
+    def bound(self) -> float:
+        """No number is of larger magnitude."""
+        return float(np.float32(self.largest) * self.step)
+
+    def take(self, chosen: NDArray[np.int64], support: Support) -> Multiples:
+        """Return some of the values."""
+        return Multiples(self.counts[chosen], self.step)
+
+    def numbers(self, support: Support) -> NDArray[np.float32]:
+        """Return (k,) float32: the products."""
+        return self.counts.astype(np.float32) * self.step
 
 
 @dataclass(frozen=True, eq=False)

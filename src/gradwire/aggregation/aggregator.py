@@ -15,7 +15,7 @@ from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
-from gradwire.payload import Factors, Levels, Part, Payload
+from gradwire.payload import Factors, Levels, Multiples, Part, Payload
 from gradwire.saved import check_memory, from_saved, reading_state, to_saved
 
 __all__ = ["LARGEST_WEIGHT", "Aggregator", "Mirrors", "check_weight"]
@@ -276,7 +276,7 @@ class Mirrors(Aggregator):
 
 def _largest(part: Part) -> float:
     """A bound of the magnitudes of a part that is not empty: the largest, or what its levels or factors say."""
-    if isinstance(part.values, (Factors, Levels)):
+    if isinstance(part.values, (Factors, Levels, Multiples)):
         return part.values.bound
     return largest_magnitude(part.numbers())
 

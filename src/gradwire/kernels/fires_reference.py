@@ -22,9 +22,11 @@ from gradwire.kernels.range_reference import decode_bits as read_bits
 from gradwire.kernels.range_reference import encode_bits as write_bits
 
 __all__ = [
+    "DEPTH",
     "LARGEST_COUNT",
     "LEVELS",
     "ONES",
+    "REACH",
     "ZEROS",
     "Thresholds",
     "context_of",
@@ -40,12 +42,23 @@ __all__ = [
 
 LARGEST_COUNT = 1 << 24
 """The most steps that a number may be rounded to."""
+WEIGHT = 32 * COUNT
+"""What the initial counts of a context add up to."""
+# fires among so many coordinates, by the distance of their thresholds: as in updates of a small network on MNIST
+ONES = np.array(
+    [
+        *(23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994),  # below the level
+        *(7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15),
+    ],
+    np.uint64,
+)
+"""Initial counts of fires in each context."""
+ZEROS = np.uint64(WEIGHT) - ONES
+"""Initial counts of others."""
 LEVELS = 128
 """Levels of the mean magnitude, in half octaves of 2^-32 steps, are 0 to 127."""
-REACH, DEPTH = 8, 16
-"""Thresholds so many half octaves above the level, and below, are told apart; above that nothing is coded."""
-WEIGHT = 12 * COUNT
-"""What the initial counts of a context add up to."""
+DEPTH, REACH = 12, 10
+"""Thresholds so many half octaves below the level, and above, are told apart; above that nothing is coded."""
 _CHUNK = 1 << 18
 _ROOT_TWO = 0xB504F334  # 2^31.5, rounded up
 
@@ -88,9 +101,10 @@ def thresholds(which: Thresholds, start: int, stop: int) -> NDArray[np.uint32]:
 
 
 def half_octave(value: int) -> int:
-    """Return the half octave of an integer below 2^32: 2 e for 2^(e - 1) <= value < 2^(e - 1/2), or 2 e + 1; 0 for 0."""
+    """Return the half octave of an integer: 2 e for 2^(e - 1) <= value < 2^(e - 1/2), or 2 e + 1; 0 for 0."""
     e = value.bit_length()
-    return 2 * e + int(value << (32 - e) >= _ROOT_TWO)
+    leading = value << (32 - e) if e <= 32 else value >> (e - 32)
+    return 2 * e + int(leading >= _ROOT_TWO)
 
 
 def first_of(octave: int) -> int:
@@ -214,9 +228,3 @@ def decode_fires(
     if bits is None or int(bits.sum()) != num_fires:
         return None
     return places[np.flatnonzero(bits)]
-
-
-ONES = np.full(DEPTH + REACH + 1, COUNT, np.uint64)
-"""Initial counts of fires in each context."""
-ZEROS = WEIGHT - ONES
-"""Initial counts of others."""

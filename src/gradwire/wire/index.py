@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.kernels.scratch import borrow
-from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Every, Explicit, Known, Seeded, Support
+from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Dithered, Every, Explicit, Known, Seeded, Support
 from gradwire.rng import Key
+from gradwire.wire.dithering import decode_dithered, encode_dithered
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
 from gradwire.wire.golomb import golomb_parameter, least_bits, read_golomb
 from gradwire.wire.limits import Limits
@@ -24,7 +25,7 @@ from gradwire.wire.segments import choose_segments
 
 __all__ = ["NAMES", "decode_support", "encode_support"]
 
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED = range(11)
 NAMES = {
     NONE: "none",
     EVERY: "every",
@@ -36,6 +37,7 @@ NAMES = {
     ENTROPY: "entropy",
     SEGMENTS: "segments",
     CYCLIC: "cyclic",
+    DITHERED: "dithered",
 }
 _MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
 _RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
@@ -63,6 +65,8 @@ def encode_support(support: Support) -> tuple[int, bytes]:
         return SEEDED, varint(support.count) + varint(support.key.seed) + varint(client)
     if isinstance(support, Cyclic):
         return CYCLIC, varint(support.count)
+    if isinstance(support, Dithered):
+        return DITHERED, encode_dithered(support)
     cuts = support.cuts if isinstance(support, Explicit) else ()
     return _encode_explicit(support.length, support.indices, cuts)
 
@@ -253,10 +257,12 @@ def decode_support(codec: int, length: int, round: int, reader: Reader, limits: 
         if count == 0:
             raise Malformed("cyclic support needs a count of 1 or more, got 0")
         return Cyclic(length, count, round)
+    if codec == DITHERED:
+        return decode_dithered(length, round, reader, limits)
     if codec == KNOWN:
         count = reader.varint("number of known indices", below=length + 1)
         inner = reader.byte("codec of extra indices")
-        if inner in (EVERY, SEEDED, KNOWN, CYCLIC):
+        if inner in (EVERY, SEEDED, KNOWN, CYCLIC, DITHERED):
             raise Malformed(f"extra indices cannot be coded as {NAMES[inner]}")
         extra = _decode_explicit(inner, length, reader, limits)
         return Known(length, count, extra.chosen)

@@ -5,6 +5,7 @@ docs/format.md, "Values", is the law for every byte written here.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from gradwire.checks import LARGEST
 from gradwire.errors import ConfigError, LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
+from gradwire.kernels.fires_reference import LARGEST_COUNT
 from gradwire.payload import (
     Every,
     Factors,
@@ -20,6 +22,7 @@ from gradwire.payload import (
     Grouped,
     Known,
     Levels,
+    Multiples,
     Support,
     Symbols,
     Values,
@@ -31,7 +34,7 @@ from gradwire.wire.reader import Reader, varint
 
 __all__ = ["decode_values", "encode_values", "name_of", "read_levels", "read_scale"]
 
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED = range(8)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED, MULTIPLES = range(9)
 _KINDS = {
     FLOAT32: "float32",
     FLOAT16: "float16",
@@ -41,6 +44,7 @@ _KINDS = {
     LOW_RANK: "low_rank",
     AFFINE: "affine",
     GROUPED: "grouped",
+    MULTIPLES: "multiples",
 }
 _FLOAT_KINDS = {_KINDS[number]: number for number in (FLOAT32, FLOAT16, BFLOAT16)}
 CONTEXT = 4  # a coder of a support and its symbols together: contexts.py
@@ -82,6 +86,8 @@ def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
     if isinstance(values, Factors):
         codec, stream = _encode_floats(Floats(np.concatenate([values.p.reshape(-1), values.q.reshape(-1)])), coder)
         return LOW_RANK | codec & 0xF0, varint(values.p.shape[0]) + varint(values.p.shape[1]) + stream
+    if isinstance(values, Multiples):
+        return MULTIPLES, _encode_multiples(values)
     if isinstance(values, Grouped):
         return GROUPED, _encode_groups(values.members, coder)
     raise ConfigError(f"values of type {type(values).__name__} have no coding")
@@ -107,8 +113,8 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         raise UnknownCodec(
             f"value kind must be one of {sorted(_KINDS)}, coder of {sorted(_CODER_NAMES)}; got {codec:#04x}"
         )
-    if kind == GROUPED and coder != PACKED:
-        raise UnknownCodec(f"groups have coders of their own, got {codec:#04x}")
+    if kind in (GROUPED, MULTIPLES) and coder != PACKED:
+        raise UnknownCodec(f"{_KINDS[kind]} values have coders of their own, got {codec:#04x}")
     if kind == LOW_RANK:
         return _decode_factors(coder, support, reader, limits)
     if support.num_kept > limits.max_expansion * reader.size:
@@ -119,6 +125,8 @@ def decode_values(codec: int, support: Support, reader: Reader, limits: Limits) 
         return _decode_grid(kind, coder, support, reader, limits)
     if kind == LEVELS:
         return _decode_levels(coder, support, reader, limits)
+    if kind == MULTIPLES:
+        return _decode_multiples(support.num_kept, reader)
     if kind == GROUPED:
         return _decode_groups(support, reader, limits)
     return _decode_floats(kind, coder, support.num_kept, reader, limits)
@@ -267,6 +275,42 @@ def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits)
     if int(symbols.max()) >= 2 * levels.size:
         raise Malformed(f"symbols must be below {2 * levels.size}, got {int(symbols.max())}")
     return Levels(symbols, levels)
+
+
+# integers times a step: signs, and magnitudes where not all are 1
+
+
+def _encode_multiples(values: Multiples) -> bytes:
+    magnitudes = np.abs(values.counts).astype(np.uint32)
+    largest = int(magnitudes.max())
+    out = (
+        struct.pack("<f", values.step) + varint(largest) + ops.pack((values.counts < 0).astype(np.uint16), 1).tobytes()
+    )
+    if largest == 1:
+        return out
+    code = ops.encode_numbers(magnitudes, largest)
+    return out + varint(code.size) + code.tobytes()
+
+
+def _decode_multiples(count: int, reader: Reader) -> Multiples:
+    step = np.frombuffer(reader.take(4, "step"), "<f4").astype(np.float32)[0]
+    largest = reader.varint("largest magnitude", below=LARGEST_COUNT + 1)
+    if largest == 0:
+        raise Malformed("largest magnitude must be 1 or more, got 0")
+    with np.errstate(over="ignore", invalid="ignore"):
+        if not (step > 0 and np.isfinite(step * np.float32(largest))):
+            raise Malformed(f"step must be positive, and finite times {largest}, got {step}")
+    data = np.frombuffer(reader.take(-(-count // 8), "signs"), np.uint8)
+    if count % 8 and data[-1] >> count % 8:
+        raise Malformed("unused bits after signs must be 0")
+    magnitudes = np.ones(count, np.int32)
+    if largest > 1:
+        code = np.frombuffer(reader.take(reader.varint("size of the magnitudes"), "magnitudes"), np.uint8)
+        found = ops.decode_numbers(code, count, largest)
+        if found is None or int(found.max()) < largest:
+            raise Malformed(f"range code of {count} magnitudes, the largest of them {largest}, not found")
+        magnitudes = found.astype(np.int32)
+    return Multiples(np.where(ops.unpack(data, count, 1) == 1, -magnitudes, magnitudes), step)
 
 
 # values in groups, each of a kind of its own
