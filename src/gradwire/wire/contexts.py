@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.payload import Explicit, Levels, Part, Symbols, Values
+from gradwire.wire import index
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 from gradwire.wire.values import CENTRED, CONTEXT, LEVELS, read_levels, read_scale
 
-__all__ = ["MOST_COLUMNS", "decode_part", "encode_part", "stretches"]
+__all__ = ["MOST_COLUMNS", "decode_part", "encode_part", "least_apart", "stretches"]
 
 MOST_COLUMNS = 2**16
 _PLAIN_COLUMNS = 1024  # of a vector, whose row has no end of its own
@@ -23,14 +24,14 @@ _PLAIN_COLUMNS = 1024  # of a vector, whose row has no end of its own
 Shape = tuple[NDArray[np.int64], NDArray[np.int64]]  # lengths of the stretches, and their columns
 
 
-def encode_part(part: Part) -> tuple[bytes, tuple[int, bytes]] | None:
+def encode_part(part: Part) -> list[tuple[int, bytes]] | None:
     """Write a part with contexts.
 
     Args:
         part: any part.
 
     Returns:
-        Where its stretches are; and the value codec with its bytes. None where the part is none of a list of coordinates
+        The codecs and bytes of support and values: of the support its stretches alone. None where the part is none of a list of coordinates
         with symbols of one scale, none of them zero, or has no columns; or where readers would refuse it as too sparse.
     """
     support = part.support
@@ -51,7 +52,28 @@ def encode_part(part: Part) -> tuple[bytes, tuple[int, bytes]] | None:
         cuts += (varint(length) if number < lengths.size else b"") + varint(width)
     if support.length > Limits.max_skipping * (len(cuts) + len(head) + len(stream)):
         return None
-    return cuts, (codec | CONTEXT << 4, head + varint(len(stream)) + stream)
+    return [(index.CONTEXT, cuts), (codec | CONTEXT << 4, head + varint(len(stream)) + stream)]
+
+
+def least_apart(part: Part) -> float:
+    """Estimate how many bytes other codes of a part that ``encode_part`` writes take at least.
+
+    Args:
+        part: with symbols or levels, and an entry or more.
+
+    Returns:
+        The entropy of the symbols and three fifths of that of the coordinates, as if they lay anywhere: other codes know
+        tensors of unequal density, but no rows and columns.
+    """
+    counts = np.bincount(part.values.symbols) if isinstance(part.values, (Levels, Symbols)) else np.ones(1)
+    kept = part.support.num_kept
+    places = np.array([kept, part.length - kept])
+    return (_entropy_bits(counts) + 0.6 * _entropy_bits(places)) / 8
+
+
+def _entropy_bits(counts: NDArray[np.int64]) -> float:
+    present = counts[counts > 0]
+    return float(present @ np.log2(present.sum() / present))
 
 
 def stretches(support: Explicit) -> Shape:
