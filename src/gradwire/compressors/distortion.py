@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradwire.checks import LARGEST, check_bytes, check_number
-from gradwire.compressors.compressor import Round, State, Vector
+from gradwire.compressors.compressor import Round, State, Vector, largest_magnitude
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.quantize import grid_steps
@@ -24,7 +24,6 @@ __all__ = ["rd"]
 
 _PRICE = 33  # of 1/256 bit, in squares of 1/256 step: 0.13 square steps a bit, by measurement
 _MOST = 4095  # steps to the largest number
-_TINY = 2.0**-149
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,16 +99,16 @@ class rd(Sparsifier):
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Choose a step, then a multiple of it for each number."""
-        magnitudes = np.abs(update)
-        largest = float(magnitudes.max(initial=0.0))
+        largest = largest_magnitude(update)
         if largest == 0 or num_kept == 0:
             return [part_at(update, np.empty(0, np.int64))]
         if num_kept is not None:
-            step = float(np.partition(magnitudes, update.size - num_kept)[update.size - num_kept]) / 0.6
+            rank = update.size - num_kept
+            step = float(np.partition(np.abs(update), rank)[rank]) / 0.6
         else:
             square = float(np.sum(np.square(update, dtype=np.float64))) / update.size
             step = math.sqrt((self.slope or 0.0) * square * 256 / _PRICE)
-        return [self._rounded(update, magnitudes, max(step, largest / _MOST), state.layout)]
+        return [_rounded(update, largest, max(step, largest / _MOST), state.layout)]
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(1 / 50 d) under a slope, 0 under a budget.
@@ -121,23 +120,25 @@ class rd(Sparsifier):
         """
         return Contractive(0.0 if self.slope is None or d == 0 else 1 / (50 * d))
 
-    def _rounded(self, update: Vector, magnitudes: Vector, step: float, layout: Layout) -> Part:
-        """The part that sends an update in multiples of a step."""
-        amounts = np.rint(update.astype(np.float64) * (256 / step)).astype(np.int32)
-        most = max(1, (int(np.abs(amounts).max()) + 128) >> 8)
-        hints = (layout.cuts, layout.columns)
-        levels, written = ops.choose_levels(amounts, *stretches(Explicit(update.size, _NONE, *hints)), most, _PRICE)
-        chosen = np.flatnonzero(levels)
-        if not chosen.size:
-            chosen = np.array([int(magnitudes.argmax())])
-            symbols, scale = np.where(update[chosen] > 0, 2, 0), float(magnitudes[chosen[0]])
-            support = Explicit(update.size, chosen, *hints)
-            return Part(support, Symbols(symbols.astype(np.uint16), 3, grid_steps(np.array([scale]), 1)))
-        sent = levels[chosen].astype(np.int64)
-        fit = int(sent @ amounts[chosen]) / int(sent @ sent)  # both exact, so that it is the same everywhere
-        scale = grid_steps(np.array([fit * step / 256]), most)
-        support = Explicit(update.size, chosen, *hints, written.tobytes())
-        return Part(support, Symbols((sent + most).astype(np.uint16), 2 * most + 1, scale))
+
+def _rounded(update: Vector, largest: float, step: float, layout: Layout) -> Part:
+    """The part that sends an update in multiples of a step."""
+    amounts = np.multiply(update, 256 / step, dtype=np.float64)
+    amounts = np.rint(amounts, out=amounts).astype(np.int32)
+    most = max(1, (round(largest * (256 / step)) + 128) >> 8)
+    hints = (layout.cuts, layout.columns)
+    levels, written = ops.choose_levels(amounts, *stretches(Explicit(update.size, _NONE, *hints)), most, _PRICE)
+    chosen = np.flatnonzero(levels)
+    if not chosen.size:
+        chosen = np.array([int(np.abs(update).argmax())])
+        symbols = np.where(update[chosen] > 0, 2, 0).astype(np.uint16)
+        scale = grid_steps(np.array([largest]), 1)
+        return Part(Explicit(update.size, chosen, *hints), Symbols(symbols, 3, scale))
+    sent = levels[chosen].astype(np.int64)
+    fit = int(sent @ amounts[chosen]) / int(sent @ sent)  # both exact, so that it is the same everywhere
+    scale = grid_steps(np.array([fit * step / 256]), most)
+    support = Explicit(update.size, chosen, *hints, written.tobytes())
+    return Part(support, Symbols((sent + most).astype(np.uint16), 2 * most + 1, scale))
 
 
 _NONE = np.empty(0, np.int64)

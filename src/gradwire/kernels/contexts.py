@@ -312,7 +312,7 @@ def _walk(
 ) -> Scalar:  # fmt: skip
     """Walk over all coordinates, stretch by stretch, row by row and block by block.
 
-    Returns the bytes written, and one; -1 where there is no room; or whether what was read is exact.
+    Returns the bytes written, and one; -1 where there is no room; or 0 unless what was read is what a writer writes.
     """
     for s in range(16, 256):
         table[s] = _log8(I(s) << 16)
@@ -378,7 +378,7 @@ def _walk(
                     one, two, sign = I(0), I(0), I(0)
                     at += end - start
                     continue
-                over = I(above[U(start)])
+                over, total_before = I(above[U(start)]), in_row
                 for j in range(start, end):
                     right = I(above[U(j + 1)])
                     of_column = table[U(min(I(sums[U(j)]), I(255)))] + offset
@@ -414,6 +414,8 @@ def _walk(
                     two, one, left, over = one, found, over, right
                     above[U(j)] = levels[U(at)]
                     at += 1
+                if in_row == total_before:
+                    return I(0)  # a block that was not skipped holds something
             total += in_row
     if mode == READ:
         return I(ended(state, data))

@@ -148,12 +148,12 @@ class _Walk:
         columns: NDArray[np.int64],
         price: int | None,
     ) -> bool:
-        """Code all levels, in place; False where one that was read is beyond the most."""
+        """Code all levels, in place; False where those that were read are none that a writer writes."""
         self._levels, self._price, self._at = levels, price, 0
         try:
             for length, width in zip(lengths.tolist(), columns.tolist(), strict=True):
                 self._stretch(length, width)
-        except _TooLarge:
+        except _Refused:
             return False
         return True
 
@@ -193,8 +193,11 @@ class _Walk:
             self._levels[inside] = self._chosen(block, self._chance(context, _OF_BLOCK), product)
         wanted = self._mixed(context, _OF_BLOCK, int(any(self._levels[inside])))
         if wanted:
+            before = self._in_row
             for j in block:
                 self._place(j)
+            if self._in_row == before:
+                raise _Refused
         else:
             self._left = above[-1]
             self._above[block.start : block.stop] = [0] * len(block)
@@ -223,7 +226,7 @@ class _Walk:
             self._signs[j] += sign
             size = self._magnitude(abs(amount), product, min(self._one, 4) * 5 + min(abs(over), 4))
             if size > self._most:
-                raise _TooLarge
+                raise _Refused
             found = sign * size
             shown = min(size, UNARY)
             self._sums[j] += shown
@@ -360,5 +363,5 @@ class _Walk:
         return below if (size - 256 * below) ** 2 < close else nearest
 
 
-class _TooLarge(Exception):
-    """A level beyond the most that there may be."""
+class _Refused(Exception):
+    """A level beyond the most that there may be, or a block that is not skipped and holds nothing."""
