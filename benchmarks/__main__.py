@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import accuracy, budget, documents, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import accuracy, budget, documents, federated, methods, mnist, nnc, papers, results, speed, wire
 from benchmarks.results import Found
 from gradwire.reproduce.run import PAPERS
 
@@ -38,6 +38,7 @@ BENCHMARKS = {
     "federated": Benchmark(federated.measure, federated.PARTS),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
+    "nnc": Benchmark(nnc.measure),
     "speed": Benchmark(speed.measure),
     "wire": Benchmark(wire.measure, wire.PARTS),
     **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},

@@ -10,9 +10,10 @@ Importing this package loads neither torch nor plotting nor numba.
 """
 
 from gradwire.aggregation.aggregator import Aggregator
-from gradwire.compressors.coders import ans, auto, huffman, rle
+from gradwire.compressors.coders import ans, auto, context, huffman, rle
 from gradwire.compressors.compressor import Compressor, Round, State, accumulate, decompress
 from gradwire.compressors.dithering import dither
+from gradwire.compressors.distortion import rd
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.lowrank import powersgd
@@ -102,6 +103,7 @@ __all__ = [
     "auto",
     "bf16",
     "by_tensor",
+    "context",
     "cyclic",
     "decode",
     "decompress",
@@ -122,6 +124,7 @@ __all__ = [
     "powersgd",
     "qsgd",
     "randk",
+    "rd",
     "regtopk",
     "rle",
     "save_state",

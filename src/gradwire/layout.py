@@ -174,6 +174,12 @@ class Layout:
         return tuple(sorted({t.stop for t in self.tensors if 0 < t.stop < self.num_parameters}))
 
     @cached_property
+    def columns(self) -> tuple[int, ...]:
+        """How many columns each stretch between the cuts has: a tensor's elements a row, a vector being one row."""
+        tensors = [t for t in self.tensors if t.num_elements and not t.buffer]
+        return tuple(t.num_elements // t.shape[0] if len(t.shape) > 1 else t.num_elements for t in tensors)
+
+    @cached_property
     def digest(self) -> bytes:
         """Four bytes that tell layouts apart: SHA-256 of the names, shapes and buffer marks, in order."""
         text = json.dumps([[t.name, list(t.shape), t.buffer] for t in self.tensors], separators=(",", ":"))

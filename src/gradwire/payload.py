@@ -98,10 +98,16 @@ class Explicit(Support):
         chosen: (k,) int64, strictly increasing, in [0, length).
         cuts: increasing coordinates inside (0, length) where the density may change, such as tensor boundaries: a
             hint for the index coding, not part of the message.
+        columns: how many columns each stretch between the cuts has, row by row, or none where that is not known: a hint
+            for codes with contexts, not part of the message.
+        written: the stream with contexts of just these coordinates and their values, where whoever chose them wrote it
+            on the way.
     """
 
     chosen: NDArray[np.int64]
     cuts: tuple[int, ...] = field(default=(), compare=False)
+    columns: tuple[int, ...] = field(default=(), compare=False)
+    written: bytes | None = field(default=None, compare=False, repr=False)
 
     @property
     def num_kept(self) -> int:
@@ -622,8 +628,8 @@ class Payload(_Frozen):
         reference_digest: eight bytes of the reference it leans on, or None.
         sum_weights: downlink only: total weight of the clients in the round; None on the uplink.
         packet: (number, count) where this is one of several packets of a payload, else None.
-        coder: how symbols are coded: ``"auto"`` (the cheapest), ``"packed"``, ``"huffman"``, ``"ans"`` or
-            ``"rle"``; not part of the message.
+        coder: how symbols are coded: ``"auto"`` (the cheapest), ``"packed"``, ``"huffman"``, ``"ans"``,
+            ``"rle"``; or ``"context"``, contexts where they take fewer bytes; not part of the message.
 
     Example:
         >>> import numpy as np, gradwire as gw

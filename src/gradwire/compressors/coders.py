@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gradwire.compressors.pipeline import Coder
 
-__all__ = ["ans", "auto", "huffman", "rle"]
+__all__ = ["ans", "auto", "context", "huffman", "rle"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,3 +85,29 @@ class auto(Coder):
     summary: ClassVar[str] = "the cheapest coder, by exact cost (the default)"
     citation: ClassVar[str] = "gradwire"
     typical: ClassVar[str] = "topk(0.01) | uniform(4) | auto()"
+
+
+@dataclass(frozen=True, repr=False)
+class context(Coder):
+    """Code coordinates and their symbols together, by contexts of row, column and neighbours, where that is shorter.
+
+    Of each bit three contexts of the payload's own past say a chance: what the row and the column have held so far, the
+    neighbours before it and above it, what was near. They are mixed by weights that learn as well. Signs have contexts
+    too: in a row or column of a layer they tend to be alike. It works on symbols of one scale whose rows are known: on
+    the whole model, ``uniform(4, scope='model')`` after ``topk`` for instance, ``fractional`` and ``sign``; else, and
+    where it would be longer, on what ``auto`` does. It looks at every coordinate, sent or not, and so takes longer: that
+    is why ``auto`` does not try it.
+
+    Example:
+        >>> import gradwire as gw
+        >>> str(gw.topk(0.01) | gw.fractional(16) | gw.context())
+        'topk(0.01) | fractional(16) | context()'
+
+    Source: Mahoney 2005, "Adaptive weighing of context models"; Weinberger, Rissanen and Arps 1996, for contexts of
+        neighbours; Kirchhoffer et al. 2021 (doi:10.1109/TCSVT.2021.3095970) for those of weights in rows.
+    Deviations: nothing of earlier rounds is leant on; a range coder with carries (Martin 1979) writes the bits.
+    """
+
+    summary: ClassVar[str] = "coordinates and symbols together, by contexts of row, column and neighbours"
+    citation: ClassVar[str] = "Mahoney 2005, CS-2005-16"
+    typical: ClassVar[str] = "topk(0.01) | fractional(16) | context()"

@@ -37,10 +37,12 @@ class Stage(Compressor):
     @cached_property
     def _roles(self) -> tuple[Sparsifier | None, Quantizer | None, str]:
         """The sparsifier and the quantizer among the stages, and the coder's name."""
+        sparsifier = _sparsifier_of(self.stages)
+        own = "auto" if sparsifier is None else sparsifier.own_coder
         return (
-            _sparsifier_of(self.stages),
+            sparsifier,
             next((s for s in self.stages if isinstance(s, Quantizer)), None),
-            next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), "auto"),
+            next((type(s).__name__ for s in self.stages if isinstance(s, Coder)), own),
         )
 
     @property
@@ -81,7 +83,7 @@ class Sparsifier(Stage):
             num_kept: keep about this many instead of what the density says; None: as the density says.
 
         Returns:
-            Parts with Floats values that tile the update.
+            Parts that tile the update, with Floats values where a quantizer may follow.
         """
 
     def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
@@ -115,6 +117,16 @@ class Sparsifier(Stage):
     @property
     def adjustable(self) -> bool:
         """Whether ``num_kept`` is obeyed, so that a byte budget can be met."""
+        return False
+
+    @property
+    def own_coder(self) -> str:
+        """How symbols are coded where no coder is named."""
+        return "auto"
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the values come rounded, so that no quantizer may follow."""
         return False
 
     @property
@@ -174,6 +186,8 @@ class Pipeline(Stage):
                     f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
         sparsifier, quantizer, _ = self._roles
+        if sparsifier is not None and sparsifier.rounds and quantizer is not None:
+            raise ConfigError(f"{quantizer} cannot follow {sparsifier}, which rounds numbers itself")
         blocks = quantizer is not None and isinstance(quantizer.scope, int)
         if sparsifier is not None and sparsifier.unnamed and blocks:
             raise ConfigError(
@@ -347,6 +361,7 @@ def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Ro
 def _by_tensor(part: Part, start: int, layout: Layout) -> list[Part]:
     """A part, which begins at a coordinate of the model, in pieces of one tensor each."""
     edges = [0, *(cut - start for cut in layout.cuts if start < cut < start + part.length), part.length]
+    columns = {cut: width for cut, width in zip((0, *layout.cuts), layout.columns, strict=False)}
     numbers, support = part.numbers(), part.support
     indices = np.empty(0, np.int64) if isinstance(support, (Every, Known)) else support.indices
     found: list[Part] = []
@@ -358,7 +373,8 @@ def _by_tensor(part: Part, start: int, layout: Layout) -> list[Part]:
             inside, kept = _known_between(support, numbers, low, high)
         else:
             a, b = np.searchsorted(indices, [low, high])
-            inside, kept = Explicit(high - low, indices[a:b] - low), numbers[a:b]
+            width = columns.get(start + low, 0)
+            inside, kept = Explicit(high - low, indices[a:b] - low, (), (width,) if width else ()), numbers[a:b]
         found.append(Part(inside, Floats(kept)))
     return found
 
@@ -431,8 +447,8 @@ def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
     chosen = kept if isinstance(support, Every) else support.indices[kept]
     if kept.size == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
-    cuts = support.cuts if isinstance(support, Explicit) else ()
-    fewer = Part(Explicit(support.length, chosen, cuts), part.values.take(kept, support))
+    hints = (support.cuts, support.columns) if isinstance(support, Explicit) else ()
+    fewer = Part(Explicit(support.length, chosen, *hints), part.values.take(kept, support))
     if isinstance(support, Explicit):
         return fewer
     skipped = support.length - kept.size

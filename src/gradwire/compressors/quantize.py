@@ -19,7 +19,7 @@ from gradwire.kernels import ops
 from gradwire.payload import Floats, Levels, Part, Support, Symbols, block_ranks
 from gradwire.rng import Key
 
-__all__ = ["bf16", "fixed", "fp16", "fractional", "qsgd", "sign", "ternary", "uniform"]
+__all__ = ["bf16", "fixed", "fp16", "fractional", "grid_steps", "qsgd", "sign", "ternary", "uniform"]
 
 _TINY = 2.0**-149  # the smallest float32 above zero
 _NORMAL = 2.0**-126  # the smallest of full precision
@@ -203,7 +203,7 @@ class uniform(Quantizer):
             return _affine_grids(np.maximum(-lowest, 0), np.maximum(highest, 0), self.num_symbols - 1)
         magnitudes = np.abs(numbers)
         if self.bits <= 2 and not self.stochastic:
-            return _Grids(_steps(_fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1)), half))
+            return _Grids(grid_steps(_fitted_steps(magnitudes, ranks, num_scales, 2 ** (self.bits - 1)), half))
         return _Grids(_steps_to(np.maximum.reduceat(magnitudes, starts), half))
 
 
@@ -383,7 +383,7 @@ class fixed(Quantizer):
     @property
     def step(self) -> float:
         """What one integer is worth: the same float32 number for every client."""
-        return float(_steps(np.array([self.clip / self._half]), self._half)[0])
+        return float(grid_steps(np.array([self.clip / self._half]), self._half)[0])
 
     @property
     def _half(self) -> int:
@@ -517,12 +517,12 @@ def _affine_grids(below: Vector, above: Vector, last: int) -> _Grids:
     steps = np.maximum(low / np.maximum(zeros, 1), high / np.maximum(last - zeros, 1))
     zero = np.where(steps[0] <= steps[1], zeros[0], zeros[1])
     half = np.maximum(zero, last - zero)
-    return _Grids(_steps(_whole_units(steps.min(axis=0)), half), zero.astype(np.uint16))
+    return _Grids(grid_steps(_whole_units(steps.min(axis=0)), half), zero.astype(np.uint16))
 
 
 def _steps_to(ends: NDArray[np.floating], half: float) -> Vector:
     """Steps of grids that reach ``ends`` in ``half`` steps: (s,) float32."""
-    return _steps(_whole_units(np.asarray(ends, np.float64) / half), half)
+    return grid_steps(_whole_units(np.asarray(ends, np.float64) / half), half)
 
 
 def _whole_units(steps: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -530,8 +530,16 @@ def _whole_units(steps: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(steps < _NORMAL, np.ceil(steps / _TINY) * _TINY, steps)
 
 
-def _steps(steps: NDArray[np.float64], half: float | NDArray[np.float64]) -> Vector:
-    """Round steps to float32 > 0 whose grid, ``half`` steps to either side, is finite."""
+def grid_steps(steps: NDArray[np.float64], half: float | NDArray[np.float64]) -> Vector:
+    """Round steps to float32 > 0 whose grid, ``half`` steps to either side, is finite.
+
+    Args:
+        steps: (s,) float64.
+        half: how far the grid goes, in steps.
+
+    Returns:
+        (s,) float32.
+    """
     step = np.clip(steps, _TINY, LARGEST / np.maximum(half, 1.0)).astype(np.float32)
     with np.errstate(over="ignore"):
         overflows = np.isinf(step * np.asarray(half, np.float32))

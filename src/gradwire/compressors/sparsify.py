@@ -15,7 +15,7 @@ from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unb
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
-from gradwire.layout import check_finite
+from gradwire.layout import Layout, check_finite
 from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
 from gradwire.rng import Key
 
@@ -114,7 +114,7 @@ class topk(Sparsifier):
         """Select the largest magnitudes."""
         if self.scope == "model":
             count = self._count(update.size, update.size, num_kept)
-            return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout.cuts)]
+            return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout)]
         if self.scope == "tensor":
             pieces = [update[t.offset : t.stop] for t in state.layout.tensors if not t.buffer and t.num_elements]
             parts = [part_at(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
@@ -278,7 +278,7 @@ class threshold(Sparsifier):
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select what reaches the threshold."""
-        return [part_at(update, self._select(update, round.key), state.layout.cuts)]
+        return [part_at(update, self._select(update, round.key), state.layout)]
 
     def guarantee(self, d: int) -> Guarantee:
         """Absolute(value); under a density Contractive(n / d), n what the sample alone is sure to hold."""
@@ -327,7 +327,7 @@ def largest_of(update: Vector, k: int) -> tuple[NDArray[np.int64], Vector]:
 
 
 def listed_part(
-    length: int, chosen: NDArray[np.int64], numbers: NDArray[np.float32], cuts: tuple[int, ...] = ()
+    length: int, chosen: NDArray[np.int64], numbers: NDArray[np.float32], layout: Layout | None = None
 ) -> Part:
     """Return the part that sends these numbers.
 
@@ -335,24 +335,25 @@ def listed_part(
         length: of the vector they are of.
         chosen: (k,) int64, increasing: where they are.
         numbers: (k,) float32.
-        cuts: see ``Explicit``.
+        layout: of the vector, where it is all parameters: its tensors are hints for the index coding.
 
     Returns:
         The part; its support is every coordinate where all are chosen.
     """
-    return Part(Every(length) if chosen.size == length else Explicit(length, chosen, cuts), Floats(numbers))
+    hints = () if layout is None else (layout.cuts, layout.columns)
+    return Part(Every(length) if chosen.size == length else Explicit(length, chosen, *hints), Floats(numbers))
 
 
-def part_at(update: Vector, chosen: NDArray[np.int64], cuts: tuple[int, ...] = ()) -> Part:
+def part_at(update: Vector, chosen: NDArray[np.int64], layout: Layout | None = None) -> Part:
     """Return the part that sends some coordinates of an update.
 
     Args:
         update: (d,) float32.
         chosen: (k,) int64, increasing.
-        cuts: see ``Explicit``.
+        layout: see ``listed_part``.
 
     Returns:
         The part; its support is every coordinate where all are chosen.
     """
     numbers = update if chosen.size == update.size else ops.gather(update, chosen)
-    return listed_part(update.size, chosen, numbers, cuts)
+    return listed_part(update.size, chosen, numbers, layout)

@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array", "count_ones", "inline", "kernel", "pair", "plain", "trailing_zeros"]
+__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -68,22 +68,36 @@ def _type_count_ones(context: Any, word: Any) -> Any:
 count_ones: Any = intrinsic(_type_count_ones)
 
 
-def kernel(result: Any, *arguments: Any) -> Callable[[Callable[P, R]], Kernel[P, R]]:
+def _emit_leading_zeros(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    return builder.ctlz(args[0], cgutils.false_bit)
+
+
+def _type_leading_zeros(context: Any, word: Any) -> Any:
+    """Count the zeros above the highest one of a uint64; 64 where there is none."""
+    return numba.types.uint64(numba.types.uint64), _emit_leading_zeros
+
+
+leading_zeros: Any = intrinsic(_type_leading_zeros)
+
+
+def kernel(result: Any, *arguments: Any, counted: bool = True) -> Callable[[Callable[P, R]], Kernel[P, R]]:
     """Make a function a Numba kernel of one signature, without the global interpreter lock.
 
     Args:
         result: the Numba type of the result.
         *arguments: the Numba types of the arguments.
+        counted: count references to arrays, which a kernel that makes arrays needs; one that hands arrays to many
+            functions is twice as fast without.
 
     Returns:
         The decorator.
     """
-    return lambda function: Kernel(function, result(*arguments))
+    return lambda function: Kernel(function, result(*arguments), counted)
 
 
 def inline(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function callable from kernels; it is compiled as part of each."""
-    compiled: Callable[P, R] = numba.njit(**_OPTIONS)(function)
+    """Make a function callable from kernels, which makes no arrays; it is compiled as part of each."""
+    compiled: Callable[P, R] = numba.njit(forceinline=True, _nrt=False, **_OPTIONS)(function)
     return compiled
 
 
@@ -93,8 +107,9 @@ class Kernel(Generic[P, R]):
     Where no cache directory can be written, it is compiled once a process.
     """
 
-    def __init__(self, function: Callable[P, R], signature: Any) -> None:
+    def __init__(self, function: Callable[P, R], signature: Any, counted: bool) -> None:
         self._function = function
+        self._options = _OPTIONS | ({} if counted else {"_nrt": False})
         self._signature = signature
         self._compiled: Callable[P, R] | None = None
 
@@ -111,9 +126,9 @@ class Kernel(Generic[P, R]):
             start = time.monotonic()
             compiled: Callable[P, R]
             try:
-                compiled = numba.njit(self._signature, cache=True, **_OPTIONS)(self._function)
+                compiled = numba.njit(self._signature, cache=True, **self._options)(self._function)
             except (RuntimeError, OSError):  # numba: "cannot cache function", no place to write
-                compiled = numba.njit(self._signature, **_OPTIONS)(self._function)
+                compiled = numba.njit(self._signature, **self._options)(self._function)
             self._compiled = compiled
             if time.monotonic() - start > _SLOW_SECONDS and not _told:
                 _told = True

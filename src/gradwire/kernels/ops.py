@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
 from gradwire.journal import Journal
-from gradwire.kernels import fires_reference, models, range_reference, reference
+from gradwire.kernels import contexts_reference, fires_reference, models, range_reference, reference
 from gradwire.kernels.fires_reference import Thresholds
 
 __all__ = [
@@ -27,12 +27,15 @@ __all__ = [
     "ans_decode",
     "ans_encode",
     "bfloat16_bits",
+    "choose_levels",
     "count_symbols",
     "decode_bits",
     "decode_fires",
+    "decode_levels",
     "decode_numbers",
     "encode_bits",
     "encode_fires",
+    "encode_levels",
     "encode_numbers",
     "find",
     "find_intervals",
@@ -149,6 +152,17 @@ def bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return reference.bfloat16_bits(values)
 
 
+def choose_levels(
+    amounts: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Choose levels for numbers in steps times 256, by squared error and cost, and write them."""
+    if _compiled(amounts.size, LOOP_FROM):
+        import gradwire.kernels.contexts as contexts
+
+        return contexts.choose_levels(amounts, lengths, columns, most, price)
+    return contexts_reference.choose_levels(amounts, lengths, columns, most, price)
+
+
 def count_symbols(symbols: NDArray[np.uint16], num_symbols: int) -> NDArray[np.int64]:
     """Count how often each symbol occurs."""
     if _compiled(symbols.size, VECTOR_FROM):
@@ -189,6 +203,28 @@ def decode_fires(
 
         return fires.decode_fires(data, length, num_fires, level, which)
     return fires_reference.decode_fires(data, length, num_fires, level, which)
+
+
+def decode_levels(
+    data: NDArray[np.uint8], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
+) -> NDArray[np.int32] | None:
+    """Read levels written by ``encode_levels``."""
+    if _compiled(int(lengths.sum()), LOOP_FROM):
+        import gradwire.kernels.contexts as contexts
+
+        return contexts.decode_levels(data, lengths, columns, most)
+    return contexts_reference.decode_levels(data, lengths, columns, most)
+
+
+def encode_levels(
+    levels: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
+) -> NDArray[np.uint8]:
+    """Write levels of a grid by contexts of their rows, columns and neighbours."""
+    if _compiled(levels.size, LOOP_FROM):
+        import gradwire.kernels.contexts as contexts
+
+        return contexts.encode_levels(levels, lengths, columns, most)
+    return contexts_reference.encode_levels(levels, lengths, columns, most)
 
 
 def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from gradwire.errors import (
 )
 from gradwire.kernels import threads
 from gradwire.payload import Dithered, Floats, Known, Part, Payload
-from gradwire.wire import index, values
+from gradwire.wire import contexts, index, values
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
@@ -35,7 +35,7 @@ __all__ = ["decode", "encode", "inspect"]
 MAGIC = b"GW"
 VERSION = 1
 DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED = 1, 2, 4, 8, 16
-LOOKED_AT = 512  # coordinates of dithered supports that a byte pays for, times ``Limits.max_expansion``
+THRESHOLDS = 16  # thresholds that are looked at in the time of one coordinate: see ``Limits.max_skipping``
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def encode(payload: Payload) -> bytes:
             out.append(codec)
             out += data
         coded += part.values.num_coded
-    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
+    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (THRESHOLDS * Limits.max_skipping)))
     missing = needed - len(out)
     if missing > 0:
         out[3] |= PADDED
@@ -104,7 +104,24 @@ def encode(payload: Payload) -> bytes:
 
 
 def _sections(part: Part, coder: str) -> list[tuple[int, bytes]]:
-    """Codec and bytes of a part's support and, where it has any, of its values: side by side where they are many."""
+    """Codec and bytes of a part's support and, where it has any, of its values.
+
+    Side by side where they are many; in one stream with contexts where that was asked for and takes fewer bytes.
+    """
+    if coder != "context":
+        return _apart(part, coder)
+    together = contexts.encode_part(part)
+    if together is not None and _size(together) < contexts.least_apart(part):
+        return together
+    apart = _apart(part, "auto")
+    return apart if together is None or _size(apart) <= _size(together) else together
+
+
+def _size(sections: list[tuple[int, bytes]]) -> int:
+    return sum(1 + len(data) for _, data in sections)
+
+
+def _apart(part: Part, coder: str) -> list[tuple[int, bytes]]:
     tasks = [partial(index.encode_support, part.support)]
     if part.support.num_kept:
         tasks.append(partial(values.encode_values, part.values, coder))
@@ -266,7 +283,9 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
         raise Malformed(f"parts must cover {d} coordinates, got {covered}")
     if reference_digest is None and any(isinstance(part.support, Known) for part in parts):
         raise Malformed("a known support needs a reference hash")
-    payload = Payload(d, tuple(parts), round_index, sequence, layout_digest, reference_digest, sum_weights, packet)
+    named = (layout_digest, reference_digest, sum_weights, packet)
+    coder = "context" if any(size.support_name == index.NAMES[index.CONTEXT] for size in sizes) else "auto"
+    payload = Payload(d, tuple(parts), round_index, sequence, *named, coder)
     return payload, sizes, flags
 
 
@@ -274,10 +293,12 @@ def _read_part(
     reader: Reader, start: int, length: int, covered: int, round_index: int, limits: Limits
 ) -> tuple[Part, _Sizes]:
     codec = reader.byte("support codec")
-    if codec == index.DITHERED and covered > LOOKED_AT * limits.max_expansion * reader.size:
-        raise LimitExceeded(
-            f"{covered} thresholds out of {reader.size} bytes: at most {LOOKED_AT * limits.max_expansion} a byte"
-        )
+    if codec == index.DITHERED and covered > (most := THRESHOLDS * limits.max_skipping) * reader.size:
+        raise LimitExceeded(f"{covered} thresholds out of {reader.size} bytes: at most {most} a byte allowed")
+    if codec == index.CONTEXT:
+        part, middle, codec = contexts.decode_part(length, reader, limits)
+        names = index.NAMES[index.CONTEXT], values.name_of(codec)
+        return part, _Sizes(*names, middle - start, reader.position - middle)
     support = index.decode_support(codec, length, round_index, reader, limits)
     middle = reader.position
     support_name = index.NAMES[codec]

@@ -23,9 +23,9 @@ from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 from gradwire.wire.segments import choose_segments
 
-__all__ = ["NAMES", "decode_support", "encode_support"]
+__all__ = ["CONTEXT", "NAMES", "decode_support", "encode_support"]
 
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED = range(11)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT = range(12)
 NAMES = {
     NONE: "none",
     EVERY: "every",
@@ -38,6 +38,7 @@ NAMES = {
     SEGMENTS: "segments",
     CYCLIC: "cyclic",
     DITHERED: "dithered",
+    CONTEXT: "context",
 }
 _MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
 _RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
@@ -262,7 +263,7 @@ def decode_support(codec: int, length: int, round: int, reader: Reader, limits: 
     if codec == KNOWN:
         count = reader.varint("number of known indices", below=length + 1)
         inner = reader.byte("codec of extra indices")
-        if inner in (EVERY, SEEDED, KNOWN, CYCLIC, DITHERED):
+        if inner in (EVERY, SEEDED, KNOWN, CYCLIC, DITHERED, CONTEXT):
             raise Malformed(f"extra indices cannot be coded as {NAMES[inner]}")
         extra = _decode_explicit(inner, length, reader, limits)
         return Known(length, count, extra.chosen)

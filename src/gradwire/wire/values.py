@@ -32,7 +32,7 @@ from gradwire.wire.entropy import CODERS, PACKED, decode_symbols, encode_symbols
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
-__all__ = ["decode_values", "encode_values", "name_of"]
+__all__ = ["decode_values", "encode_values", "name_of", "read_levels", "read_scale"]
 
 FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED, MULTIPLES = range(9)
 _KINDS = {
@@ -47,6 +47,7 @@ _KINDS = {
     MULTIPLES: "multiples",
 }
 _FLOAT_KINDS = {_KINDS[number]: number for number in (FLOAT32, FLOAT16, BFLOAT16)}
+CONTEXT = 4  # a coder of a support and its symbols together: contexts.py
 _CODER_NAMES = {number: name for name, number in CODERS.items()}
 _DTYPES: dict[int, np.dtype[Any]] = {FLOAT32: np.dtype("<u4"), FLOAT16: np.dtype("<u2"), BFLOAT16: np.dtype("<u2")}
 _MANTISSA_BITS = {FLOAT32: 23, FLOAT16: 10, BFLOAT16: 7}
@@ -56,7 +57,7 @@ _EXPONENT_BITS = {FLOAT32: 8, FLOAT16: 5, BFLOAT16: 8}
 def name_of(codec: int) -> str:
     """Name a value codec for people, such as ``float32`` or ``centred+ans``."""
     kind, coder = codec & 15, codec >> 4
-    return _KINDS[kind] + (f"+{_CODER_NAMES[coder]}" if coder != PACKED else "")
+    return _KINDS[kind] + (f"+{(_CODER_NAMES | {CONTEXT: 'context'})[coder]}" if coder != PACKED else "")
 
 
 def encode_values(values: Values, coder: str) -> tuple[int, bytes]:
@@ -214,10 +215,32 @@ def _decode_factors(coder: int, support: Support, reader: Reader, limits: Limits
 # symbols on a grid or in a table
 
 
-def _decode_grid(kind: int, coder: int, support: Support, reader: Reader, limits: Limits) -> Symbols:
+def _read_num_symbols(reader: Reader) -> int:
     num_symbols = reader.varint("number of symbols", below=2**16 + 1)
     if num_symbols < 2:
         raise Malformed(f"number of symbols must be 2 or more, got {num_symbols}")
+    return num_symbols
+
+
+def read_scale(reader: Reader) -> tuple[int, NDArray[np.float32]]:
+    """Read the number of symbols of a centred grid, and its one scale."""
+    num_symbols = _read_num_symbols(reader)
+    scales = np.frombuffer(reader.take(4, "scale"), "<f4").astype(np.float32)
+    _check_scales(scales, np.float32((num_symbols - 1) / 2), num_symbols)
+    return num_symbols, scales
+
+
+def _check_scales(
+    scales: NDArray[np.float32], zeros: np.float32 | NDArray[np.float32], num_symbols: int
+) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = scales * np.maximum(zeros, np.float32(num_symbols - 1) - zeros)
+    if not (np.isfinite(largest).all() and (scales > 0).all()):
+        raise Malformed("scales must be positive and finite over the whole grid")
+
+
+def _decode_grid(kind: int, coder: int, support: Support, reader: Reader, limits: Limits) -> Symbols:
+    num_symbols = _read_num_symbols(reader)
     block = reader.varint("scale block", below=2**48)
     num_scales = 1
     if block and isinstance(support, Known):
@@ -228,26 +251,29 @@ def _decode_grid(kind: int, coder: int, support: Support, reader: Reader, limits
     scales = np.frombuffer(reader.take(4 * num_scales, "scales"), "<f4").astype(np.float32)
     zero_points = decode_symbols(PACKED, num_scales, num_symbols, reader, limits) if kind == AFFINE else None
     zeros = np.float32((num_symbols - 1) / 2) if zero_points is None else zero_points.astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        largest = scales * np.maximum(zeros, np.float32(num_symbols - 1) - zeros)
-    if not (np.isfinite(largest).all() and (scales > 0).all()):
-        raise Malformed("scales must be positive and finite over the whole grid")
+    _check_scales(scales, zeros, num_symbols)
     symbols = decode_symbols(coder, support.num_kept, num_symbols, reader, limits)
     if int(symbols.max()) >= num_symbols:
         raise Malformed(f"symbols must be below {num_symbols}, got {int(symbols.max())}")
     return Symbols(symbols, num_symbols, scales, block, zero_points)
 
 
-def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits) -> Levels:
+def read_levels(reader: Reader) -> NDArray[np.float32]:
+    """Read a table of magnitudes."""
     num_levels = reader.varint("number of levels", below=2**15 + 1)
     if num_levels == 0:
         raise Malformed("number of levels must be 1 or more, got 0")
     levels = np.frombuffer(reader.take(4 * num_levels, "levels"), "<f4").astype(np.float32)
     if not (np.isfinite(levels).all() and (levels >= 0).all()):
         raise Malformed("levels must be finite and 0 or more")
-    symbols = decode_symbols(coder, support.num_kept, 2 * num_levels, reader, limits)
-    if int(symbols.max()) >= 2 * num_levels:
-        raise Malformed(f"symbols must be below {2 * num_levels}, got {int(symbols.max())}")
+    return levels
+
+
+def _decode_levels(coder: int, support: Support, reader: Reader, limits: Limits) -> Levels:
+    levels = read_levels(reader)
+    symbols = decode_symbols(coder, support.num_kept, 2 * levels.size, reader, limits)
+    if int(symbols.max()) >= 2 * levels.size:
+        raise Malformed(f"symbols must be below {2 * levels.size}, got {int(symbols.max())}")
     return Levels(symbols, levels)
 
 

@@ -129,7 +129,7 @@ class adaptopk(_Adaptive):
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Select the largest magnitudes, as many as the round's turn is."""
         count = self._count(round.index, update.size, self._total(round)) if num_kept is None else num_kept
-        return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout.cuts)]
+        return [listed_part(update.size, *(round.largest or largest_of(update, count)), state.layout)]
 
     def num_largest(self, state: State, round: Round) -> int | None:
         """Tell how many the round's turn is."""
@@ -200,7 +200,7 @@ class adaptopk_online(_Adaptive):
         """Select the largest magnitudes, as many as the round deserves."""
         k, g = self._amounts(update.size)
         count = k + g * self._turn(update, state, round) if num_kept is None else num_kept
-        return [part_at(update, ops.topk(update, count), state.layout.cuts)]
+        return [part_at(update, ops.topk(update, count), state.layout)]
 
     def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
         """Count the round's turn and its norm."""

@@ -165,7 +165,7 @@ class regtopk(Sparsifier):
         if self.exponent != 1:
             scores = np.abs(update) ** np.float32(self.exponent)
             scores[sent] *= self._factors(ops.gather(update, sent), slice(None), state, round)
-            return [part_at(update, ops.topk(scores, count), state.layout.cuts)]
+            return [part_at(update, ops.topk(scores, count), state.layout)]
         # no factor is above 1: of the count + sent.size largest, count or more were not sent and keep their scores
         largest, numbers = round.largest or largest_of(update, min(d, count + sent.size))
         places = ops.find(largest, sent)
@@ -174,7 +174,7 @@ class regtopk(Sparsifier):
         scores = np.abs(numbers)
         scores[places] *= self._factors(numbers[places], inside, state, round)
         chosen = ops.topk(scores, min(count, scores.size))
-        return [listed_part(d, largest[chosen], numbers[chosen], state.layout.cuts)]
+        return [listed_part(d, largest[chosen], numbers[chosen], state.layout)]
 
     def remember(self, update: Vector, payload: Payload, state: State, round: Round) -> State:
         """Keep what was sent, as it arrives."""

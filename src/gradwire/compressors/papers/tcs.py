@@ -88,7 +88,7 @@ class tcs(Sparsifier):
         num_global, num_local = self._counts(update.size, num_kept)
         if round.reference is None:
             first = num_global if num_kept is None else num_kept
-            return [listed_part(update.size, *(round.largest or largest_of(update, first)), state.layout.cuts)]
+            return [listed_part(update.size, *(round.largest or largest_of(update, first)), state.layout)]
         known = as_reference(round.reference).largest(0, update.size, num_global)  # line 5
         if num_kept is not None:
             num_local = num_kept - known.size  # a budget is used up where the reference has too few entries
