@@ -15,6 +15,7 @@ from gradwire.compressors.compressor import Compressor, Round, State, accumulate
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.momentum import momentum
 from gradwire.compressors.natural import natural
 from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
@@ -114,6 +115,7 @@ __all__ = [
     "huffman",
     "inspect",
     "load_state",
+    "momentum",
     "momentum_correction",
     "natural",
     "parse",
