@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import accuracy, budget, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import accuracy, budget, federated, methods, mnist, papers, pareto, results, speed, wire
 from gradwire.reproduce.run import PAPERS
 
 
@@ -39,6 +39,7 @@ DOCUMENTS = (
     Document(("budget",), budget.document),
     Document(("federated",), federated.document),
     Document(("methods",), methods.document),
+    Document(("pareto",), pareto.document),
     Document(("speed",), speed.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )

