@@ -1,4 +1,4 @@
-"""The comparison of accuracy and bytes: what it reads off curves, what it runs next, and what it tells of half of it."""
+"""Accuracy against bytes: what is read off curves, what is run next, and what is told of half of it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,11 @@ def test_every_method_is_one_and_tuned_over_the_same_settings():
 
 
 def test_a_family_is_tuned_at_its_first_level_before_any_at_its_second():
-    rows = (Family("a", ("qsgd(1)", "qsgd(2)", "qsgd(4)")), Family("b", ("ternary()",)), Family("c", ("topk(0.1)", "topk(0.2)"), "ef"))
+    rows = (
+        Family("a", ("qsgd(1)", "qsgd(2)", "qsgd(4)")),
+        Family("b", ("ternary()",)),
+        Family("c", ("topk(0.1)", "topk(0.2)"), "ef"),
+    )
     assert [e.level for e in entries(rows)] == ["qsgd(1)", "ternary()", "topk(0.1)", "qsgd(2)", "topk(0.2)", "qsgd(4)"]
 
 
@@ -120,12 +124,12 @@ def test_a_family_is_tuned_at_its_first_level_before_any_at_its_second():
 
 def fake(job: Job) -> plan.Run:
     """A run as its line of the result file: larger steps and less momentum are better, long runs more so."""
-    accuracy = 0.9 + 0.01 * job.setting.step - 0.02 * job.setting.mu + 1e-4 * job.seed + 1e-4 * job.stop
-    size = 1000 * (1 + list(e.level for e in entries()).index(job.level))
+    accuracy = 0.9 + 0.01 * job.setting.step - 0.019 * job.setting.mu + 1e-4 * job.seed + 1e-4 * job.stop
+    size = 1000 * (1 + [e.level for e in entries()].index(job.level))
     run = {
         **job._asdict(), "spec": job.level, "algorithm": job.setting.algorithm, "accuracy": accuracy,
-        "accuracies": [accuracy], "uplink_bytes": size, "downlink_bytes": 7 * size, "other_bytes": 5, "rounds_done": job.stop,
-        "num_sent": 100, "num_parameters": 1000, "local_steps": 5, "seconds": 36.0,
+        "accuracies": [accuracy], "uplink_bytes": size, "downlink_bytes": 7 * size, "other_bytes": 5,
+        "rounds_done": job.stop, "num_sent": 100, "num_parameters": 1000, "local_steps": 5, "seconds": 36.0,
     }  # fmt: skip
     return json.loads(json.dumps(run))
 
@@ -223,20 +227,18 @@ def test_a_line_that_was_cut_off_is_not_there(empty):
 def test_the_page_is_honest_about_what_is_not_there(most):
     pytest.importorskip("matplotlib")
     found = run_out(SETUPS, ENTRIES, most)
-    text = page.document({"machine": results.load("pareto")["machine"], "runs": list(found.values())})["docs/pareto.md#pareto"]
+    text = page.document({"machine": results.machine(), "runs": list(found.values())})["docs/pareto.md#pareto"]
     planned = sum(plan.num_runs(found, s, e)[1] for s in SETUPS for e in entries())
     assert text.startswith(f"So far {len(found):,} of {planned:,} runs, in {len(found) / 100:.1f} hours")
     shown = [line for line in text.splitlines() if line.startswith("| `topk(0.01)") and "± " in line]
-    through = sum(
-        all(job in found for job in jobs) for s in SETUPS if (jobs := report(found, s, ENTRIES[1]))
-    )
+    through = sum(all(job in found for job in jobs) for s in SETUPS if (jobs := report(found, s, ENTRIES[1])))
     assert len(shown) == through
     assert ("there are no targets" in text) <= (most < 10**6)
     assert ("Uplink a method needs" in text) == (most >= 75)
 
 
 def test_a_run_trains_and_is_judged_on_what_it_says(monkeypatch):
-    """On digits, for a few rounds: the bytes are the simulator's, and the validation split is none of the training's."""
+    """On digits, for a few rounds: the validation split is none of what is trained on."""
     pytest.importorskip("sklearn")
     from benchmarks.pareto import runs
 

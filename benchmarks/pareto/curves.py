@@ -96,7 +96,7 @@ def bytes_for(points: Sequence[Point], reference: NDArray[np.float64], less: flo
         less: how much lower it may be.
 
     Returns:
-        The bytes, and the interval that holds 90 % of all resamples of the seeds, the same ones of method and reference.
+        The bytes, and the interval that holds 90 % of all resamples of the seeds, the same of method and reference.
     """
     sizes, accuracies = (np.array([getattr(p, name) for p in points]) for name in ("num_bytes", "accuracy"))
     target = float(reference.mean()) - less

@@ -1,4 +1,4 @@
-"""Who is compared: families of methods, each from few bytes to many, and the settings that all of them are tuned over."""
+"""Who is compared: families of methods, each from few bytes to many, and the settings that all are tuned over."""
 
 from __future__ import annotations
 

@@ -96,13 +96,13 @@ def _tuning_text() -> str:
         for kind, mu, gain in MOMENTA
     )
     return (
-        f"Every method is tuned over the same settings: server steps {', '.join(f'{s:g}' for s in STEPS)}, each with every "
-        f"momentum of: {momenta} (correction only in the place of `ef`). On {TUNED.title} all of them run for a quarter "
-        f"of the rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among these, to the "
-        f"end; the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that were best there. "
-        "All of that is judged on every tenth training example, which is not trained on; the figures below are of the "
-        f"test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after training on all examples. "
-        "The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
+        f"Every method is tuned over the same settings: server steps {', '.join(f'{s:g}' for s in STEPS)}, each with "
+        f"every momentum of: {momenta} (correction only in the place of `ef`). On {TUNED.title} all of them run for a "
+        f"quarter of the rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among "
+        f"these, to the end; the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that "
+        "were best there. All of that is judged on every tenth training example, which is not trained on; the figures "
+        f"below are of the test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after "
+        "training on all examples. The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
     )
 
 
@@ -150,11 +150,15 @@ def _targets(rows: Sequence[Judged]) -> list[str]:
     tuned = next((accuracy for setting, accuracy in reversed(of_dense.items())), None)
     if tuned is None or PLAIN not in of_dense:
         return ["Dense is not through yet: there are no targets."]
-    targets = [(f"best dense - {100 * less:g}", tuned, less) for less in _LESS] + [("plain dense", of_dense[PLAIN], 0.0)]
+    targets = [(f"best dense - {100 * less:g}", tuned, less) for less in _LESS] + [
+        ("plain dense", of_dense[PLAIN], 0.0)
+    ]
     families: dict[str, list[Point]] = {}
     for row in rows:
         if row.entry != DENSE:
             families.setdefault(row.entry.family, []).append(row.point)
+    if not families:
+        return []
     lines = [
         [family, *(_needed(bytes_for(points, reference, less)) for _, reference, less in targets)]
         for family, points in families.items()

@@ -10,7 +10,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import gradwire as gw
 from benchmarks.pareto.methods import Entry, entries
@@ -57,9 +56,7 @@ def run_all(
                 finished(future.result())
 
 
-def _next(
-    found: dict[Job, Run], setups: Sequence[Setup], methods: Sequence[Entry], at_work: set[Job]
-) -> Iterator[Job]:
+def _next(found: dict[Job, Run], setups: Sequence[Setup], methods: Sequence[Entry], at_work: set[Job]) -> Iterator[Job]:
     """What can be begun now, in order."""
     for setup in setups:
         for entry in methods:
@@ -100,7 +97,9 @@ def run(job: Job, data_dir: str | None = None) -> Run:
             left = job.stop - 1 - metrics.round
             if left in _BEFORE_END:
                 last = metrics.accuracy is not None
-                accuracies.append(metrics.accuracy if last else simulation.federation.trainer.evaluate(simulation.model))
+                accuracies.append(
+                    metrics.accuracy if last else simulation.federation.trainer.evaluate(simulation.model)
+                )
             if left == 0:
                 break
     except GradwireError as error:

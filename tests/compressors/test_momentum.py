@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import test_conformance
+import test_feedback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
-import test_conformance
-import test_feedback
 import test_laws
 from gradwire.compressors.feedback import has_feedback, has_momentum
 from gradwire.federated.algorithms.controls import Controls
