@@ -126,7 +126,7 @@ def _quicken(simulation: Simulation) -> None:
 
     model = simulation.federation.trainer.model
     if any(isinstance(module, torch.nn.MaxPool2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=1)
