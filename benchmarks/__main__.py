@@ -1,4 +1,4 @@
-"""Run the benchmarks: python -m benchmarks [NAME ...] [--only PART] [--data-dir DIR] [--document]."""
+"""Run the benchmarks: python -m benchmarks [NAME ...] [--only PART] [--workers N] [--data-dir DIR] [--document]."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import accuracy, budget, documents, federated, methods, mnist, nnc, papers, results, speed, wire
+from benchmarks import (
+    accuracy,
+    budget,
+    documents,
+    federated,
+    methods,
+    mnist,
+    nnc,
+    papers,
+    pareto,
+    results,
+    speed,
+    wire,
+)
 from benchmarks.results import Found
 from gradwire.reproduce.run import PAPERS
 
@@ -22,14 +35,17 @@ class Benchmark:
     """Something to measure.
 
     Attributes:
-        measure: (folder of the data files, which parts) -> their figures, or None where data is missing.
+        measure: (folder of the data files, which parts) -> their figures, or None where data is missing; and
+            ``workers``, how many processes, where it goes on by itself.
         parts: what ``--only`` can name; none where all is measured at once.
         merge: (the whole as it was, some parts measured anew) -> the whole.
+        goes_on: whether it writes each run to its result file itself, and goes on from what is there.
     """
 
-    measure: Callable[[str | None, Sequence[str]], Found | None]
+    measure: Callable[..., Found | None]
     parts: tuple[str, ...] = ()
     merge: Callable[[Found, Found], Found] = _replace
+    goes_on: bool = False
 
 
 BENCHMARKS = {
@@ -39,6 +55,7 @@ BENCHMARKS = {
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
+    "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True),
     "speed": Benchmark(speed.measure),
     "wire": Benchmark(wire.measure, wire.PARTS),
     **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},
@@ -48,8 +65,9 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {known} (all without)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto without)")
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes, of what goes on where it was stopped")
     parser.add_argument("--data-dir", default=os.environ.get("GRADWIRE_DATA"), help="folder of the data files")
     parser.add_argument("--document", action="store_true", help="only write the documents again from the results")
     options = parser.parse_args(arguments)
@@ -57,14 +75,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}; known: {known}")
     if options.only and len(options.names) != 1:
         parser.error("--only takes parts of one benchmark: name it")
+    going_on = [name for name, benchmark in BENCHMARKS.items() if benchmark.goes_on]
+    if options.workers is not None and (options.workers < 1 or not set(options.names) <= set(going_on)):
+        parser.error(f"--workers is 1 or more, of {', '.join(going_on)} alone")
     if options.document:
         documents.write_all(set(options.names) or None)
         return
-    for name in options.names or BENCHMARKS:
+    for name in options.names or (name for name in BENCHMARKS if name not in going_on):
         benchmark = BENCHMARKS[name]
         if unknown := set(options.only) - set(benchmark.parts):
             parts = ", ".join(benchmark.parts) or "none, it is measured at once"
             parser.error(f"{name} has no part {', '.join(sorted(unknown))}; known: {parts}")
+        if benchmark.goes_on:
+            benchmark.measure(options.data_dir, options.only or benchmark.parts, options.workers or 1)
+            documents.write_all({name})
+            continue
         found = benchmark.measure(options.data_dir, options.only or benchmark.parts)
         if found is None:
             continue

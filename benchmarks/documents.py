@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import accuracy, budget, federated, methods, mnist, nnc, papers, results, speed, wire
+from benchmarks import (
+    accuracy,
+    budget,
+    federated,
+    methods,
+    mnist,
+    nnc,
+    papers,
+    pareto,
+    results,
+    speed,
+    wire,
+)
 from gradwire.reproduce.run import PAPERS
 
 
@@ -40,6 +52,7 @@ DOCUMENTS = (
     Document(("federated",), federated.document),
     Document(("methods",), methods.document),
     Document(("nnc",), nnc.document),
+    Document(("pareto",), pareto.document),
     Document(("speed",), speed.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )

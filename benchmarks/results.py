@@ -1,8 +1,12 @@
-"""Result files: benchmarks/results/NAME.json, each with the machine that its figures were measured on."""
+"""Result files: benchmarks/results/NAME.json, each with the machine that its figures were measured on.
+
+What takes hours is NAME.jsonl, a line a run, appended when the run is done: a process may be killed at any moment.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,13 +34,31 @@ def save(name: str, found: Found, parts: Sequence[str] = ()) -> None:
 
 def load(name: str) -> Found:
     """Read a result."""
+    if (lines := _lines(name)).is_file():
+        rows = [json.loads(line) for line in lines.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        machines = [row["machine"] for row in rows if "machine" in row]
+        return {"machine": machines[0], "runs": [row for row in rows if "machine" not in row]}
     loaded: Found = json.loads(_path(name).read_text())
     return loaded
 
 
+def append(name: str, run: dict[str, Any]) -> None:
+    """Add a run to a result of lines; the end of one that was cut off goes."""
+    path = _lines(name)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+        rows = [{"machine": machine()}, run] if b"\n" not in whole else [run]
+        file.write(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def is_there(name: str) -> bool:
     """Whether it was ever measured."""
-    return _path(name).is_file()
+    return _path(name).is_file() or _lines(name).is_file()
 
 
 def text_of(found: Found) -> str:
@@ -59,3 +81,7 @@ def _machine(m: dict[str, Any]) -> str:
 
 def _path(name: str) -> Path:
     return ROOT / "benchmarks" / "results" / f"{name}.json"
+
+
+def _lines(name: str) -> Path:
+    return _path(name).with_suffix(".jsonl")

@@ -107,6 +107,7 @@ HOLDERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     **{
         f"client {spec}": (lambda spec=spec: run_client(spec), lambda spec=spec: client_of(spec))
         for spec in ("ef(topk(0.2) | uniform(4))", "ef21(topk(0.2))", "momentum_correction(topk(0.2))", "dense()",
+                     "momentum(ef(topk(0.2)), 0.8)",
                      "ef(tcs(0.2, 0.1))", "ef(powersgd(1))", "regtopk(0.2)", "ef(adaptopk(0.2, rounds=9))")
     },
     "server": (lambda: run_server("ef(topk(0.2))"), lambda: server_of("ef(topk(0.2))")),

@@ -17,6 +17,7 @@ from gradwire.compressors.distortion import rd
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.lowrank import powersgd
+from gradwire.compressors.momentum import momentum
 from gradwire.compressors.natural import natural
 from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
@@ -118,6 +119,7 @@ __all__ = [
     "huffman",
     "inspect",
     "load_state",
+    "momentum",
     "momentum_correction",
     "natural",
     "parse",

@@ -19,6 +19,7 @@ NEEDING = [
     "ef(warmup(regtopk(0.1), 3))",
     "ef(warmup(topk(0.1), 3, first=regtopk(0.5)))",
     "momentum_correction(regtopk(0.1))",
+    "momentum(regtopk(0.1), 0.8)",
 ]
 NOT_NEEDING = ["dense()", "topk(0.1)", "ef(tcs(0.1, 0.1))", "ef21(topk(0.1))", "ef(warmup(cyclic(0.1), 2))"]
 LOSSY = ["topk(0.5)", "fp16()", "ef(topk(0.5))", "uniform(8)", "ef(warmup(topk(0.1), 5))", "dense() | fp16()"]

@@ -30,6 +30,8 @@ SPECS = [
     "ef(powersgd(1))",
     "ef21(topk(0.05))",
     "momentum_correction(topk(0.05))",
+    "momentum(qsgd(4), 0.8)",
+    "momentum(ef(topk(0.05)), 0.8)",
     "ef(adaptopk_online(0.05, rounds=10))",
     "ef(topk(0.05, num_bytes=200))",
 ]

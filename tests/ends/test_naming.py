@@ -16,7 +16,8 @@ LAYOUT = gw.Layout.from_arrays({"enc.weight": np.ones((10, 10)), "attn.mask": np
 PLACES = [(37, r"index 37, in tensor 'enc.weight' at \[3, 7\]"), (101, r"index 101, in tensor 'attn.mask' at \[1\]"),
           (104, r"index 104, in tensor 'bn.running_var' at \[1\]")]  # fmt: skip
 SPECS = ["topk(0.1)", "dense()", "ef(topk(0.1))", "ef(topk(0.1) | fractional(16))", "ef(sign())", "ef21(topk(0.1))",
-         "momentum_correction(topk(0.1))", "powersgd(1)", "ef(powersgd(1))", "by_tensor(topk(0.1))",
+         "momentum_correction(topk(0.1))", "momentum(topk(0.1), 0.8)", "powersgd(1)", "ef(powersgd(1))",
+         "by_tensor(topk(0.1))",
          "warmup(ef(topk(0.1)), 2)", "ef(tcs(0.1, 0.1))", "randk(0.5, unbiased=True)"]  # fmt: skip
 
 

@@ -30,16 +30,23 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Every, Payload
 
-__all__ = ["ef", "ef21", "has_feedback", "momentum_correction"]
+__all__ = ["ef", "ef21", "has_feedback", "has_momentum", "momentum_correction"]
 
-_FEEDBACK = {"residual", "mirror", "momentum"}
 _SMALL = 1024  # numbers for which a compressor must promise enough before it is known what model it is for
 
 
 def has_feedback(compressor: Compressor) -> bool:
-    """Tell whether a compressor, or one inside it, keeps a residual, a mirror or a momentum."""
-    names = compressor.init(Layout.flat(1)).memory
-    return any(name.rpartition(".")[2] in _FEEDBACK for name in names)
+    """Tell whether a compressor, or one inside it, keeps a residual or a mirror: what is not sent is sent later."""
+    return _remembers(compressor, "residual", "mirror")
+
+
+def has_momentum(compressor: Compressor) -> bool:
+    """Tell whether a compressor, or one inside it, keeps a momentum: what is sent is of earlier updates too."""
+    return _remembers(compressor, "momentum")
+
+
+def _remembers(compressor: Compressor, *what: str) -> bool:
+    return any(name.rpartition(".")[2] in what for name in compressor.init(Layout.flat(1)).memory)
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,6 +84,11 @@ class _Feedback(Compressor):
             raise ConfigError(f"{name} wraps a compressor, got {self.compressor!r}")
         if has_feedback(self.compressor):
             raise ConfigError(f"{name} cannot wrap {self.compressor}: one residual is enough")
+        if has_momentum(self.compressor):
+            raise ConfigError(
+                f"{name} cannot wrap {self.compressor}: it would take what momentum adds for an error, and take it "
+                "back; put momentum outside, as in momentum(ef(topk(0.01)), 0.8)"
+            )
         self._check_promise(_SMALL)
 
     def _check_promise(self, d: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
-from gradwire.compressors.feedback import has_feedback
+from gradwire.compressors.feedback import has_feedback, has_momentum
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contraction
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
 from gradwire.compressors.references import Reference
@@ -73,11 +73,11 @@ class warmup(Compressor):
     Args:
         compressor: what compresses after the warm-up.
         rounds: how many rounds the warm-up takes, 0 or more.
-        first: what compresses until then; without feedback of its own, which would be left behind at the end.
+        first: what compresses until then; without feedback or momentum of its own, left behind at the end.
 
     Raises:
         ConfigError: on ``ef21`` as either, whose server knows no other payloads (``ef21(warmup(...))`` works);
-            feedback in ``first``; rounds below 0.
+            feedback or momentum in ``first``; rounds below 0.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -111,6 +111,11 @@ class warmup(Compressor):
             raise ConfigError(
                 f"warmup's first must have no feedback of its own, which would be left behind when the warm-up ends, "
                 f"got {self.first}; write ef(warmup(...))"
+            )
+        if has_momentum(self.first):
+            raise ConfigError(
+                f"warmup's first must have no momentum of its own, which would be left behind when the warm-up ends, "
+                f"got {self.first}; write momentum(warmup(...), ...)"
             )
 
     @property
@@ -343,7 +348,7 @@ class by_tensor(Compressor):
 
 
 def _is_wrapper(inner: object) -> bool:
-    return isinstance(inner, Compressor) and has_feedback(inner)
+    return isinstance(inner, Compressor) and (has_feedback(inner) or has_momentum(inner))
 
 
 def _stages(compressor: Compressor) -> tuple[Stage, ...]:

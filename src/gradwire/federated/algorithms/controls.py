@@ -8,7 +8,7 @@ import numpy as np
 
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Vector, decompress
-from gradwire.compressors.feedback import has_feedback
+from gradwire.compressors.feedback import has_feedback, has_momentum
 from gradwire.ends.client import Client
 from gradwire.ends.server import Server
 from gradwire.errors import ConfigError
@@ -45,6 +45,8 @@ class Controls:
     ) -> None:
         if compressor.mirrored:
             raise ConfigError(f"control variates cannot travel as steps of a mirror, got {compressor}: set control")
+        if has_momentum(compressor):
+            raise ConfigError(f"control variates cannot travel with momentum, got {compressor}: set control")
         self._compressor = compressor
         self._layout = layout
         self._seed = int(Key(seed, purpose="controls").words(1)[0])

@@ -151,7 +151,7 @@ def _cnn(task: Task) -> nn.Module:
         stages.append(nn.Conv2d(before, after, 3, padding=1))
         if channels > 1:
             stages.append(nn.GroupNorm(8, after))
-        stages += [nn.ReLU(), nn.MaxPool2d(2)]
+        stages += [nn.MaxPool2d(2), nn.ReLU()]  # the largest first: the same bits, and a quarter of them to cut
         before = after
     num_features = before * (height >> len(widths)) * (width >> len(widths))
     if not num_features:
