@@ -8,7 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import accuracy, budget, documents, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import (
+    accuracy,
+    budget,
+    documents,
+    federated,
+    flower_simulation,
+    methods,
+    mnist,
+    papers,
+    results,
+    speed,
+    wire,
+)
 from benchmarks.results import Found
 from gradwire.reproduce.run import PAPERS
 
@@ -36,6 +48,7 @@ BENCHMARKS = {
     "accuracy": Benchmark(accuracy.measure, accuracy.PARTS),
     "budget": Benchmark(budget.measure, budget.PARTS, budget.merge),
     "federated": Benchmark(federated.measure, federated.PARTS),
+    "flower-simulation": Benchmark(flower_simulation.measure),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "speed": Benchmark(speed.measure),
