@@ -60,6 +60,8 @@ class FakeGrid(Grid):
     message, and the reply is late; ``"dead"``: Flower says that the node is gone.
     """
 
+    run_id = 1
+
     def __init__(
         self,
         fate: Callable[[Message], str] = lambda message: "ok",
@@ -87,7 +89,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return SimpleNamespace(run_id=1)
+        return SimpleNamespace(run_id=self.run_id)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from apps import Books, answer_of, audit, counting, flat, initial, logged, make_app, trained
+from apps import Books, answer_of, audit, counting, flat, initial, logged, make_app, member_of, trained
 from fake_grid import Clock, FakeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -26,7 +26,9 @@ import gradwire.flower.asynchronous
 import gradwire.flower.post
 from gradwire.federated.algorithms import fedbuff
 from gradwire.flower import AsynchronousStrategy, CompressedStrategy, CompressionMod
+from gradwire.flower.carrier import NAME, make_carrier
 from gradwire.flower.conversation import Conversation
+from gradwire.flower.header import Answer
 from gradwire.flower.model import Model
 
 SPEC = "ef(topk(0.05))"
@@ -322,6 +324,33 @@ def test_who_cannot_follow_gets_the_model_at_once(tmp_path, clock):
     of_first = [told(m) for m in grid.pushed[before:] if m.metadata.dst_node_id == next(iter(grid.nodes))]
     assert [t.full for t in of_first[:2]] == [False, True]
     assert strategy.rounds_done == 6
+
+
+def test_a_late_payload_is_not_counted_once_its_client_was_told_so(tmp_path, clock):
+    """It comes in the same look as a call for the model, whose answer tells the client to take it back."""
+    books, calls = Books(), Counter()
+    app = make_app(CompressionMod(state_dir=tmp_path), books=books)
+
+    def calling(message, context):
+        client = context.node_config["partition-id"]
+        calls[client] += 1
+        if (client, calls[client]) != (0, 2):
+            return app(message, context)
+        member = member_of(tmp_path, "run-1", 0)
+        answer = Answer(told(message).birth, 0, member.incarnation, member.version, resync=True)
+        content = RecordDict({"arrays": ArrayRecord({NAME: make_carrier(answer.encode())})})
+        return Message(content, reply_to=message)
+
+    grid = timed_grid(clock, calling, (1.0, 1.0, 1.0))
+    first = next(iter(grid.nodes))
+    grid.seconds = lambda message: 12.0 - clock.now if message.metadata.dst_node_id == first and clock.now < 12 else 1.0
+    strategy = AsynchronousStrategy(all_of(3), SPEC, fedbuff(2))
+    with counting(strategy) as counted, logged() as lines:
+        strategy.start(grid, initial(), 20, 8.0)
+        assert audit(strategy, tmp_path, books, 0, counted[0]) <= 1e-6
+    assert calls[0] >= 4
+    assert any("client 0 answered late, of round 0" in line for line in lines)
+    assert any("1 of" in line and "need the whole model" in line for line in lines)
 
 
 # --- what cannot go on ----------------------------------------------------------------------------

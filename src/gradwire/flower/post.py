@@ -186,10 +186,9 @@ class Post:
         Returns:
             Replies with payloads that nothing was said about yet, by client, and Flower's error replies.
         """
-        late = self.drain(grid)
-        if not self._open:
-            return late, []
-        replies = list(grid.pull_messages([sent.message.metadata.message_id for sent in self._open]))
+        late = self._pull_late(grid)
+        waiting = [sent.message.metadata.message_id for sent in self._open]
+        replies = list(grid.pull_messages(waiting)) if waiting else []
         if replies:
             self._online = set(grid.get_node_ids())
         found, errors = self._take(replies)
@@ -198,15 +197,16 @@ class Post:
         if again := self._again(found):
             grid.push_messages(again)
         self._give_up([sent for sent in self._open if sent.until < now])
-        return _by_client([*(read.reply for read in found if self._is_fresh(read)), *late]), errors
+        return self._fresh([*late, *found]), errors
 
     def drain(self, grid: Grid) -> list[Reply]:
         """Read what came since it was given up; payloads that nothing was said about yet are returned."""
-        if not self._late:
-            return []
-        replies = list(grid.pull_messages(list(self._late)))
-        fresh: list[Reply] = []
-        for message in replies:
+        return self._fresh(self._pull_late(grid))
+
+    def _pull_late(self, grid: Grid) -> list[_Read]:
+        """Read what came since it was given up."""
+        found: list[_Read] = []
+        for message in list(grid.pull_messages(list(self._late))) if self._late else []:
             sent = self._late.pop(message.metadata.reply_to_message_id, None)
             if sent is None:
                 continue
@@ -214,17 +214,20 @@ class Post:
                 self._failed(sent)
                 continue
             read = self._read(message, sent)
-            if read is None or read.reply.answer.resync:
-                continue
-            _log.info("gradwire: client %d answered late, of round %d", read.reply.answer.client, sent.version)
-            if self._is_fresh(read):
-                fresh.append(read.reply)
-        return _by_client(fresh)
+            if read is not None:
+                _log.info("gradwire: client %d answered late, of round %d", read.reply.answer.client, sent.version)
+                found.append(read)
+        return found
 
-    def _is_fresh(self, read: _Read) -> bool:
-        """Whether a reply has a payload, and its client was told nothing since that could have been about it."""
-        answer, sent = read.reply.answer, read.sent
-        return answer.blob is not None and sent.trains and sent.clock >= self._told.get(answer.client, 0)
+    def _fresh(self, found: list[_Read]) -> list[Reply]:
+        """Of replies those with a payload whose client was told nothing since that could have been about it."""
+        return _by_client(
+            read.reply
+            for read in found
+            if read.reply.answer.blob is not None
+            and read.sent.trains
+            and read.sent.clock >= self._told.get(read.reply.answer.client, 0)
+        )
 
     def _again(self, found: list[_Read]) -> list[Message]:
         """Make the instructions of those who asked for the model anew."""

@@ -264,7 +264,7 @@ class CompressedStrategy(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that a later run needs to go on: arrays and plain values only.
 
-        Of the inner strategy the moments and the momentum are kept, which Flower's own have.
+        Of the inner strategy the moments, the momentum and an adaptive clipping norm are kept, as Flower's own have.
 
         Raises:
             StateError: before the first round.
@@ -496,4 +496,6 @@ def _memory_of(inner: Strategy) -> dict[str, Any]:
             memory[name] = {key: np.array(array) for key, array in value.items()}
         elif isinstance(value, list):
             memory[name] = [np.array(array) for array in value]
+    if (adaptive := owner_of(inner, "target_clipped_quantile")) is not None:
+        memory["clipping_norm"] = float(adaptive.clipping_norm)
     return memory
