@@ -54,14 +54,19 @@ def measure(data_dir: str | None, parts: Sequence[str]) -> Found | None:
         return None
     num_parameters = sum(p.numel() for p in build_model("mlp", task, seed=0).parameters())
     del task
+    return measure_rounds(data_dir, num_parameters, PAIRS, ROUNDS)
+
+
+def measure_rounds(data_dir: str | None, num_parameters: int, pairs: int, rounds: int) -> Found:
+    """Run so many pairs of blocks of so many rounds."""
     simulator = [_simulator(data_dir)]
-    blocks = _engine(data_dir)
+    blocks = _engine(data_dir, pairs, rounds)
     simulator.append(_simulator(data_dir))
     return {
         "about": {
             "spec": SPEC,
             "clients": CLIENTS,
-            "rounds": ROUNDS,
+            "rounds": rounds,
             "local_steps": LOCAL_STEPS,
             "batch_size": BATCH_SIZE,
             "num_parameters": num_parameters,
@@ -83,7 +88,7 @@ def _simulator(data_dir: str | None) -> float:
         return CLIENTS * 10 * ROUNDS / (time.perf_counter() - began)
 
 
-def _engine(data_dir: str | None) -> list[dict[str, float]]:
+def _engine(data_dir: str | None, pairs: int, rounds: int) -> list[dict[str, float]]:
     """Client-rounds a second of each pair of blocks, by way."""
     with tempfile.TemporaryDirectory() as name:
         env = {
@@ -98,7 +103,8 @@ def _engine(data_dir: str | None) -> list[dict[str, float]]:
         }
         out = Path(name, "found.json")
         command = [sys.executable, "-c", "import sys; from benchmarks.flower_simulation import run; run(*sys.argv[1:])"]
-        subprocess.run([*command, str(out), data_dir or "-"], env=env, check=True, timeout=3600)
+        arguments = [str(out), data_dir or "-", str(pairs), str(rounds)]
+        subprocess.run([*command, *arguments], env=env, check=True, timeout=3600)
         seconds: list[dict[str, list[float]]] = json.loads(out.read_text())
     return [{way: CLIENTS / statistics.mean(pair[way]) for way in WAYS} for pair in seconds]
 
@@ -108,7 +114,7 @@ def _task(data_dir: str) -> Task:
     return load_task("mnist", None if data_dir == "-" else Path(data_dir))
 
 
-def run(out: str, data_dir: str) -> None:
+def run(out: str, data_dir: str, num_pairs: str, num_rounds: str) -> None:
     """Run all blocks in this process, and write the seconds of their rounds, all but the first of each."""
     from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -147,7 +153,7 @@ def run(out: str, data_dir: str) -> None:
     def main(grid, context):
         arrays = ArrayRecord(build_model("mlp", _task(data_dir), seed=0).state_dict())
         pairs = []
-        for number in range(PAIRS + 1):
+        for number in range(int(num_pairs) + 1):
             pair = {}
             for way in WAYS if number % 2 else reversed(WAYS):
                 strategy = FedAvg(min_train_nodes=CLIENTS, min_available_nodes=CLIENTS, fraction_evaluate=0.0)
@@ -155,7 +161,11 @@ def run(out: str, data_dir: str) -> None:
                     strategy = CompressedStrategy(strategy, SPEC, conversation=f"block-{number}")
                 at = []
                 strategy.start(
-                    grid, arrays, ROUNDS + 1, 600.0, evaluate_fn=lambda *_, at=at: at.append(time.perf_counter())
+                    grid,
+                    arrays,
+                    int(num_rounds) + 1,
+                    600.0,
+                    evaluate_fn=lambda *_, at=at: at.append(time.perf_counter()),
                 )
                 pair[way] = [after - before for before, after in pairwise(at[1:])]
             pairs.append(pair)
