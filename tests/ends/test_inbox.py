@@ -517,3 +517,13 @@ def test_a_step_may_look_at_its_server():
     server.step = lambda update: update * np.float32(server.state_dict()["num_received"])
     server.receive(blob_of(np.ones(40)))
     assert server.close_round().applied == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("spec", "kept"), [("ef(topk(0.1))", 0), ("dense()", 0), ("ef(tcs(0.1, 0.05))", 4)])
+def test_downlink_blobs_are_kept_only_where_payloads_lean_on_them(spec, kept):
+    """As many as may be leant on: of the rounds that may still come, and the open one's."""
+    server = gw.Server(gw.parse(spec), LAYOUT, max_staleness=3)
+    for index in range(7):
+        server.receive(gw.Client(gw.topk(0.5), LAYOUT, 1).compress(vector(index), round=index), index)
+        server.close_round()
+    assert len(server.state_dict()["references"]) == kept

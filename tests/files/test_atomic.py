@@ -60,6 +60,17 @@ def test_an_old_file_keeps_its_owner(tmp_path):
     assert (path.stat().st_uid, path.stat().st_gid) == (4321, 1234)
 
 
+@pytest.mark.parametrize("synced", [True, False])
+def test_the_disk_is_waited_for_unless_told_not_to(tmp_path, monkeypatch, synced):
+    calls = []
+    monkeypatch.setattr(os, "fsync", calls.append)
+    for data in (b"old", b"new"):
+        write_atomically(tmp_path / "file", data, synced)
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["file"]
+    assert len(calls) == 2 * synced
+
+
 def test_a_link_is_followed(tmp_path):
     (tmp_path / "far").mkdir()
     for name in ("there", "not-there-yet"):

@@ -39,20 +39,43 @@ class FakeNode:
             return Message(Error(RAISED, f"{type(error)}:<'{error}'>"), reply_to=message)
 
 
+@dataclass
+class Clock:
+    """Stands in for the module ``time`` where a test's time passes as the test says."""
+
+    now: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 class FakeGrid(Grid):
-    """Runs every message at once; ``fate`` says of each what becomes of it.
+    """Runs every message at once; ``fate`` says of each what becomes of it, ``seconds`` how long its reply takes.
 
     ``fate(message) -> str``: ``"ok"``; ``"lost"``: the node never gets it; ``"unanswered"``: it works on it and its
     reply is lost; ``"late"``: its reply is there only at the next look; ``"slow"``: it works on it before its next
     message, and the reply is late; ``"dead"``: Flower says that the node is gone.
     """
 
-    def __init__(self, fate: Callable[[Message], str] = lambda message: "ok") -> None:
+    run_id = 1
+
+    def __init__(
+        self,
+        fate: Callable[[Message], str] = lambda message: "ok",
+        seconds: Callable[[Message], float] = lambda message: 0.0,
+        clock: Clock | None = None,
+    ) -> None:
         self.nodes: dict[int, FakeNode] = {}
         self.fate = fate
         self.pushed: list[Message] = []
         self.replies: list[Message] = []
+        self.seconds = seconds
+        self.clock = Clock() if clock is None else clock
         self._stored: dict[str, Message] = {}
+        self._ready: dict[str, float] = {}
         self._numbers = itertools.count()
         self._ids = itertools.count(2**63 + 11)
 
@@ -66,7 +89,7 @@ class FakeGrid(Grid):
 
     @property
     def run(self) -> Any:
-        return SimpleNamespace(run_id=1)
+        return SimpleNamespace(run_id=self.run_id)
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
         raise NotImplementedError
@@ -81,6 +104,7 @@ class FakeGrid(Grid):
         ids = []
         assert isinstance(messages, list), "Flower looks at them twice"
         for message in messages:
+            assert message.metadata.delivered_at == "", "the simulation engine refuses a message that went out before"
             number = f"message-{next(self._numbers)}"
             message.metadata.__dict__["_message_id"] = number
             self.pushed.append(message)
@@ -92,6 +116,8 @@ class FakeGrid(Grid):
         node = self.nodes[message.metadata.dst_node_id]
         fate = self.fate(message) if node.online else "dead"
         arrived = copy.deepcopy(message)
+        message.metadata.delivered_at = "now"
+        self._ready[number] = self.clock.now + self.seconds(message)
         if fate == "dead":
             reply = Message(Error(UNAVAILABLE, "node is unavailable"), reply_to=message)
             reply.metadata.__dict__["_src_node_id"] = 1
@@ -109,7 +135,8 @@ class FakeGrid(Grid):
                 self._stored[f"late {number}"] = self._stored.pop(number)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._stored.pop(number) for number in message_ids if number in self._stored]
+        there = [n for n in message_ids if n in self._stored and self._ready[n] <= self.clock.now]
+        return [self._stored.pop(number) for number in there]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         ids = self.push_messages(messages)

@@ -12,9 +12,11 @@ from apps import Books, flat, initial, logged, make_app, make_grid, plain_run, t
 from fake_grid import FakeGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, fixedclipping_mod, message_size_mod
+from flwr.clientapp.mod import LocalDpMod, adaptiveclipping_mod, arrays_size_mod, fixedclipping_mod, message_size_mod
 from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideAdaptiveClipping,
     DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideAdaptiveClipping,
     DifferentialPrivacyServerSideFixedClipping,
     FedAdam,
     FedAvg,
@@ -176,6 +178,44 @@ def test_a_server_that_clips_sees_every_reply(tmp_path):
     inner = DifferentialPrivacyServerSideFixedClipping(FedAvg(), 1e-9, 0.01, 3)
     result = CompressedStrategy(inner, SPEC).start(make_grid(app), initial(), 1, 5)
     assert np.linalg.norm(flat(result.arrays) - flat(initial())) <= 0.01 * (1 + 1e-4)
+
+
+ADAPTIVE = {
+    "server": (DifferentialPrivacyServerSideAdaptiveClipping, ()),
+    "client": (DifferentialPrivacyClientSideAdaptiveClipping, (adaptiveclipping_mod,)),
+}
+
+
+@pytest.mark.parametrize("side", ADAPTIVE)
+def test_clipping_that_adapts_is_flower_s_own(tmp_path, side):
+    """The oracle is Flower: the same wrapper, app and mods without ours; the noise is too small to see."""
+    wrapper, mods = ADAPTIVE[side]
+    make = lambda: wrapper(FedAvg(), 1e-10, 3, initial_clipping_norm=0.6, clipped_count_stddev=1e-9)  # noqa: E731
+    ours, theirs = make(), make()
+    strategy = CompressedStrategy(ours, "dense()")
+    got = strategy.start(make_grid(make_app(CompressionMod(state_dir=tmp_path), *mods)), initial(), 4, 5)
+    expected = theirs.start(make_grid(make_app(*mods)), initial(), 4, 5)
+    np.testing.assert_allclose(flat(got.arrays), flat(expected.arrays), rtol=2e-5, atol=1e-5)
+    assert ours.clipping_norm == pytest.approx(theirs.clipping_norm)
+    assert ours.clipping_norm != 0.6
+    twin = CompressedStrategy(make(), "dense()")
+    twin.load_state_dict(strategy.state_dict())
+    assert twin.inner.clipping_norm == ours.clipping_norm
+
+
+@pytest.mark.parametrize("side", ADAPTIVE)
+def test_clipping_that_adapts_and_sparse_updates(tmp_path, side):
+    wrapper, mods = ADAPTIVE[side]
+    inner = wrapper(FedAvg(), 1e-10, 3, initial_clipping_norm=0.5, clipped_count_stddev=1e-9)
+    spec = SPEC if side == "server" else "topk(0.3)"
+    grid = make_grid(make_app(CompressionMod(state_dir=tmp_path), *mods))
+    before, norm = flat(initial()), 0.5
+    strategy = CompressedStrategy(inner, spec)
+    for index in range(1, 4):
+        strategy.start(grid, initial() if index == 1 else strategy.arrays, index, 5)
+        after = flat(strategy.arrays)
+        assert 0 < np.linalg.norm(after - before) <= norm * (1 + 1e-4)
+        before, norm = after, inner.clipping_norm
 
 
 def test_local_privacy_inside_the_mod(tmp_path):

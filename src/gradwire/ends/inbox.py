@@ -240,7 +240,8 @@ class Inbox:
         for client_id in {client for index in [i for i in senders if i < oldest] for client in senders.pop(index)}:
             if client_id in counted or client_id in self._counted:
                 counted[client_id] = counted.get(client_id, self._counted.get(client_id, Counted())).without(oldest)
-        references = {**self._references, reference_digest(blob): blob}
+        leant_on = self.compressor.uses_reference
+        references = {**self._references, reference_digest(blob): blob} if leant_on else {}
         self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
         self._accepted, self._arrived, self._clipped = [], {}, []
         self._pieces, self._senders = pieces, senders

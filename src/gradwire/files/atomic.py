@@ -18,18 +18,19 @@ __all__ = ["AtomicFile", "write_atomically"]
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes, synced: bool = True) -> None:
     """Write a file so that at any moment it is either as before or complete.
 
     Args:
         path: the file; its folder must exist.
         data: the whole content.
+        synced: as for ``AtomicFile``.
 
     Raises:
         ConfigError: when a folder, device or pipe is there.
         OSError: when it cannot be written.
     """
-    with AtomicFile(path) as file:
+    with AtomicFile(path, synced) as file:
         file.write(data)
         file.commit()
 
@@ -43,6 +44,7 @@ class AtomicFile:
 
     Args:
         path: the file.
+        synced: whether it is on the disk before it is in its place; False is for what only has to survive the process.
 
     Attributes:
         num_bytes: how many were written so far.
@@ -53,8 +55,9 @@ class AtomicFile:
         OSError: when its folder cannot be written. Every OSError of this class names the file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, synced: bool = True) -> None:
         self._path = path
+        self._synced = synced
         self.num_bytes = 0
         with naming_file(path):
             self._old = stat_output(path)
@@ -75,7 +78,8 @@ class AtomicFile:
         """Bring what was written to the disk, so that hardly anything can fail in ``commit``."""
         with naming_file(self._path):
             self._file.flush()
-            os.fsync(self._file.fileno())
+            if self._synced:
+                os.fsync(self._file.fileno())
             self._file.close()
             if self._old is not None:
                 if hasattr(os, "chown"):
@@ -101,7 +105,8 @@ class AtomicFile:
             shutil.copyfileobj(source, target)
             target.truncate()
             target.flush()
-            os.fsync(target.fileno())
+            if self._synced:
+                os.fsync(target.fileno())
         self._name.unlink()
 
     def __enter__(self) -> AtomicFile:

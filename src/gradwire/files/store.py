@@ -23,18 +23,19 @@ _FORMAT = "gradwire-state-2"
 _ARRAY = "__array__"
 
 
-def write_state(path: Path, state: dict[str, Any]) -> None:
+def write_state(path: Path, state: dict[str, Any], synced: bool = True) -> None:
     """Write a state to a file, replacing what was there only once the new one is whole.
 
     Args:
         path: the file; its folder must exist.
         state: nested dicts with text keys, lists, NumPy arrays, numbers, text, None, True and False.
+        synced: False leaves it to the system when it reaches the disk: it survives the process, not the machine.
 
     Raises:
         StateError: on anything else inside.
         OSError: when it cannot be written.
     """
-    write_atomically(path, pack_state(state))
+    write_atomically(path, pack_state(state), synced)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 
 from gradwire.errors import Malformed
 
-__all__ = ["NAME", "Found", "count_bytes", "find_carrier", "kind_of", "make_carrier", "with_content", "without_carrier"]
+__all__ = [
+    "NAME",
+    "Found",
+    "count_bytes",
+    "find_carrier",
+    "instruction_of",
+    "kind_of",
+    "make_carrier",
+    "with_content",
+    "without_carrier",
+]
 
 NAME = "gradwire"
 
@@ -72,6 +82,12 @@ def with_content(message: Message, content: RecordDict) -> Message:
     changed = copy.copy(message)
     changed.content = content
     return changed
+
+
+def instruction_of(message: Message, content: RecordDict) -> Message:
+    """Make an instruction of its own, to the node and of the type, time to live and group of another."""
+    about = message.metadata
+    return Message(content, about.dst_node_id, about.message_type, ttl=about.ttl, group_id=about.group_id)
 
 
 def kind_of(message: Message) -> str:

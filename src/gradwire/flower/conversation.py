@@ -34,6 +34,7 @@ class Conversation:
         model: where the first round starts.
         seed: seed of the run.
         max_staleness: how late payloads may come, in rounds.
+        payloads_per_round: how many of one client and round are counted; None for any number.
 
     Attributes:
         num_rounds: rounds of the whole run, where known.
@@ -41,13 +42,22 @@ class Conversation:
     """
 
     def __init__(
-        self, name: str, spec: Compressor, downlink: Compressor, model: Model, seed: int, max_staleness: int
+        self,
+        name: str,
+        spec: Compressor,
+        downlink: Compressor,
+        model: Model,
+        seed: int,
+        max_staleness: int,
+        payloads_per_round: int | None = 1,
     ) -> None:
         self.name = name
         self.model = model
         self.num_rounds: int | None = None
         self.birth = secrets.token_bytes(8)
-        self.server = Server(spec, model.layout, seed, downlink, max_staleness=max_staleness)
+        self.server = Server(
+            spec, model.layout, seed, downlink, max_staleness=max_staleness, payloads_per_round=payloads_per_round
+        )
         self._blobs: list[bytes] = []
         self._model_bytes = 4 * model.layout.d
         self._slots: dict[int, dict[bytes, int]] = {}
@@ -167,14 +177,19 @@ class Conversation:
 
     @classmethod
     def from_state(
-        cls, state: Mapping[str, Any], spec: Compressor, downlink: Compressor, max_staleness: int
+        cls,
+        state: Mapping[str, Any],
+        spec: Compressor,
+        downlink: Compressor,
+        max_staleness: int,
+        payloads_per_round: int | None = 1,
     ) -> Conversation:
         """Read what ``state_dict`` gave, or raise StateError."""
         with reading_state():
             if state["format"] != _FORMAT:
                 raise StateError(f"state has format {state['format']!r}, expected {_FORMAT}")
             model = Model.from_state(state["model"])
-            self = cls(str(state["name"]), spec, downlink, model, 0, max_staleness)
+            self = cls(str(state["name"]), spec, downlink, model, 0, max_staleness, payloads_per_round)
             self.server.load_state_dict(state["server"])
             self.birth = bytes.fromhex(state["birth"])
             self._blobs = [to_bytes(blob) for blob in state["blobs"]]

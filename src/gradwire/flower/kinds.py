@@ -25,7 +25,7 @@ from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import dense, topk
 from gradwire.errors import ConfigError
 
-__all__ = ["check_strategy", "owner_of", "takes_mean", "warnings_of"]
+__all__ = ["check_asynchronous", "check_strategy", "owner_of", "takes_mean", "warnings_of"]
 
 _MEANS = [s.aggregate_train for s in (FedAvg, FedAvgM, FedAdam, FedYogi, FedAdagrad)]
 _ADAPTIVE = (FedAdam, FedYogi, FedAdagrad)
@@ -79,6 +79,26 @@ def check_strategy(inner: Any, spec: Compressor, downlink: Compressor, max_stale
         )
     if not takes_mean(inner) and max_staleness:
         raise ConfigError(f"{name} looks at each reply of a round: max_staleness must be 0, got {max_staleness}")
+
+
+def check_asynchronous(inner: Strategy, spec: Compressor) -> None:
+    """Check that a strategy and a spec can work where no round waits for anybody.
+
+    Args:
+        inner: the strategy.
+        spec: what compresses the way up.
+
+    Raises:
+        ConfigError: where they cannot.
+    """
+    name = type(inner).__name__
+    if not takes_mean(inner):
+        raise ConfigError(
+            f"{name} looks at each reply of a round, and asynchronous replies start from models of any age: use a "
+            "strategy that takes the mean, such as FedAvg"
+        )
+    if spec.needs_mean:
+        raise ConfigError(f"{spec} compares what it sent with the clients' mean, and late payloads are not averaged")
 
 
 def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:

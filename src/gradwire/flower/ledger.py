@@ -57,12 +57,14 @@ class Ledger:
 
     Attributes:
         rounds: the bytes of each round so far, the one under way included.
+        runs: the ids of Flower's runs that this is the ledger of: several where it was resumed.
     """
 
     def __init__(self, method: str, seed: int, out: Path | None) -> None:
         self.method = method
         self.seed = seed
         self.rounds: list[RoundBytes] = []
+        self.runs: list[str] = []
         self._out = out
         self._began = time.monotonic()
         if out is not None:
@@ -70,6 +72,11 @@ class Ledger:
                 out.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise ConfigError(f"out {out}: cannot be made: {error.strerror or error}") from None
+
+    def ran(self, run_id: int) -> None:
+        """Take note of which of Flower's runs this is."""
+        if str(run_id) not in self.runs:
+            self.runs.append(str(run_id))
 
     def begin(self) -> None:
         """Begin the next round."""
@@ -142,19 +149,21 @@ class Ledger:
             "bits_per_parameter": 8 * uplink / (model.layout.d * num_counted) if num_counted else None,
             "model_sha256": hashlib.sha256(model.vector.astype("<f4").tobytes()).hexdigest(),
             "seconds": time.monotonic() - self._began,
+            "flower_runs": self.runs,
         }
 
-    def state_dict(self) -> list[Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Return a copy, as plain values; of clients the sums are kept, not who they were."""
-        return [
+        rounds = [
             [r.uplink, r.downlink, r.other, r.num_counted, r.accuracy, r.loss, [str(node) for node in r.by_node]]
             for r in self.rounds
         ]
+        return {"rounds": rounds, "runs": list(self.runs)}
 
-    def load_state_dict(self, state: list[Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self.rounds = []
-        for uplink, downlink, other, num_counted, accuracy, loss, nodes in state:
+        self.rounds, self.runs = [], [str(run_id) for run_id in state["runs"]]
+        for uplink, downlink, other, num_counted, accuracy, loss, nodes in state["rounds"]:
             row = RoundBytes(uplink, downlink, other, num_counted=num_counted, accuracy=accuracy, loss=loss)
             for node in nodes:
                 row.by_node[int(node)] = defaultdict(int)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -102,7 +103,8 @@ class CompressionMod:
         client_id = self._number(context)
         store = self._store(context)
         with store.open(told.conversation, client_id) as place:
-            member = _followed(place.read(), told, client_id, message.content, found)
+            known = place.read()
+            member = _followed(known, told, client_id, message.content, found)
             if isinstance(member, Answer):
                 asking = ArrayRecord({NAME: make_carrier(member.encode())})
                 return Message(RecordDict({found.key: asking}), reply_to=message)
@@ -112,6 +114,8 @@ class CompressionMod:
                 return reply
             blob = _payload(member, told, reply.content) if kind_of(message) == "train" else None
             place.write(member)
+            if known is None:
+                _log.info("gradwire: client %d keeps what it did not send yet in %s", client_id, place)
         answer = Answer(member.birth, client_id, member.incarnation, member.version, blob=blob)
         return with_content(reply, _answered(reply.content, found.key, answer, kind_of(message) == "train"))
 
@@ -125,7 +129,8 @@ class CompressionMod:
     def _store(self, context: Context) -> FolderStore | ContextStore:
         if self._state == "context":
             return ContextStore(context)
-        return FolderStore(default_folder() if self._state_dir is None else self._state_dir, self._keep_days)
+        folder = default_folder() if self._state_dir is None else self._state_dir
+        return FolderStore(folder, self._keep_days, synced=not _is_simulated(context))
 
     def _number(self, context: Context) -> int:
         """This client's number."""
@@ -141,6 +146,11 @@ class CompressionMod:
             "another one after a restart without authentication, and what it still had to send is then lost"
         )
         return context.node_id >> 1
+
+
+def _is_simulated(context: Context) -> bool:
+    """Whether this is the simulation engine: no node's state has to survive the machine, the server's does not."""
+    return {"partition-id", "num-partitions"} <= set(context.node_config) and "ray" in sys.modules
 
 
 def _followed(

@@ -17,6 +17,7 @@ from gradwire.flower.carrier import (
     NAME,
     count_bytes,
     find_carrier,
+    instruction_of,
     kind_of,
     make_carrier,
     with_content,
@@ -44,13 +45,15 @@ class Sent:
         message: what was pushed; Flower writes its id there.
         original: what the inner strategy made, to be told again.
         clock: when it was made, in batches of instructions.
-        version: the model it leads to.
+        until: when it is given up, by the monotonic clock.
+        version: the model it leads to; None where it only says that the node is not counted.
     """
 
     message: Message
     original: Message
     clock: int
-    version: int
+    until: float
+    version: int | None
 
     @property
     def node_id(self) -> int:
@@ -82,6 +85,7 @@ class Post:
         client_id_of: Flower's node info -> client, where the server knows; None otherwise.
 
     Attributes:
+        failing: nodes whose last answer was an error, or refused.
         without_mod: replies to a train instruction that held nothing of gradwire's, so far.
     """
 
@@ -107,8 +111,14 @@ class Post:
         self._expected: dict[int, int] = {}
         self._online: set[int] = set()
         self._grid: Grid | None = None
-        self._until = 0.0
+        self._until = self._patience = 0.0
+        self.failing: set[int] = set()
         self.without_mod = 0
+
+    @property
+    def busy(self) -> set[int]:
+        """Nodes whose reply is waited for."""
+        return {sent.node_id for sent in self._open}
 
     @property
     def names(self) -> dict[int, str]:
@@ -133,7 +143,7 @@ class Post:
         Returns:
             As many messages; those without a model as they were.
         """
-        self._grid, self._until = grid, time.monotonic() + timeout
+        self._grid, self._patience, self._until = grid, timeout, time.monotonic() + timeout
         self._clock += 1
         self._online = set(grid.get_node_ids())
         if self._client_id_of is not None:
@@ -143,11 +153,8 @@ class Post:
             if not message.content.array_records:
                 out.append(message)
                 continue
-            made = self._instruct(message)
-            if isinstance(made, Sent):
-                self._open.append(made)
-                made = made.message
-            out.append(made)
+            self._open.append(self._instruct(message))
+            out.append(self._open[-1].message)
         return out
 
     def collect(self, replies: Iterable[Message]) -> tuple[list[Reply], list[Message]]:
@@ -160,30 +167,46 @@ class Post:
             What was answered, by client, and Flower's error replies.
         """
         found, errors = self._take(list(replies))
-        behind = [read for read in found if read.reply.answer.resync]
         left = self._until - time.monotonic()
-        if behind and left > 0 and self._grid is not None:
-            _log.info("gradwire: %d of %d nodes need the whole model", len(behind), len(found))
-            self._clock += 1
-            again = [made for read in behind if isinstance(made := self._instruct(read.sent.original), Sent)]
-            self._open += again
-            more, more_errors = self._take(list(self._grid.send_and_receive([s.message for s in again], timeout=left)))
+        again = self._again(found) if left > 0 and self._grid is not None else []
+        if again and self._grid is not None:
+            more, more_errors = self._take(list(self._grid.send_and_receive(again, timeout=left)))
             found, errors = found + more, errors + more_errors
-        for sent in self._open:  # silent: it may have come, and may be answered later
-            node = self._bindings.of(sent.node_id)
-            node.reachable = False
-            self._keep(sent)
-        self._open = []
-        answered = [read.reply for read in found if not read.reply.answer.resync]
-        return sorted(answered, key=lambda reply: (reply.answer.client, reply.node_id)), errors
+        self._give_up(self._open)
+        return _by_client([read.reply for read in found if not read.reply.answer.resync]), errors
+
+    def poll(self, grid: Grid) -> tuple[list[Reply], list[Message]]:
+        """Read what came since the last look, without waiting for the rest of what was sent.
+
+        Who cannot follow is sent the model at once; who is silent for too long is given up.
+
+        Args:
+            grid: where they come from.
+
+        Returns:
+            Replies with payloads that nothing was said about yet, by client, and Flower's error replies.
+        """
+        late = self._pull_late(grid)
+        waiting = [sent.message.metadata.message_id for sent in self._open]
+        replies = list(grid.pull_messages(waiting)) if waiting else []
+        if replies:
+            self._online = set(grid.get_node_ids())
+        found, errors = self._take(replies)
+        now = time.monotonic()
+        self._until = now + self._patience
+        if again := self._again(found):
+            grid.push_messages(again)
+        self._give_up([sent for sent in self._open if sent.until < now])
+        return self._fresh([*late, *found]), errors
 
     def drain(self, grid: Grid) -> list[Reply]:
         """Read what came since it was given up; payloads that nothing was said about yet are returned."""
-        if not self._late:
-            return []
-        replies = list(grid.pull_messages(list(self._late)))
-        fresh: list[Reply] = []
-        for message in replies:
+        return self._fresh(self._pull_late(grid))
+
+    def _pull_late(self, grid: Grid) -> list[_Read]:
+        """Read what came since it was given up."""
+        found: list[_Read] = []
+        for message in list(grid.pull_messages(list(self._late))) if self._late else []:
             sent = self._late.pop(message.metadata.reply_to_message_id, None)
             if sent is None:
                 continue
@@ -191,15 +214,41 @@ class Post:
                 self._failed(sent)
                 continue
             read = self._read(message, sent)
-            if read is None or read.reply.answer.resync:
-                continue
-            answer = read.reply.answer
-            _log.info("gradwire: client %d answered late, of round %d", answer.client, sent.version)
-            if answer.blob is not None and sent.trains and sent.clock >= self._told.get(answer.client, 0):
-                fresh.append(read.reply)
-        return sorted(fresh, key=lambda reply: (reply.answer.client, reply.node_id))
+            if read is not None:
+                _log.info("gradwire: client %d answered late, of round %d", read.reply.answer.client, sent.version)
+                found.append(read)
+        return found
 
-    def _instruct(self, message: Message) -> Sent | Message:
+    def _fresh(self, found: list[_Read]) -> list[Reply]:
+        """Of replies those with a payload whose client was told nothing since that could have been about it."""
+        return _by_client(
+            read.reply
+            for read in found
+            if read.reply.answer.blob is not None
+            and read.sent.trains
+            and read.sent.clock >= self._told.get(read.reply.answer.client, 0)
+        )
+
+    def _again(self, found: list[_Read]) -> list[Message]:
+        """Make the instructions of those who asked for the model anew."""
+        behind = [read for read in found if read.reply.answer.resync]
+        if not behind:
+            return []
+        _log.info("gradwire: %d of %d nodes need the whole model", len(behind), len(found))
+        self._clock += 1
+        again = [self._instruct(read.sent.original) for read in behind]
+        self._open += again
+        return [sent.message for sent in again]
+
+    def _give_up(self, silent: list[Sent]) -> None:
+        """Wait no more for some: what was sent may have come, and may be answered later."""
+        for sent in silent:
+            self._bindings.of(sent.node_id).reachable = False
+            self._keep(sent)
+        given_up = set(map(id, silent))
+        self._open = [sent for sent in self._open if id(sent) not in given_up]
+
+    def _instruct(self, message: Message) -> Sent:
         """Make one message: an instruction, or the refusal of a node that is not counted."""
         node_id = message.metadata.dst_node_id
         records = message.content.array_records
@@ -211,7 +260,7 @@ class Post:
         if (reason := self._bindings.refusal(node_id, self._online)) is not None:
             content = RecordDict({**rest, key: ArrayRecord({NAME: make_carrier(Refusal(reason).encode())})})
             self._ledger.add(node_id, "other", count_bytes(content))
-            return with_content(message, content)
+            return Sent(instruction_of(message, content), message, self._clock, self._until, None)
         client = node.client if node.client is not None else self._expected.get(node_id)
         told = self._conversation.instruct(client, node.believed, self._weighted_by, self._budget(client))
         if client is not None and told.counted is not None:
@@ -221,7 +270,7 @@ class Post:
         content = RecordDict({**rest, key: record})
         node.believed, node.reachable = told.version, True
         self._ledger.add(node_id, "other" if told.full else "downlink", count_bytes(content))
-        return Sent(with_content(message, content), message, self._clock, told.version)
+        return Sent(instruction_of(message, content), message, self._clock, self._until, told.version)
 
     def _take(self, replies: list[Message]) -> tuple[list[_Read], list[Message]]:
         """Match replies with what was sent and read them; what is left in ``_open`` is silent."""
@@ -254,6 +303,7 @@ class Post:
         """The client is as it was before the instruction."""
         node = self._bindings.of(sent.node_id)
         node.believed, node.reachable = node.confirmed, False
+        self.failing.add(sent.node_id)
 
     def _read(self, message: Message, sent: Sent) -> _Read | None:
         """Read one reply and take note of what it says of its node; None, and a line in the log, on one that lies."""
@@ -273,6 +323,8 @@ class Post:
             if answer.birth != self._conversation.birth:
                 raise ProtocolError("it answers another conversation")
             resync = answer.resync
+            if sent.version is None:
+                raise ProtocolError("it answers where it was told that it is not counted")
             if not answer.resync and answer.version != sent.version:
                 raise ProtocolError(f"it says that it holds version {answer.version}, expected {sent.version}")
             self._bindings.claim(node_id, answer.client, self._online, self._expected.get(node_id))
@@ -290,6 +342,7 @@ class Post:
         if sent.clock >= self._voided:
             node.confirmed = node.believed = None if answer.resync else answer.version
         node.reachable = True
+        self.failing.discard(node_id)
         return _Read(Reply(node_id, with_content(message, without_carrier(content)), found.key, answer), sent)
 
     def _keep(self, sent: Sent) -> None:
@@ -298,3 +351,8 @@ class Post:
         of_node = [name for name, other in self._late.items() if other.node_id == sent.node_id]
         for name in of_node[:-_LATE_KEPT]:
             del self._late[name]
+
+
+def _by_client(replies: Iterable[Reply]) -> list[Reply]:
+    """In the order that makes a round's sums the same whoever came first."""
+    return sorted(replies, key=lambda reply: (reply.answer.client, reply.node_id))

@@ -100,6 +100,9 @@ class Member:
 class Place(Protocol):
     """Where one member's state is, while it is in nobody else's hands."""
 
+    def __str__(self) -> str:
+        """Name it, for people."""
+
     def read(self) -> Member | None:
         """Return what is there, None where nothing is."""
 
@@ -121,10 +124,12 @@ class FolderStore:
     Attributes:
         folder: where; made if need be.
         keep_days: other conversations that nobody touched for so long are deleted when a new one begins.
+        synced: whether a state is on the disk before it counts as written.
     """
 
     folder: Path
     keep_days: float = 30.0
+    synced: bool = True
 
     @contextmanager
     def open(self, conversation: str, client_id: int) -> Iterator[Place]:
@@ -154,7 +159,7 @@ class FolderStore:
                 f"{folder / f'client-{client_id}.state'} is held by another process: is there a second SuperNode "
                 f"of client {client_id} on this machine? give each its own client-id in --node-config",
             )
-            yield _FilePlace(folder / f"client-{client_id}.state")
+            yield _FilePlace(folder / f"client-{client_id}.state", self.synced)
 
     def _forget_old(self, new: Path) -> None:
         """Delete conversations of long ago, as far as they are states of ours."""
@@ -171,6 +176,10 @@ class FolderStore:
 @dataclass(frozen=True)
 class _FilePlace:
     path: Path
+    synced: bool
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def read(self) -> Member | None:
         if not self.path.exists():
@@ -185,7 +194,7 @@ class _FilePlace:
 
     def write(self, member: Member) -> None:
         try:
-            write_state(self.path, member.state_dict())
+            write_state(self.path, member.state_dict(), self.synced)
         except OSError as error:
             raise StateError(f"state {self.path} cannot be written: {error.strerror or error}") from None
 
@@ -210,6 +219,9 @@ class ContextStore:
 class _ContextPlace:
     context: Context
     key: str
+
+    def __str__(self) -> str:
+        return "Flower's context, in memory"
 
     def read(self) -> Member | None:
         if self.key not in self.context.state:

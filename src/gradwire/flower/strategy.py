@@ -31,12 +31,16 @@ from gradwire.rng import Key
 from gradwire.saved import from_saved, reading_state
 from gradwire.wire import decode
 
-__all__ = ["CompressedStrategy"]
+__all__ = ["TIMEOUT", "WITHOUT_MOD", "CompressedStrategy"]
 
 _log = logging.getLogger("flwr")
 _FORMAT = 1
 _MEMORY = ("m_t", "v_t", "momentum_vector")
-_TIMEOUT = 3600.0
+TIMEOUT = 3600.0
+"""Seconds that Flower waits for replies unless told."""
+WITHOUT_MOD = (
+    "the clients answer with models, not with what gradwire sends: add CompressionMod() to the mods of ClientApp"
+)
 
 
 class _NothingAggregated(Exception):
@@ -72,6 +76,8 @@ class CompressedStrategy(Strategy):
         >>> strategy = CompressedStrategy(FedAvg(), "ef(topk(0.01))")
     """
 
+    payloads_per_round: int | None = 1
+
     def __init__(
         self,
         inner: Strategy,
@@ -93,7 +99,7 @@ class CompressedStrategy(Strategy):
         self.max_staleness = check_integer("max_staleness", max_staleness, 0)
         if isinstance(inner, CompressedStrategy):
             raise ConfigError("inner compresses already: wrap a strategy once")
-        check_strategy(inner, self.spec, self.downlink, self.max_staleness)
+        self._check(inner)
         self.inner = inner
         self.weighted_by_key: str = owner_of(inner, "weighted_by_key").weighted_by_key
         self.seed = Key(seed).seed
@@ -107,7 +113,7 @@ class CompressedStrategy(Strategy):
         self._ledger = Ledger(str(self.spec), self.seed, None if out is None else Path(out))
         self._record: ArrayRecord | None = None
         self._num_rounds: int | None = None
-        self._timeout = _TIMEOUT
+        self._timeout = TIMEOUT
         self._before = 0
         self._resumed = False
 
@@ -131,7 +137,7 @@ class CompressedStrategy(Strategy):
         grid: Grid,
         initial_arrays: ArrayRecord,
         num_rounds: int = 3,
-        timeout: float = _TIMEOUT,
+        timeout: float = TIMEOUT,
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
@@ -150,13 +156,7 @@ class CompressedStrategy(Strategy):
         Returns:
             What ``Strategy.start`` returns; rounds are counted from where the run was resumed.
         """
-        if self._conversation is None and self._state_file is not None and self._state_file.exists():
-            self.load_state_dict(read_state(self._state_file))
-        self._before, self._num_rounds, self._timeout = self.rounds_done, num_rounds, timeout
-        if self._conversation is not None and self._record is not None:
-            _log.info("gradwire: goes on after round %d with the saved model", self.rounds_done)
-            initial_arrays = self._record
-        self._open(grid, initial_arrays)
+        initial_arrays = self._begin(grid, initial_arrays, num_rounds, timeout)
         result = super().start(
             grid,
             initial_arrays,
@@ -168,6 +168,21 @@ class CompressedStrategy(Strategy):
         )
         self._end_round()
         return result if result.arrays else Result(arrays=initial_arrays)
+
+    def _check(self, inner: Strategy) -> None:
+        """Refuse what cannot work together."""
+        check_strategy(inner, self.spec, self.downlink, self.max_staleness)
+
+    def _begin(self, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float) -> ArrayRecord:
+        """Begin a run, or go on with the one that was saved; the model it starts from."""
+        if self._conversation is None and self._state_file is not None and self._state_file.exists():
+            self.load_state_dict(read_state(self._state_file))
+        self._before, self._num_rounds, self._timeout = self.rounds_done, num_rounds, timeout
+        if self._conversation is not None and self._record is not None:
+            _log.info("gradwire: goes on after round %d with the saved model", self.rounds_done)
+            arrays = self._record
+        self._open(grid, arrays)
+        return arrays
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -189,17 +204,21 @@ class CompressedStrategy(Strategy):
         conversation, post = self._opened()
         answers, errors = post.collect(replies)
         if post.without_mod and not answers and not conversation.version and not errors:
-            raise ProtocolError(
-                "the clients answer with models, not with what gradwire sends: add CompressionMod() to the mods of "
-                "ClientApp"
-            )
+            raise ProtocolError(WITHOUT_MOD)
         usable = [reply for reply in answers if reply.answer.blob is not None and self._has_metrics(reply)]
         form = common_form(usable)
         counted = [reply for reply in usable if self._receive(reply, form)]
+        metrics = self._close(server_round + self._before, counted, errors)
+        self._save()
+        return self._record, metrics
+
+    def _close(self, server_round: int, counted: list[Reply], errors: list[Message]) -> MetricRecord | None:
+        """Close the round: what the inner strategy makes of the mean moves the model."""
+        conversation, _ = self._opened()
         metrics: list[MetricRecord | None] = []
 
         def step(mean: Vector) -> Vector:
-            delta, found = self._aggregated(server_round + self._before, counted, errors, mean)
+            delta, found = self._aggregated(server_round, counted, errors, self._scaled(mean))
             metrics.append(found)
             return delta
 
@@ -212,9 +231,16 @@ class CompressedStrategy(Strategy):
         self._keep_model()
         self._log_round()
         self.rounds_done += 1
+        return metrics[0]
+
+    def _scaled(self, mean: Vector) -> Vector:
+        """Make of the round's mean what the inner strategy is handed."""
+        return mean
+
+    def _save(self) -> None:
+        """Write the state, where it has a file."""
         if self._state_file is not None:
             write_state(self._state_file, self.state_dict())
-        return self._record, metrics[0]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -238,7 +264,7 @@ class CompressedStrategy(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that a later run needs to go on: arrays and plain values only.
 
-        Of the inner strategy the moments and the momentum are kept, which Flower's own have.
+        Of the inner strategy the moments, the momentum and an adaptive clipping norm are kept, as Flower's own have.
 
         Raises:
             StateError: before the first round.
@@ -266,7 +292,9 @@ class CompressedStrategy(Strategy):
         with reading_state():
             if state["format"] != _FORMAT:
                 raise StateError(f"state has format {state['format']!r}, expected {_FORMAT}")
-            conversation = Conversation.from_state(state["conversation"], self.spec, self.downlink, self.max_staleness)
+            conversation = Conversation.from_state(
+                state["conversation"], self.spec, self.downlink, self.max_staleness, self.payloads_per_round
+            )
             rounds_done = check_integer("rounds_done", state["rounds_done"], 0)
             memory = dict(state["inner"])
         self._conversation, self._post = conversation, None
@@ -283,7 +311,9 @@ class CompressedStrategy(Strategy):
         if self._conversation is None:
             name = self._name or f"run-{grid.run.run_id}"
             model = Model.from_record(arrays)
-            self._conversation = Conversation(name, self.spec, self.downlink, model, self.seed, self.max_staleness)
+            self._conversation = Conversation(
+                name, self.spec, self.downlink, model, self.seed, self.max_staleness, self.payloads_per_round
+            )
             self._keep_model()
         elif arrays is not self._record and arrays != self._record:
             model = Model.from_record(arrays)
@@ -298,6 +328,7 @@ class CompressedStrategy(Strategy):
                 self._post.void()
         self._conversation.num_rounds = self._num_rounds
         if self._post is None:
+            self._ledger.ran(grid.run.run_id)
             self._post = Post(self._conversation, self._ledger, self.weighted_by_key, self._budget, self._client_id_of)
             self._log_start()
         return self._conversation, self._post
@@ -325,8 +356,7 @@ class CompressedStrategy(Strategy):
         try:
             if form is not None and form_of(reply) != form:
                 raise ProtocolError(f"its records are {form_of(reply)}, most replies' are {form}")
-            weight = weight_of(reply, self.weighted_by_key)
-            conversation.receive(answer.client, answer.incarnation, answer.blob or b"", weight)
+            conversation.receive(answer.client, answer.incarnation, answer.blob or b"", self._weight(reply))
         except Duplicate as error:
             _log.info("gradwire: node %d sent it before: %s", reply.node_id, error)
             return False
@@ -334,6 +364,10 @@ class CompressedStrategy(Strategy):
             self._log_refused(reply, error)
             return False
         return True
+
+    def _weight(self, reply: Reply) -> float:
+        """Weigh a reply in the round's mean."""
+        return weight_of(reply, self.weighted_by_key)
 
     def _aggregated(
         self, server_round: int, counted: list[Reply], errors: list[Message], mean: Vector
@@ -353,10 +387,8 @@ class CompressedStrategy(Strategy):
         with metrics_over(owner, counted) if as_means else nullcontext():
             arrays, metrics = self.inner.aggregate_train(server_round, [*messages, *errors])
         if arrays is None:
-            if not conversation.server.aggregator.num_received:
-                return mean, metrics
-            if as_means and not counted:  # what came late is all there is
-                return mean, metrics
+            if (as_means and not counted) or not conversation.server.aggregator.num_received:
+                return mean, metrics  # what came late is all there is, if anything
             raise _NothingAggregated
         new = model.flatten(arrays)
         delta = new - model.vector
@@ -371,9 +403,11 @@ class CompressedStrategy(Strategy):
         """Make the record of the model; strategies that keep one of their own get this one."""
         if self._conversation is not None:
             self._record = self._conversation.model.record()
-            owner = owner_of(self.inner, "momentum_vector")
-            if isinstance(owner, FedAvgM) and owner.current_arrays is not None:
-                owner.current_arrays = self._record.copy()
+            momentum, moments = owner_of(self.inner, "momentum_vector"), owner_of(self.inner, "m_t")
+            if isinstance(momentum, FedAvgM) and momentum.current_arrays is not None:
+                momentum.current_arrays = self._record.copy()
+            if moments is not None and moments.current_arrays is not None:
+                moments.current_arrays = {key: array.numpy() for key, array in self._record.items()}
 
     def _evaluating(
         self, evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None
@@ -411,6 +445,10 @@ class CompressedStrategy(Strategy):
             4 * model.layout.d,
             self.downlink,
             model.layout.d,
+        )
+        _log.info(
+            "gradwire: the server keeps its state in %s; each client logs where it keeps what it did not send yet",
+            self._state_file or "memory alone: state_file= lets a run that was killed go on",
         )
 
     def _log_round(self) -> None:
@@ -458,4 +496,6 @@ def _memory_of(inner: Strategy) -> dict[str, Any]:
             memory[name] = {key: np.array(array) for key, array in value.items()}
         elif isinstance(value, list):
             memory[name] = [np.array(array) for array in value]
+    if (adaptive := owner_of(inner, "target_clipped_quantile")) is not None:
+        memory["clipping_norm"] = float(adaptive.clipping_norm)
     return memory
