@@ -244,7 +244,7 @@ def _part(matrix: Matrix, p: Matrix, q: Matrix) -> Part:
 # arithmetic of a fixed order: the same bits whatever the linear algebra library and the number of cores
 #
 # Products of float32 numbers are exact in float64. np.add.reduce adds them in one thread: pairwise along rows, one
-# after the other down columns.
+# after the other down columns. In ``phases`` a worker's own products need no such care: all see the same sum of them.
 
 
 def _blocks(matrix: Matrix) -> Generator[tuple[slice, Wide]]:
