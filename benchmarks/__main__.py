@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import accuracy, budget, documents, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import accuracy, budget, ddp_link, documents, federated, methods, mnist, papers, results, speed, wire
 from benchmarks.results import Found
 from gradwire.reproduce.run import PAPERS
 
@@ -35,6 +35,7 @@ class Benchmark:
 BENCHMARKS = {
     "accuracy": Benchmark(accuracy.measure, accuracy.PARTS),
     "budget": Benchmark(budget.measure, budget.PARTS, budget.merge),
+    "ddp": Benchmark(ddp_link.measure, tuple(ddp_link.PARTS), ddp_link.merge),
     "federated": Benchmark(federated.measure, federated.PARTS),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
