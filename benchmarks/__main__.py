@@ -11,6 +11,7 @@ from functools import partial
 from benchmarks import (
     accuracy,
     budget,
+    ddp_link,
     documents,
     federated,
     flower_simulation,
@@ -52,6 +53,7 @@ class Benchmark:
 BENCHMARKS = {
     "accuracy": Benchmark(accuracy.measure, accuracy.PARTS),
     "budget": Benchmark(budget.measure, budget.PARTS, budget.merge),
+    "ddp": Benchmark(ddp_link.measure, tuple(ddp_link.PARTS), ddp_link.merge),
     "federated": Benchmark(federated.measure, federated.PARTS),
     "flower-simulation": Benchmark(flower_simulation.measure),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),

@@ -24,6 +24,7 @@ WITH_CODE = [
     "docs/files.md",
     "docs/federated.md",
     "docs/flower.md",
+    "docs/ddp.md",
     "docs/adding-an-algorithm.md",
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

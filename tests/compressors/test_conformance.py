@@ -333,3 +333,28 @@ def test_smaller_budget_sends_fewer_bytes_or_is_refused(row):
             assert num_bytes < 10_000, "everything fits in 10000 bytes"
             continue
         assert len(gw.encode(payload)) <= num_bytes
+
+
+# --- taking back ------------------------------------------------------------------------------------
+
+
+@ROWS
+@pytest.mark.parametrize("d", [7, 4096])
+def test_an_attempt_can_be_taken_back(row, d):
+    """Law 6, after ``compress`` returned: the state before is as it was to float32 rounding, and goes on from there."""
+    compressor, layout = row.build(), cases.model_layout(d)
+    state = compressor.init(layout)
+    rng = np.random.default_rng(d)
+    updates = [rng.standard_normal(d).astype(np.float32) for _ in range(3)]
+    for index in range(2):
+        _, state = compressor.compress(updates[index], state.attempt(), _round(compressor, index))
+    before = {name: np.copy(value) for name, value in state.memory.items()}
+    attempt = state.attempt()
+    first, _ = compressor.compress(updates[2], attempt, _round(compressor, 2))
+    sent = gw.encode(first)
+    attempt.journal.undo()
+    assert state.memory.keys() == before.keys()
+    for name, value in before.items():
+        np.testing.assert_allclose(state.memory[name], value, rtol=0, atol=1e-5, err_msg=f"{row.spec}: {name}")
+    again, _ = compressor.compress(updates[2], state, _round(compressor, 2))
+    assert len(gw.encode(again)) == pytest.approx(len(sent), rel=0.2, abs=32)

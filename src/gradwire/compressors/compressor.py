@@ -142,6 +142,26 @@ class State:
         """Return a state of another memory, some of it perhaps the same arrays: they share one journal."""
         return State(self.layout, memory, self.journal)
 
+    def attempt(self) -> State:
+        """Return a state for one ``compress`` that may have to be taken back: where its bytes cannot be sent, say.
+
+        Returns:
+            A state of the same arrays, with a journal of its own. Once ``journal.undo()`` of it ran, this state is as
+            it was, to float32 rounding; that holds until either is compressed with again, and while the update that
+            was compressed is unchanged.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> compressor, update = gw.ef(gw.topk(0.5)), np.array([4, 1], np.float32)
+            >>> state = compressor.init(gw.Layout.flat(2))
+            >>> attempt = state.attempt()
+            >>> payload, after = compressor.compress(update, attempt)
+            >>> attempt.journal.undo()
+            >>> state.memory["residual"].tolist()
+            [0.0, 0.0]
+        """
+        return State(self.layout, dict(self.memory))
+
 
 class Compressor(Named, kind="stage", example="topk(0.01)"):
     """update <-> Payload, as a pure value.

@@ -159,7 +159,7 @@ class powersgd(Compressor):
         whole = [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
         result = np.empty(layout.d, np.float32)
 
-        own = [_narrow(_product(place.of(update), self._of(place, memory))) for place in places]
+        own = [_quick_product(place.of(update), self._of(place, memory)) for place in places]
         own += [update[piece] for piece in whole]
         sums = _cut((yield _joined(own)), own)
         p_shared = [_orthonormal(p) for p in sums[: len(places)]]
@@ -168,7 +168,7 @@ class powersgd(Compressor):
         if not places:
             return result, state
 
-        own = [_narrow(_transposed_product(place.of(update), p)) for place, p in zip(places, p_shared, strict=True)]
+        own = [_quick_product(place.of(update).T, p) for place, p in zip(places, p_shared, strict=True)]
         q_shared = [total / num_workers for total in _cut((yield _joined(own)), own)]
         for place, p, q in zip(places, p_shared, q_shared, strict=True):
             result[place.start : place.stop] = Factors(p, q).numbers(Every(place.stop - place.start))
@@ -244,7 +244,7 @@ def _part(matrix: Matrix, p: Matrix, q: Matrix) -> Part:
 # arithmetic of a fixed order: the same bits whatever the linear algebra library and the number of cores
 #
 # Products of float32 numbers are exact in float64. np.add.reduce adds them in one thread: pairwise along rows, one
-# after the other down columns.
+# after the other down columns. In ``phases`` a worker's own products need no such care: all see the same sum of them.
 
 
 def _blocks(matrix: Matrix) -> Generator[tuple[slice, Wide]]:
@@ -273,6 +273,12 @@ def _transposed_product(matrix: Matrix, p: Matrix) -> Wide:
         for k in range(p.shape[1]):
             out[k] += np.add.reduce(np.multiply(block, wide[rows, k : k + 1], out=products), axis=0)
     return out.T
+
+
+def _quick_product(matrix: Matrix, other: Matrix) -> Matrix:
+    """A product by the linear algebra library: one worker's own, of which only the sum over all is used by anyone."""
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found before it is sent
+        return matrix @ other
 
 
 def _orthonormal(p: Matrix) -> Matrix:

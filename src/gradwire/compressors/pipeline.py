@@ -23,7 +23,7 @@ from gradwire.payload import Cyclic, Every, Explicit, Floats, Grouped, Known, Pa
 from gradwire.rng import Key
 from gradwire.wire import encode
 
-__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage", "largest_fitting", "pruned"]
+__all__ = ["Coder", "Pipeline", "Quantizer", "Sparsifier", "Stage", "largest_fitting", "listing_pays", "pruned"]
 
 
 class Stage(Compressor):
@@ -448,12 +448,28 @@ def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
     if kept.size == 0:
         return Part(Explicit(support.length, chosen), Floats(np.empty(0, np.float32)))
     hints = (support.cuts, support.columns) if isinstance(support, Explicit) else ()
-    fewer = Part(Explicit(support.length, chosen, *hints), part.values.take(kept, support))
-    if isinstance(support, Explicit):
+    listed = Explicit(support.length, chosen, *hints)
+    fewer = Part(listed, part.values.take(kept, support))
+    if isinstance(support, Explicit) or listing_pays(listed, fewer.values.num_bytes, part.values.num_bytes):
         return fewer
-    skipped = support.length - kept.size
-    index_bits = kept.size * math.log2(support.length / kept.size) + skipped * math.log2(support.length / skipped)
-    return fewer if index_bits / 8 + fewer.values.num_bytes < part.values.num_bytes else part
+    return part
+
+
+def listing_pays(support: Explicit, num_bytes: int, all_bytes: int) -> bool:
+    """Tell whether to list coordinates, and send what is there, is cheaper than to send every coordinate.
+
+    Args:
+        support: the list; neither empty nor everything.
+        num_bytes: what the numbers there take.
+        all_bytes: what all numbers take.
+
+    Returns:
+        Whether it is, by the entropy of the choice.
+    """
+    length, kept = support.length, support.num_kept
+    skipped = length - kept
+    index_bits = kept * math.log2(length / kept) + skipped * math.log2(length / skipped)
+    return index_bits / 8 + num_bytes < all_bytes
 
 
 def _not_zero(numbers: Vector, occupied: NDArray[np.int64] | None) -> NDArray[np.int64] | None:

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from gradwire.checks import LARGEST, check_bytes, check_density, check_flag, check_number, check_scope
 from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased
-from gradwire.compressors.pipeline import Sparsifier
+from gradwire.compressors.pipeline import Sparsifier, listing_pays
+from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError
 from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Seeded
+from gradwire.payload import SUPPORT_PURPOSE, Every, Explicit, Floats, Part, Payload, Seeded
 from gradwire.rng import Key
 
 __all__ = ["dense", "largest_of", "listed_part", "num_kept_of", "part_at", "randk", "threshold", "topk"]
@@ -59,6 +60,42 @@ class dense(Sparsifier):
     def guarantee(self, d: int) -> Guarantee:
         """Nothing is lost: Contractive(1)."""
         return Contractive(1.0)
+
+    def compress_listed(self, vector: Reference, state: State, round: Round | None = None) -> tuple[Payload, State]:
+        """Turn a vector that is given by its few numbers into the payload of ``compress``, without making it dense.
+
+        Args:
+            vector: finite, of the model's length; not modified.
+            state: from ``init``.
+            round: what both ends agree on.
+
+        Returns:
+            The payload that ``compress`` makes of ``vector.vector``, and the state.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> vector = gw.Reference(4, np.float32([2, 0]), np.array([1, 3]))
+            >>> state = gw.dense().init(gw.Layout.flat(4))
+            >>> gw.dense().compress_listed(vector, state)[0] == gw.dense().compress(vector.vector, state)[0]
+            True
+        """
+        layout = state.layout
+        if vector.indices is None or layout.num_parameters < layout.d:
+            return self.compress(vector.vector, state, round)
+        sent = vector.numbers != 0
+        support, numbers = Explicit(layout.d, vector.indices[sent]), Floats(vector.numbers[sent])
+        if support.num_kept and not listing_pays(support, numbers.num_bytes, np.dtype(np.float32).itemsize * layout.d):
+            return self.compress(vector.vector, state, round)
+        round = round or Round()
+        payload = Payload(
+            layout.d,
+            (Part(support, numbers),),
+            round=round.index,
+            sequence=round.sequence,
+            layout_digest=layout.digest,
+            sum_weights=round.sum_weights,
+        )
+        return payload, state
 
 
 @dataclass(frozen=True, repr=False)
@@ -119,14 +156,11 @@ class topk(Sparsifier):
             pieces = [update[t.offset : t.stop] for t in state.layout.tensors if not t.buffer and t.num_elements]
             parts = [part_at(x, ops.topk(x, self._count(x.size, update.size, num_kept))) for x in pieces]
             return parts or [part_at(update, np.empty(0, np.int64))]
-        block = int(self.scope)
-        starts = range(0, update.size, block)
-        chosen = [
-            start + ops.topk(x, self._count(x.size, update.size, num_kept))
-            for start in starts
-            for x in [update[start : start + block]]
-        ]
-        return [part_at(update, np.concatenate(chosen) if chosen else np.empty(0, np.int64))]
+        if not (d := update.size):
+            return [part_at(update, np.empty(0, np.int64))]
+        block = min(int(self.scope), d)
+        kept, last = (self._count(length, d, num_kept) for length in (block, d % block))
+        return [part_at(update, ops.topk_blocks(update, block, kept, last))]
 
     def num_largest(self, state: State, round: Round) -> int | None:
         """Tell k, where one number is chosen in the whole model."""

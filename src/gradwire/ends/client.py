@@ -179,7 +179,7 @@ class Client:
     ) -> tuple[bytes, ...]:
         """Compress and write; what is remembered changes once the bytes exist, or not at all."""
         before = self._standing
-        state = State(self.layout, dict(before.state.memory))  # its arrays may be changed in place: see its journal
+        state = before.state.attempt()
         try:
             payload, after = self._compress(update, weight, round, num_bytes, state)
             blobs = write(payload)
@@ -320,7 +320,7 @@ class Client:
     def _settled(self, delivered: Delivered | Mapping[int, Delivered]) -> tuple[State, tuple[_Pending, ...]]:
         """The state with what was lost taken back, against the reference it leans on; and what stays pending."""
         fates, standing = self._fates(delivered), self._standing
-        state = State(self.layout, dict(standing.state.memory))
+        state = standing.state.attempt()
         for sent in standing.pending:
             fate = fates.get(sent.sequence, True)
             for number, blob in enumerate(sent.blobs):

@@ -158,7 +158,7 @@ class Server(Inbox):
         """
         before = dict(vars(self))
         undo_step = self.step.undo_point() if isinstance(self.step, ServerStep) else None
-        state = State(self.layout, dict(self._downlink_state.memory))
+        state = self._downlink_state.attempt()
         try:
             result, after = self._closed(state)
             self._downlink_state = State(self.layout, after.memory)

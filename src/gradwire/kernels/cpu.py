@@ -47,6 +47,7 @@ __all__ = [
     "huffman_decode",
     "huffman_encode",
     "join_float32",
+    "merge",
     "pack",
     "positions",
     "quotients",
@@ -169,6 +170,48 @@ def _find(haystack: NDArray[np.int64], needles: NDArray[np.int64], places: NDArr
         while at < haystack.size and haystack[at] < needles[i]:
             at += 1
         places[i] = at if at < haystack.size and haystack[at] == needles[i] else -1
+
+
+def merge(
+    indices: NDArray[np.int64], numbers: NDArray[np.float32], others: NDArray[np.int64], addends: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Add two vectors of which only the coordinates that may differ from zero are listed."""
+    union, total = np.empty(indices.size + others.size, np.int64), np.empty(indices.size + others.size, np.float32)
+    first = plain(indices, np.int64), plain(numbers, np.float32)
+    size = _merge(*first, plain(others, np.int64), plain(addends, np.float32), union, total)
+    return union[:size], total[:size]
+
+
+@kernel(types.int64, _I64, _F32, _I64, _F32, _OUT_I64, _OUT_F32)
+def _merge(
+    indices: NDArray[np.int64],
+    numbers: NDArray[np.float32],
+    others: NDArray[np.int64],
+    addends: NDArray[np.float32],
+    union: NDArray[np.int64],
+    total: NDArray[np.float32],
+) -> int:
+    i, j, at, zero = 0, 0, 0, np.float32(0)
+    while i < indices.size and j < others.size:
+        a, b = indices[i], others[j]
+        number = numbers[i] if a <= b else zero
+        addend = addends[j] if b <= a else zero
+        union[at] = min(a, b)
+        total[at] = number + addend
+        i += a <= b
+        j += b <= a
+        at += 1
+    while i < indices.size:
+        union[at] = indices[i]
+        total[at] = numbers[i] + zero
+        i += 1
+        at += 1
+    while j < others.size:
+        union[at] = others[j]
+        total[at] = zero + addends[j]
+        j += 1
+        at += 1
+    return at
 
 
 def gaps(indices: NDArray[np.int64], out: NDArray[np.int64] | None = None) -> NDArray[np.int64]:

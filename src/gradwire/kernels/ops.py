@@ -49,6 +49,7 @@ __all__ = [
     "huffman_encode",
     "huffman_lengths",
     "join_float32",
+    "merge",
     "normalise_frequencies",
     "occupied",
     "outside",
@@ -61,6 +62,7 @@ __all__ = [
     "split_float32",
     "subtract",
     "topk",
+    "topk_blocks",
     "unpack",
 ]
 
@@ -371,6 +373,17 @@ def join_float32(exponents: NDArray[np.uint8], rest: NDArray[np.uint8]) -> NDArr
     return reference.join_float32(exponents, rest)
 
 
+def merge(
+    indices: NDArray[np.int64], numbers: NDArray[np.float32], others: NDArray[np.int64], addends: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Add two vectors of which only the coordinates that may differ from zero are listed."""
+    if _compiled(indices.size + others.size, VECTOR_FROM):
+        import gradwire.kernels.cpu as cpu
+
+        return cpu.merge(indices, numbers, others, addends)
+    return reference.merge(indices, numbers, others, addends)
+
+
 def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Scale counts to frequencies that sum to 4096, of nearly the least coding cost there is."""
     return models.normalise_frequencies(counts)
@@ -482,6 +495,15 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
         return select.topk(values, k)
     return reference.topk(values, k)
+
+
+def topk_blocks(values: NDArray[np.float32], block: int, k: int, last: int) -> NDArray[np.int64]:
+    """Select the entries of largest magnitude in each block of a vector."""
+    if _compiled(values.size, LOOP_FROM):
+        import gradwire.kernels.select_blocks as select_blocks
+
+        return select_blocks.topk_blocks(values, block, k, last)
+    return reference.topk_blocks(values, block, k, last)
 
 
 def unpack(data: NDArray[np.uint8], num_symbols: int, width: int) -> NDArray[np.int64]:

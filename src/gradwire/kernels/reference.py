@@ -42,6 +42,7 @@ __all__ = [
     "huffman_decode",
     "huffman_encode",
     "join_float32",
+    "merge",
     "occupied",
     "pack",
     "positions",
@@ -51,6 +52,7 @@ __all__ = [
     "split_float32",
     "subtract",
     "topk",
+    "topk_blocks",
     "unpack",
 ]
 
@@ -143,6 +145,29 @@ def find(haystack: NDArray[np.int64], needles: NDArray[np.int64]) -> NDArray[np.
     return np.where(haystack[places] == needles, places, -1)
 
 
+def merge(
+    indices: NDArray[np.int64], numbers: NDArray[np.float32], others: NDArray[np.int64], addends: NDArray[np.float32]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Add two vectors of which only the coordinates that may differ from zero are listed.
+
+    Args:
+        indices: (n,) int64, strictly increasing: where the first one has numbers.
+        numbers: (n,) float32.
+        others: (m,) int64, strictly increasing: where the second one has.
+        addends: (m,) float32.
+
+    Returns:
+        The same of their sum, in float32; where both list a coordinate, it is numbers + addends. -0.0 becomes 0.0
+        where only one does.
+    """
+    union = np.union1d(indices, others)
+    total = np.zeros(union.size, np.float32)
+    with np.errstate(over="ignore"):
+        total[np.searchsorted(union, indices)] += numbers
+        total[np.searchsorted(union, others)] += addends
+    return union, total
+
+
 def find_intervals(
     magnitudes: NDArray[np.float32], edges: NDArray[np.float64], zero: int
 ) -> tuple[NDArray[np.uint16], NDArray[np.int64], NDArray[np.float64]]:
@@ -203,6 +228,25 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     above = np.flatnonzero(magnitudes > kth)
     ties = np.flatnonzero(magnitudes == kth)[: k - above.size]
     return np.sort(np.concatenate([above, ties]))
+
+
+def topk_blocks(values: NDArray[np.float32], block: int, k: int, last: int) -> NDArray[np.int64]:
+    """Select the entries of largest magnitude in each block of a vector.
+
+    Args:
+        values: (d,) float32, finite, not modified.
+        block: coordinates to a block, 1 or more.
+        k: how many in each whole block, 0 <= k <= block.
+        last: how many in what is left over at the end, no more than that is long.
+
+    Returns:
+        (m,) int64 increasing: in each block what ``topk`` selects.
+    """
+    chosen = [np.empty(0, np.int64)]
+    for start in range(0, values.size, block):
+        inside = values[start : start + block]
+        chosen.append(start + topk(inside, k if inside.size == block else last))
+    return np.concatenate(chosen)
 
 
 def quantize_grid(

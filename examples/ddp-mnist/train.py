@@ -1,0 +1,76 @@
+"""Train a small network on MNIST with several processes that exchange compressed gradients.
+
+torchrun --nproc-per-node 2 train.py --spec "ef(topk(0.01) | fractional(16))"
+
+It goes on where it was stopped: every worker keeps its own state beside the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from gradwire.ddp import register
+from gradwire.federated.data.tasks import load_task
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--spec", default="ef(topk(0.01) | fractional(16))", help="a compressor, or 'none'")
+parser.add_argument("--data", default="mnist", help="mnist, in the folder $GRADWIRE_DATA; or digits, which needs none")
+parser.add_argument("--steps", type=int, default=500)
+parser.add_argument("--batch", type=int, default=32, help="examples of each worker in a step")
+parser.add_argument("--save-every", type=int, default=100)
+parser.add_argument("--folder", type=Path, help="where states are kept, and looked for")
+options = parser.parse_args()
+
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+torch.set_num_threads(1)
+torch.manual_seed(0)
+with warnings.catch_warnings(action="ignore"):
+    task = load_task(options.data)
+module = nn.Sequential(nn.Flatten(), nn.Linear(task.train_inputs[0].numel(), 128), nn.ReLU(), nn.Linear(128, 10))
+model = DistributedDataParallel(module)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+state = None if options.spec == "none" else register(model, options.spec)  # all there is to it
+
+first = 0
+kept = None if options.folder is None else options.folder / f"worker-{rank}.pt"
+if kept is not None and kept.exists():
+    saved = torch.load(kept)
+    first = saved["step"]
+    module.load_state_dict(saved["model"])
+    if state is not None:
+        state.load_state_dict(saved["exchange"])
+
+for step in range(first, options.steps):
+    if kept is not None and step % options.save_every == 0 and step > first:
+        exchange = None if state is None else state.state_dict()
+        written = kept.with_suffix(".new")
+        torch.save({"step": step, "model": module.state_dict(), "exchange": exchange}, written)
+        os.replace(written, kept)
+        dist.barrier()  # nobody is more than one state ahead
+    if os.environ.get("STOP_AT") == str(step) and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and rank == 1:
+        os.kill(os.getpid(), 9)  # what a crash would do
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    chosen = torch.randint(len(task.train_inputs), (options.batch,), generator=generator)
+    optimizer.zero_grad()
+    cross_entropy(model(task.train_inputs[chosen]), task.train_targets[chosen]).backward()
+    optimizer.step()
+
+if rank == 0:
+    with torch.no_grad():
+        found = module(task.test_inputs).argmax(1)
+    correct = (found == task.test_targets).float().mean()
+    total = sum(p.double().sum() for p in module.parameters())
+    sent = "" if state is None else f"; {state.bytes_sent / max(1, options.steps - first):,.0f} bytes a step"
+    print(f"{world} workers: accuracy {correct:.4f}{sent}; parameters add up to {total.item()!r}")
+dist.barrier()
+dist.destroy_process_group()

@@ -1,0 +1,209 @@
+"""Exchange: what workers tell each other, one collective at a time; nothing else here calls torch.distributed.
+
+Every size that a collective needs is known to all workers before: gloo ends the process where sizes differ.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gradwire.compressors.compressor import Vector
+from gradwire.ddp.cost import Link, link_of
+from gradwire.errors import ProtocolError
+
+__all__ = ["Exchange", "Message"]
+
+_HEADER = struct.Struct("<BxxxIqQd")  # failed, spec, step, bytes of the body, seconds
+_FIRST = 256  # bytes that travel in one piece before it is known how long messages are
+_ROOM = 33 / 32  # how much longer than the longest message so far the next one may be, and still travel in one piece
+_ROUNDED = 64
+_SMALL, _LARGE = 64, 1 << 17  # float32 numbers that are summed to measure the link
+_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one worker tells the others in a step.
+
+    Attributes:
+        body: the blob; where ``failed``, what went wrong, as text.
+        step: the worker's step.
+        spec: a number that stands for its compressor.
+        failed: whether it has no blob.
+        seconds: how long it computed in the step before.
+    """
+
+    body: bytes
+    step: int
+    spec: int
+    failed: bool = False
+    seconds: float = 0.0
+
+
+class Exchange:
+    """The workers of a group, and what they tell each other.
+
+    Args:
+        group: a group whose backend works on CPU tensors, such as gloo; used by nobody else.
+
+    Attributes:
+        bytes_sent: what this worker gave to the exchange so far, for each of the others to receive.
+        waited: seconds spent in it so far.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.rank, self.num_workers = dist.get_rank(group), dist.get_world_size(group)
+        self.bytes_sent = 0
+        self.waited = 0.0
+        self._group = group
+        self._capacity = _FIRST
+
+    @classmethod
+    def beside(cls, base: dist.ProcessGroup | None) -> Exchange:
+        """Make a gloo group of its own over the workers of another group; all of them call this.
+
+        Args:
+            base: the other group; all processes when None.
+
+        Raises:
+            ProtocolError: where there is no process group yet.
+        """
+        if not dist.is_initialized():
+            raise ProtocolError("there is no process group yet: call torch.distributed.init_process_group first")
+        group = dist.group.WORLD if base is None else base
+        if group is None:
+            raise ProtocolError("there is no process group any more: it was destroyed")
+        ranks = dist.get_process_group_ranks(group)
+        # a group of some processes must not wait for the others, which do not call this
+        own = dist.new_group(
+            ranks,
+            timeout=_timeout_of(group),
+            backend="gloo",
+            use_local_synchronization=len(ranks) < dist.get_world_size(),
+        )
+        return cls(own)
+
+    def gather(self, message: Message) -> list[Message]:
+        """Tell all workers something, and hear what each of them tells.
+
+        One collective where no message is much longer than those before; else one more for the rest.
+
+        Args:
+            message: this worker's.
+
+        Returns:
+            Those of all workers, by rank.
+
+        Raises:
+            ProtocolError: where a worker was lost.
+        """
+        whole = _HEADER.pack(message.failed, message.spec, message.step, len(message.body), message.seconds)
+        whole += message.body
+        rows = self._all_gather(whole[: self._capacity], self._capacity)
+        headers = [_HEADER.unpack_from(row) for row in rows]
+        longest = _HEADER.size + max(length for _, _, _, length, _ in headers)
+        if longest > self._capacity:
+            rest = self._all_gather(whole[self._capacity :], longest - self._capacity)
+            rows = [row + more for row, more in zip(rows, rest, strict=True)]
+        self._capacity = max(_FIRST, -(-int(longest * _ROOM) // _ROUNDED) * _ROUNDED)
+        return [
+            Message(row[_HEADER.size : _HEADER.size + length], step, spec, bool(failed), seconds)
+            for row, (failed, spec, step, length, seconds) in zip(rows, headers, strict=True)
+        ]
+
+    def _all_gather(self, data: bytes, size: int) -> list[bytes]:
+        """The same number of bytes of every worker; shorter ones are filled up."""
+        own = torch.zeros(size, dtype=torch.uint8)
+        own.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
+        out = torch.empty(size * self.num_workers, dtype=torch.uint8)
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        with self._exchanging(size):
+            gather(out, own, group=self._group)
+        whole = out.numpy().tobytes()
+        return [whole[start : start + size] for start in range(0, len(whole), size)]
+
+    def sum(self, vector: Vector, failed: bool = False) -> tuple[Vector, bool]:
+        """Add a vector up over all workers: the same bits at all of them.
+
+        Args:
+            vector: (n,) float32, of the same length at all workers; not modified. Zeros where ``failed``.
+            failed: whether this worker has nothing to add.
+
+        Returns:
+            (n,) float32, the sum; and whether any worker failed.
+
+        Raises:
+            ProtocolError: where a worker was lost.
+        """
+        summed = torch.empty(vector.size + 1)
+        summed[:-1] = torch.from_numpy(vector)
+        summed[-1] = torch.nan if failed else 0.0
+        self._sum(summed)
+        numbers: NDArray[np.float32] = summed.numpy()
+        return numbers[:-1], bool(np.isnan(numbers[-1]))
+
+    def _sum(self, tensor: Tensor, largest: bool = False) -> None:
+        with self._exchanging(tensor.nbytes):
+            dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self._group)
+
+    def start_sum(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
+        """Begin to add a tensor up over all workers, in place, and return what will hold it."""
+        self.bytes_sent += tensor.nbytes
+        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        future: torch.futures.Future[list[Tensor]] = work.get_future()
+        return future.then(lambda done: done.value()[0])
+
+    def share(self, tensor: Tensor) -> None:
+        """Give every worker the first one's tensor, in place."""
+        with self._exchanging(tensor.nbytes):
+            dist.broadcast(tensor, dist.get_global_rank(self._group, 0), group=self._group)
+
+    def link(self) -> Link:
+        """Measure what a collective takes: the same numbers at all workers, those of the slowest."""
+        seconds = torch.empty(2, dtype=torch.float64)
+        for at, size in enumerate((_SMALL, _LARGE)):
+            numbers, best = torch.zeros(size), float("inf")
+            for _ in range(_TRIES):
+                start = time.perf_counter()
+                self._sum(numbers)
+                best = min(best, time.perf_counter() - start)
+            seconds[at] = best
+        self._sum(seconds, largest=True)
+        small, large = seconds.tolist()
+        return link_of(small, large, 4 * (_LARGE - _SMALL), self.num_workers)
+
+    @contextmanager
+    def _exchanging(self, num_bytes: int) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise ProtocolError(
+                f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {reason}"
+            ) from error
+        finally:
+            self.waited += time.perf_counter() - start
+        self.bytes_sent += num_bytes
+
+
+def _timeout_of(group: dist.ProcessGroup) -> timedelta | None:
+    """How long a group's collectives wait: a new group would wait for half an hour, whatever this one does."""
+    for kind in ("cpu", "cuda"):
+        try:
+            timeout: timedelta = group._get_backend(torch.device(kind)).options._timeout
+        except (RuntimeError, AttributeError):  # no backend for such tensors, or one without options
+            continue
+        return timeout
+    return None

@@ -1,0 +1,321 @@
+"""Hook: DDP's buckets of gradients <-> the one vector that is exchanged."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradwire.checks import check_flag
+from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.references import Reference
+from gradwire.compressors.spec import parse
+from gradwire.ddp.exchange import Exchange
+from gradwire.ddp.model import trained
+from gradwire.ddp.worker import Worker
+from gradwire.errors import ConfigError, GradwireError, StateError, UpdateError
+from gradwire.layout import Layout, TensorSpec
+from gradwire.rng import Key
+
+__all__ = ["CommState", "hook"]
+
+# annotations are evaluated: torch compares those of a hook with its own types
+
+_Bucket = tuple[int, Tensor, list[Tensor], list[Tensor]]  # its number, buffer, parameters and gradients
+_Waiting = tuple[_Bucket, torch.futures.Future[Tensor]]
+
+
+class CommState:
+    """What DDP's hook knows and remembers: ``(CommState(compressor), hook)`` goes where a state and a hook are taken.
+
+    Nothing is exchanged before the first backward pass. Where the model is not given, tensors are known by their
+    place in it instead of by name.
+
+    Args:
+        compressor: a ``Compressor`` or its text, the same at all workers.
+        module: the model that DDP wraps, or None.
+        process_group: the group that the model's DDP works in; all processes when None. The exchange has a group of
+            its own beside it.
+        seed: of randomness, the same at all workers.
+        fallback: whether to send whole gradients where that takes less time, as measured.
+        on_nonfinite: what to do where a gradient is not finite at a worker: ``"raise"`` UpdateError at all of them, or
+            ``"propagate"``: all gradients become NaN at all of them. Nothing is lost of residuals in either case.
+        grad_scaler: the ``torch.amp.GradScaler`` in use: residuals are kept in units without its scale, and gradients
+            that are not finite propagate, as it expects.
+        overlap: ``"auto"``; what is sent is chosen among all gradients, so the exchange begins with the last bucket.
+
+    Raises:
+        ConfigError: on an argument that cannot be.
+
+    Attributes:
+        compressor: what compresses.
+
+    Example:
+        >>> from gradwire.ddp import CommState, hook
+        >>> state = CommState("ef(topk(0.01))")
+        >>> state.step, state.path  # and then ddp_model.register_comm_hook(state, hook)
+        (0, 'gather')
+    """
+
+    def __init__(
+        self,
+        compressor: Compressor | str,
+        module: nn.Module | None = None,
+        *,
+        process_group: dist.ProcessGroup | None = None,
+        seed: int = 0,
+        fallback: bool = True,
+        on_nonfinite: str = "raise",
+        grad_scaler: Any = None,
+        overlap: str = "auto",
+    ) -> None:
+        if on_nonfinite not in ("raise", "propagate"):
+            raise ConfigError(f"on_nonfinite must be 'raise' or 'propagate', got {on_nonfinite!r}")
+        if overlap != "auto":
+            raise ConfigError(f"overlap must be 'auto', got {overlap!r}")
+        if grad_scaler is not None and not hasattr(grad_scaler, "get_scale"):
+            raise ConfigError(f"grad_scaler must be a torch.amp.GradScaler, got {type(grad_scaler).__name__}")
+        self.compressor = parse(compressor) if isinstance(compressor, str) else compressor
+        if not isinstance(self.compressor, Compressor):
+            raise ConfigError(f"compressor must be a Compressor or its text, got {compressor!r}")
+        check_flag("fallback", fallback)
+        self._seed, self._fallback, self._group = Key(seed).seed, fallback, process_group
+        self._propagates = on_nonfinite == "propagate" or grad_scaler is not None
+        self._scaler = grad_scaler
+        self._named = None if module is None else trained(module)
+        self._worker: Worker | None = None
+        self._places: dict[int, TensorSpec] = {}  # by the parameter's id
+        self._flat = torch.empty(0)
+        self._filled = 0
+        self._waiting: list[_Waiting] = []
+        self._summed: list[Tensor] = []
+        self._saved: Any = None
+
+    @property
+    def step(self) -> int:
+        """The next step's number."""
+        return 0 if self._worker is None else self._worker.step
+
+    @property
+    def path(self) -> str:
+        """How the next step's gradients travel: ``'gather'``, ``'phases'`` or ``'dense'``."""
+        if self._worker is None:
+            return "phases" if self.compressor.summable else "gather"
+        return self._worker.path
+
+    @property
+    def bytes_sent(self) -> int:
+        """What this worker gave to the exchange so far, for each of the others to receive."""
+        return 0 if self._worker is None else self._worker.exchange.bytes_sent
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that must survive a restart, of this worker alone: each saves its own.
+
+        Returns:
+            ``format``, ``spec``, ``layout`` (hash), ``seed``, ``step``, ``rank``, ``world_size``, ``residual`` ((d,)
+            float32 in units without a loss scale, or None without error feedback), ``scheme`` (the compressor's other
+            memory), ``reference`` (a blob, or None).
+
+        Raises:
+            StateError: before the first backward pass of a state that was not registered with ``register``.
+        """
+        if self._worker is None:
+            raise StateError("there is nothing to save before the first backward pass")
+        return self._worker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Continue where ``state_dict`` was taken: with as many workers and the same ranks, exactly.
+
+        Args:
+            state: this worker's. Or those of all old workers, in a list by rank, where there were more or fewer: each
+                worker then begins with the mean of their residuals, so that the mean over the workers, which is what
+                the model is still owed, stays what it was.
+
+        Raises:
+            StateError: on states of something else; nothing is changed then. Before the first backward pass of a state
+                that was not registered with ``register``, it is raised there.
+        """
+        if self._worker is None:
+            self._saved = state
+        else:
+            self._worker.load_state_dict(state)
+
+    def meet(self) -> None:
+        """Meet the other workers now, where the model is known; all of them call this.
+
+        Raises:
+            ConfigError: on a model without gradients, or one that cannot be laid out; at all workers where they differ.
+        """
+        if self._worker is None and self._named is not None:
+            self._begin(self._named)
+
+    def _begin(self, named: dict[str, Tensor]) -> None:
+        """Meet them, to exchange gradients of these parameters, in the model's order."""
+        layout = Layout.from_arrays(named, statistics=lambda name: False)
+        places = dict(zip(map(id, named.values()), layout.tensors, strict=True))
+        worker = Worker(self.compressor, layout, Exchange.beside(self._group), self._seed, self._fallback)
+        if self._saved is not None:
+            worker.load_state_dict(self._saved)
+        self._saved, self._places, self._worker = None, places, worker
+        self._flat = torch.empty(layout.d)
+
+    def take(self, bucket: Any) -> torch.futures.Future[Tensor]:
+        """Take a bucket of gradients, and give what will hold their mean.
+
+        Args:
+            bucket: from DDP, which hands all of them over in order.
+
+        Returns:
+            The bucket's buffer, later.
+
+        Raises:
+            ConfigError: when called by a compiler that hands over single gradients.
+        """
+        if isinstance(bucket, tuple):
+            raise ConfigError(
+                "optimize_ddp = 'python_reducer' hands over single gradients: set torch._dynamo.config.optimize_ddp "
+                "to True or False"
+            )
+        found = bucket.index(), bucket.buffer(), bucket.parameters(), bucket.gradients()
+        if self._worker is not None and self._worker.is_plain:
+            return self._sum(self._worker, found[1], bucket.is_last())
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        self._waiting.append((found, future))
+        try:
+            self.meet()
+            if self._worker is not None:
+                self._copy(found)
+            if bucket.is_last():
+                self._finish()
+        except GradwireError as error:
+            if not bucket.is_last():
+                raise
+            self._fail(error)
+        return future
+
+    def _sum(self, worker: Worker, buffer: Tensor, is_last: bool) -> torch.futures.Future[Tensor]:
+        """Sum a whole bucket while the next one is computed, as DDP does without a hook."""
+        buffer.div_(worker.exchange.num_workers)
+        self._summed.append(buffer)
+        future = worker.exchange.start_sum(buffer)
+        if is_last:
+            worker.skip()
+            if self._propagates or not _at_the_end(self._check_sums):
+                self._summed.clear()
+        return future
+
+    def _check_sums(self) -> None:
+        summed, self._summed = self._summed, []
+        if not all(bool(torch.isfinite(buffer.sum())) or bool(buffer.isfinite().all()) for buffer in summed):
+            raise UpdateError(f"step {self.step - 1}: a gradient is not finite at one of the workers")
+
+    def _copy(self, bucket: _Bucket) -> None:
+        """Put a bucket's gradients where they belong in the vector."""
+        start = time.perf_counter()
+        factor = None if self._scaler is None else 1 / self._scaler.get_scale()
+        for parameter, gradient in zip(bucket[2], bucket[3], strict=True):
+            place = self._places.get(id(parameter))
+            if place is None:
+                raise ConfigError(f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given")
+            out = self._flat[place.offset : place.stop]
+            out.copy_(gradient.reshape(-1))
+            if factor is not None and factor != 1:
+                out.mul_(factor)
+            self._filled += place.num_elements
+        if self._worker is not None:
+            self._worker.computing += time.perf_counter() - start
+
+    def _finish(self) -> None:
+        """Exchange, and give each bucket its mean."""
+        if self._worker is None:
+            # DDP's first buckets hold the parameters from the last to the first, each bucket in the model's order
+            parameters = [p for bucket, _ in reversed(self._waiting) for p in bucket[2]]
+            self._begin({str(number): parameter for number, parameter in enumerate(parameters)})
+            for bucket, _ in self._waiting:
+                self._copy(bucket)
+        worker, filled = self._worker, self._filled
+        if worker is None or filled != worker.layout.d:
+            raise ConfigError(f"gradients of {filled} parameters came, the model given has {self._flat.numel()}")
+        mean = worker.mean(self._flat.numpy())
+        start, scale = time.perf_counter(), 1.0 if self._scaler is None else float(self._scaler.get_scale())
+        waiting = self._emptied()
+        for bucket, _ in waiting:
+            self._write(bucket, mean, scale)
+        worker.computing += time.perf_counter() - start
+        for bucket, future in waiting:
+            future.set_result(bucket[1])
+
+    def _emptied(self) -> list[_Waiting]:
+        waiting, self._waiting, self._filled = self._waiting, [], 0
+        return waiting
+
+    def _write(self, bucket: _Bucket, mean: Reference, scale: float) -> None:
+        """Write the mean over a bucket's gradients."""
+        _, buffer, parameters, gradients = bucket
+        listed = mean.indices
+        if listed is not None:
+            buffer.zero_()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            place = self._places[id(parameter)]
+            if listed is None:
+                numbers = torch.from_numpy(mean.numbers[place.offset : place.stop]).view(place.shape)
+                gradient.copy_(numbers if scale == 1 else numbers * scale)
+                continue
+            low, high = np.searchsorted(listed, [place.offset, place.stop])
+            if low == high:
+                continue
+            indices = torch.from_numpy(listed[low:high] - place.offset)
+            sent = torch.from_numpy(mean.numbers[low:high] * np.float32(scale))
+            if gradient.is_contiguous():
+                gradient.view(-1)[indices.to(gradient.device)] = sent.to(gradient)
+            else:
+                dense = torch.zeros(place.num_elements)
+                dense[indices] = sent
+                gradient.copy_(dense.view(place.shape))
+
+    def _fail(self, error: GradwireError) -> None:
+        """Let DDP come to its end, with zeros, and raise then; or go on with gradients that are not finite."""
+        propagates = self._propagates and isinstance(error, UpdateError)
+        for bucket, future in self._emptied():
+            bucket[1].fill_(torch.nan if propagates else 0.0)
+            future.set_result(bucket[1])
+
+        def raise_it() -> None:
+            raise error
+
+        if not propagates and not _at_the_end(raise_it):
+            raise error
+
+
+def hook(
+    state: CommState,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
+    """Exchange gradients: the hook that goes with a ``CommState``.
+
+    Args:
+        state: what is known and remembered.
+        bucket: from DDP.
+
+    Returns:
+        The bucket's mean over all workers, later.
+
+    Example:
+        >>> from gradwire.ddp import CommState, hook
+        >>> state, its_hook = CommState("ef(topk(0.01) | fractional(16))"), hook
+    """
+    return state.take(bucket)
+
+
+def _at_the_end(action: Any) -> bool:
+    """Have something run when this backward pass is through, DDP's own end included; False outside of one."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    try:
+        # DDP's end is queued between the two; an error before it would leave the model unusable
+        engine.queue_callback(lambda: engine.queue_callback(action))
+    except RuntimeError:
+        return False
+    return True

@@ -1,0 +1,374 @@
+"""Worker: one of several that agree on the mean of their updates, step by step."""
+
+from __future__ import annotations
+
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+import gradwire.errors
+from gradwire.aggregation.mean import mean_of
+from gradwire.checks import check_integer
+from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.compressors.feedback import ef, momentum_correction
+from gradwire.compressors.references import Reference
+from gradwire.compressors.sparsify import dense
+from gradwire.ddp.cost import Choice
+from gradwire.ddp.exchange import Exchange, Message
+from gradwire.ends.client import reference_digest
+from gradwire.errors import ConfigError, GradwireError, ProtocolError, StateError
+from gradwire.layout import Layout, check_finite
+from gradwire.rng import Key
+from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
+from gradwire.wire import Limits, decode, encode
+
+__all__ = ["Worker"]
+
+STATE_FORMAT = 1
+_LONGEST_TEXT = 1000  # characters of an error that the others are told
+_ADDED_UP = {"residual", "momentum"}  # memory of which the mean over workers is what is conserved
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What the mean of the step before travels down as, and the vector it stands for."""
+
+    blob: bytes
+    reference: Reference
+
+
+class Worker:
+    """Compresses this worker's updates, exchanges them, and gives their mean: the same bits at all workers.
+
+    What goes wrong at one worker is raised at all of them, as the same error; every worker is then as it was, and the
+    next step goes on. A step that failed counts as one.
+
+    Args:
+        compressor: the same at all workers.
+        layout: the model's layout, the same at all workers.
+        exchange: the workers.
+        seed: of randomness, the same at all workers.
+        fallback: whether to send whole updates where that takes less time.
+
+    Raises:
+        ConfigError: on a compressor that keeps mirrors; at all workers where theirs differ.
+
+    Attributes:
+        step: the next step's number.
+        computing: seconds that the caller worked beside ``mean`` in this step.
+    """
+
+    def __init__(
+        self, compressor: Compressor, layout: Layout, exchange: Exchange, seed: int = 0, fallback: bool = True
+    ) -> None:
+        if not isinstance(compressor, Compressor):
+            raise ConfigError(f"compressor must be a Compressor, got {compressor!r}; gw.parse reads spec text")
+        if compressor.mirrored:
+            raise ConfigError(f"{compressor} keeps a mirror of each worker, which nobody holds here: use ef")
+        self.compressor, self.layout, self.exchange = compressor, layout, exchange
+        self.seed = Key(seed).seed
+        self.step = 0
+        self.computing = 0.0
+        self._computed = 0.0
+        self._state = compressor.init(layout)
+        self._held: _Held | None = None
+        self._limits = Limits.of(layout.d)
+        self._spec = zlib.crc32(str(compressor).encode())
+        self._whole = _whole(compressor, self._state)
+        self._agree(fallback)
+        measured = fallback and self._whole is not None and exchange.num_workers > 1
+        self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
+        self._was_dense = False
+
+    def _agree(self, fallback: bool) -> None:
+        """Compare what must be the same at all workers."""
+        told = f"{self.compressor}\nseed {self.seed}\nlayout {self.layout.digest.hex()}\nfallback {fallback}"
+        for rank, other in enumerate(self.exchange.gather(Message(told.encode(), 0, self._spec))):
+            for here, there in zip(told.split("\n"), other.body.decode().split("\n"), strict=True):
+                if here != there:
+                    raise ConfigError(
+                        f"all workers must have the same compressor, layout, seed and fallback: {here!r} at worker "
+                        f"{self.exchange.rank}, {there!r} at worker {rank}"
+                    )
+
+    @property
+    def path(self) -> str:
+        """How this step's updates travel: ``'gather'``, ``'phases'`` or ``'dense'``."""
+        if self._choice.dense:
+            return "dense"
+        return "phases" if self.compressor.summable else "gather"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is remembered that a whole update would have to take along: its sum is all there is."""
+        return self._choice.dense and self._was_dense
+
+    def mean(self, update: Vector) -> Reference:
+        """Return the mean of all workers' updates, each as its compressor sends it.
+
+        Args:
+            update: (d,) float32, this worker's; not modified, and not to be modified before this returns.
+
+        Returns:
+            The mean, given by few numbers where it is sparse.
+
+        Raises:
+            GradwireError: what went wrong at a worker, the same at all of them. All are as they were then.
+        """
+        start, waited, path = time.perf_counter(), self.exchange.waited, self.path
+        attempt = self._state.attempt()
+        try:
+            mean, after, held = {"gather": self._gathered, "phases": self._in_phases, "dense": self._summed}[path](
+                update, attempt
+            )
+            self._state, self._held = State(self.layout, after.memory), held
+            self._was_dense = path == "dense"
+        except BaseException:  # an interrupt or no memory, too
+            attempt.journal.undo()
+            raise
+        finally:
+            self.step += 1
+            self._computed = self.computing + time.perf_counter() - start - (self.exchange.waited - waited)
+            self.computing = 0.0
+        return mean
+
+    def skip(self) -> None:
+        """Count a step in which the caller summed whole updates itself: see ``is_plain``."""
+        self.step += 1
+        self._choice.note_dense()
+
+    def _round(self) -> Round:
+        held = self._held
+        return Round(
+            index=self.step,
+            key=Key(self.seed, self.step, self.exchange.rank),
+            reference=None if held is None else held.reference,
+            reference_digest=None if held is None else reference_digest(held.blob),
+            reference_weights=1.0 if held is None else float(self.exchange.num_workers),
+            sequence=self.step,
+            num_workers=self.exchange.num_workers,
+        )
+
+    def _check(self, update: Vector, compressor: Compressor) -> None:
+        if not compressor.checks_update:
+            check_finite(update, "update", self.layout)
+
+    def _gathered(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
+        """Compress, tell all others, read what they tell."""
+        error, body, agreed = None, b"", self._round()
+        try:
+            self._check(update, self.compressor)
+            payload, after = self.compressor.compress(update, attempt, agreed)
+            body = encode(payload)
+        except Exception as failure:  # whatever it is, the others wait
+            error, body = failure, _told(failure)
+        messages = self._hear(body, error)
+        # this worker's own payload is what decoding its blob gives
+        payloads = [
+            payload if rank == self.exchange.rank else decode(message.body, self._limits)
+            for rank, message in enumerate(messages)
+        ]
+        mean = mean_of(payloads, self.layout, agreed.reference)
+        self._note(max(len(message.body) for message in messages), [message.seconds for message in messages])
+        return mean, after, self._next_held(mean)
+
+    def _note(self, num_bytes: int, seconds: Sequence[float]) -> None:
+        before = self._choice.dense
+        self._choice.note(num_bytes, seconds)
+        if self._choice.dense and not before and self.exchange.rank == 0:
+            warnings.warn(
+                f"from step {self.step + 1} on gradients are summed whole, which takes less time on this link than "
+                f"{self.compressor}; it is measured again from time to time, and fallback=False never does it",
+                stacklevel=2,
+            )
+
+    def _next_held(self, mean: Reference) -> _Held | None:
+        """The next step's reference, which is what a server would have sent down, and its name."""
+        if not self.compressor.uses_reference:
+            return None
+        agreed = Round(index=self.step, sequence=self.step, sum_weights=float(self.exchange.num_workers))
+        payload, _ = dense().compress_listed(mean, State(self.layout), agreed)
+        return _Held(encode(payload), Reference.of(payload))
+
+    def _in_phases(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
+        """Sum what a compressor says, phase by phase; a sum of nothing tells that the last one went well, too."""
+        agreed = self._round()
+        phases = self.compressor.phases(update, attempt, agreed)
+        ended: tuple[Vector, State] | None = None
+        error: Exception | None = None
+        total: Vector | None = None
+        sizes: list[int] = []
+        while ended is None:
+            vector = np.empty(0, np.float32)
+            try:
+                if total is None:
+                    self._check(update, self.compressor)
+                vector = next(phases) if total is None else phases.send(total)
+            except StopIteration as done:
+                ended = done.value
+            except Exception as failure:  # whatever it is, the others wait
+                error = failure
+                known = self._sizes(agreed)
+                vector = np.zeros(known[len(sizes)] if len(sizes) < len(known) else 0, np.float32)
+            sizes.append(vector.size)
+            total, failed = self.exchange.sum(vector, error is not None)
+            if failed:
+                self._hear(b"" if error is None else _told(error), error)
+        mean, after = ended
+        found = Reference(self.layout.d, mean)
+        return found, after, self._next_held(found)
+
+    def _sizes(self, agreed: Round) -> list[int]:
+        """How much is summed in each phase."""
+        zeros = np.zeros(self.layout.d, np.float32)
+        phases = self.compressor.phases(zeros, self.compressor.init(self.layout), agreed)
+        sizes: list[int] = []
+        try:
+            vector = next(phases)
+            while True:
+                sizes.append(vector.size)
+                vector = phases.send(np.zeros_like(vector))
+        except StopIteration:
+            return sizes
+
+    def _summed(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
+        """Sum whole updates, and all that was not sent so far with them."""
+        error: Exception | None = None
+        vector = np.zeros(self.layout.d, np.float32)
+        whole = self._whole or dense()
+        try:
+            self._check(update, whole)
+            payload, after = whole.compress(update, attempt, self._round())
+            vector = decompress(payload)
+        except Exception as failure:  # whatever it is, the others wait
+            error = failure
+        total, failed = self.exchange.sum(vector, error is not None)
+        if failed:
+            self._hear(b"" if error is None else _told(error), error)
+        check_finite(total, "the sum of the updates", self.layout)
+        self._choice.note_dense()
+        return Reference(self.layout.d, total / np.float32(self.exchange.num_workers)), after, None
+
+    def _hear(self, body: bytes, error: Exception | None) -> list[Message]:
+        """Tell all workers, and raise what any of them tells as an error."""
+        messages = self.exchange.gather(Message(body, self.step, self._spec, error is not None, self._computed))
+        ranks = range(len(messages))
+        if any(message.spec != self._spec for message in messages):
+            raise ConfigError("all workers must have the same compressor, and they have not any more")
+        if any(message.step != self.step for message in messages):
+            steps = ", ".join(f"{message.step} at worker {rank}" for rank, message in zip(ranks, messages, strict=True))
+            raise ProtocolError(f"all workers must be at the same step: {steps}; load a state of the same step at each")
+        for rank, message in zip(ranks, messages, strict=True):
+            if message.failed:
+                self._raise(rank, message.body.decode(errors="replace"), error)
+        return messages
+
+    def _raise(self, rank: int, told: str, error: Exception | None) -> NoReturn:
+        name, _, text = told.partition(": ")
+        kind: Any = getattr(gradwire.errors, name, None)
+        known = isinstance(kind, type) and issubclass(kind, GradwireError)
+        where = f"worker {rank} of {self.exchange.num_workers}, step {self.step}: "
+        raise (kind(where + text) if known else GradwireError(where + told)) from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of everything that must survive a restart, of this worker alone: arrays and plain values.
+
+        Returns:
+            ``format``, ``spec``, ``layout`` (hash), ``seed``, ``step``, ``rank``, ``world_size``, ``residual`` ((d,)
+            float32, or None without error feedback), ``scheme`` (the compressor's other memory), ``reference`` (a
+            blob, or None).
+        """
+        memory = copy_memory(self._state.memory)
+        return to_saved(
+            {
+                "format": STATE_FORMAT,
+                "spec": str(self.compressor),
+                "layout": self.layout.digest.hex(),
+                "seed": self.seed,
+                "step": self.step,
+                "rank": self.exchange.rank,
+                "world_size": self.exchange.num_workers,
+                "residual": memory.pop("residual", None),
+                "scheme": memory,
+                "reference": None if self._held is None else np.frombuffer(self._held.blob, np.uint8).copy(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any] | Sequence[dict[str, Any]]) -> None:
+        """Continue where ``state_dict`` was taken; every worker loads.
+
+        Args:
+            state: this worker's, of as many workers as there are now. Or those of all old workers, in a list: where
+                there are as many as now each takes its own, else each begins with the mean of their residuals (and
+                momenta), so that the mean over the new workers is what it was over the old ones.
+
+        Raises:
+            StateError: on states of something else; nothing is changed then.
+        """
+        given = [from_saved(s) for s in ([state] if isinstance(state, dict) else state)]
+        with reading_state():
+            read = [self._read(s) for s in given]
+            num_old = check_integer("world_size", given[0]["world_size"], 1)
+            ranks = [int(s["rank"]) for s in given]
+        here, workers = self.exchange.rank, self.exchange.num_workers
+        if isinstance(state, dict) and (num_old, ranks) != (workers, [here]):
+            raise StateError(
+                f"state is of worker {ranks[0]} of {num_old}, expected worker {here} of {workers}; "
+                "with another number of workers load the list of all their states"
+            )
+        if not isinstance(state, dict) and ranks != list(range(num_old)):
+            raise StateError(f"the states of all {num_old} workers are needed, in order, got those of {ranks}")
+        if len({(step, seed, held and held.blob) for step, seed, _, held in read}) > 1:
+            raise StateError("states must be of the same step")
+        own = read[0] if isinstance(state, dict) else read[here] if num_old == workers else None
+        memory = own[2] if own else _joined([r[2] for r in read])
+        self.step, self.seed, _, self._held = read[0]
+        self._state, self._was_dense = State(self.layout, memory), False
+
+    def _read(self, state: Any) -> tuple[int, int, dict[str, Any], _Held | None]:
+        check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
+        memory = copy_memory(state["scheme"])
+        if state["residual"] is not None:
+            memory["residual"] = np.array(state["residual"], np.float32)
+        check_memory(memory, self.compressor.init(self.layout).memory, self.layout.num_parameters)
+        held = None
+        if state["reference"] is not None:
+            blob = to_bytes(state["reference"])
+            held = _Held(blob, Reference.of(decode(blob, self._limits)))
+        return check_integer("step", state["step"], 0, 2**63 - 1), Key(state["seed"]).seed, memory, held
+
+
+def _joined(memories: list[dict[str, Any]]) -> dict[str, Any]:
+    """What each of another number of workers begins with."""
+    joined: dict[str, Any] = {}
+    for name, first in memories[0].items():
+        values = [memory[name] for memory in memories]
+        if name.rpartition(".")[2] in _ADDED_UP:
+            total: NDArray[np.float64] = np.sum(values, axis=0, dtype=np.float64)
+            joined[name] = (total / len(values)).astype(np.float32)
+        elif all(np.array_equal(first, value) for value in values):
+            joined[name] = first
+        else:
+            raise StateError(f"{name} differs between the old workers: it can only be continued by as many")
+    return joined
+
+
+def _whole(compressor: Compressor, state: State) -> Compressor | None:
+    """What sends whole updates and takes along all that compressor has not sent; None where nothing can."""
+    memory = set(state.memory)
+    if compressor.uses_reference or not memory <= _ADDED_UP:
+        return None
+    if isinstance(compressor, (ef, momentum_correction)):
+        return replace(compressor, compressor=dense())
+    return None if memory else dense()
+
+
+def _told(error: Exception) -> bytes:
+    """An error as the others hear of it."""
+    return f"{type(error).__name__}: {error}"[:_LONGEST_TEXT].encode()
