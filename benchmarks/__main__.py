@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from benchmarks import accuracy, budget, documents, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import accuracy, budget, documents, federated, flower, methods, mnist, papers, results, speed, wire
 from benchmarks.results import Found
 from gradwire.reproduce.run import PAPERS
 
@@ -36,6 +36,7 @@ BENCHMARKS = {
     "accuracy": Benchmark(accuracy.measure, accuracy.PARTS),
     "budget": Benchmark(budget.measure, budget.PARTS, budget.merge),
     "federated": Benchmark(federated.measure, federated.PARTS),
+    "flower": Benchmark(flower.measure, flower.PARTS, flower.merge),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "speed": Benchmark(speed.measure),
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if found is None:
             continue
         if options.only:
-            found = benchmark.merge(results.load(name), found)
+            found = benchmark.merge(results.load(name) if results.is_there(name) else {}, found)
         results.save(name, found, options.only)
         documents.write_all({name})
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import accuracy, budget, federated, methods, mnist, papers, results, speed, wire
+from benchmarks import accuracy, budget, federated, flower, methods, mnist, papers, results, speed, wire
 from gradwire.reproduce.run import PAPERS
 
 
@@ -38,6 +38,7 @@ DOCUMENTS = (
     Document(("wire", "fuzz"), wire.document),
     Document(("budget",), budget.document),
     Document(("federated",), federated.document),
+    Document(("flower",), flower.document),
     Document(("methods",), methods.document),
     Document(("speed",), speed.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
