@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -26,19 +27,36 @@ SETTINGS: dict[str, Any] = {
     "clients": 3,
     "rounds": 25,
     "evaluate_every": 25,
-    "local_steps": 125,
-    "learning_rate": 0.1,
+    "local_steps": 40,
+    "batch_size": 64,
+    "learning_rate": 0.2,
 }
-TOPK = "ef(topk(0.01))"
+DENSE, SPARSE, SHORT = "dense()", "ef(topk(0.01))", "ef(topk(0.02) | fractional(16))"
 
 
-def _adam(eta: float, tau: float) -> str:
-    return f"fedadam(server_learning_rate={eta}, tau={tau}, initial=0.0, bias_correction=True)"
+def _adam(eta: float, tau: float, beta_1: float = 0.9) -> str:
+    """Flower's: its squares start at 0, and the bias is corrected."""
+    settings = f"server_learning_rate={eta}, beta_1={beta_1}, tau={tau}, initial=0.0, bias_correction=True"
+    return f"fedadam({settings})"
 
 
 # what a row is called -> (algorithm, methods)
 ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "FedAvg": ("fedavg()", ("dense()", TOPK)),
+    "FedAvg": ("fedavg()", (DENSE, SPARSE)),
+    "FedAdam, eta 0.03, tau 0.001": (_adam(0.03, 0.001), (DENSE, SPARSE, "ef(topk(0.05))", "ef(uniform(4))")),
+    "FedAdam, eta 0.1, tau 0.1": (_adam(0.1, 0.1), (SPARSE,)),
+    "FedAdam, eta 0.1, tau 0.01": (_adam(0.1, 0.01), (DENSE, SPARSE)),
+    "FedAdam, eta 0.1, tau 0.01, beta_1 0": (_adam(0.1, 0.01, 0.0), (DENSE, SPARSE, SHORT)),
+    "FedYogi, eta 0.03, tau 0.001": ("fedyogi(server_learning_rate=0.03, initial=0.0)", (DENSE, SPARSE)),
+    "FedYogi, eta 0.03, tau 0.01, beta_1 0": (
+        "fedyogi(server_learning_rate=0.03, beta_1=0.0, tau=0.01, initial=0.0)",
+        (SPARSE,),
+    ),
+    "FedAdagrad, eta 0.1, tau 0.01": (
+        "fedadagrad(server_learning_rate=0.1, tau=0.01, initial=0.0)",
+        (DENSE, SPARSE),
+    ),
+    "FedAvgM, momentum 0.9, rate 0.3": ("fedavgm(server_learning_rate=0.3)", (DENSE, SPARSE)),
 }
 
 
@@ -46,9 +64,11 @@ def measure(data_dir: str | None, done: Callable[[list[Run]], None]) -> None:
     """Run what is left, each seed in a process of its own."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     where = str(Path(data_dir).resolve()) if data_dir else None
+    found: list[Run] = []
     with multiprocessing.get_context("spawn").Pool(2) as pool:
-        of_seeds = pool.starmap(_run, [(seed, where) for seed in SEEDS], chunksize=1)
-    done(sorted((run for runs in of_seeds for run in runs), key=key))
+        for runs in pool.imap_unordered(partial(_run, data_dir=where), SEEDS):
+            found += runs
+            done(found)
 
 
 def key(run: Run) -> tuple[int, int, int]:
@@ -88,12 +108,7 @@ def document(runs: list[Run]) -> str:
             if not mine:
                 continue
             accuracies = [100 * run["final_accuracy"] for run in mine]
-            rows.append(
-                [
-                    cell(row),
-                    code(method),
-                    f"{mean(accuracies):.1f} ± {stdev(accuracies):.1f} %",
-                    f"{mean(r['compression_ratio'] for r in mine):.0f}x",
-                ]
-            )
+            spread = f" ± {stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+            ratio = mean(run["compression_ratio"] for run in mine)
+            rows.append([cell(row), code(method), f"{mean(accuracies):.1f}{spread} %", f"{ratio:.1f}x"])
     return table(["strategy", "spec", "accuracy", "fewer bytes up"], rows)
