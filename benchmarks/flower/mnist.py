@@ -22,6 +22,7 @@ ROUNDS = 25
 NODES = 3
 NUM_PARAMETERS = 101_770
 TOGETHER = 2  # a round is mostly waiting, and its time is not measured here
+_FAILED = re.compile(r"and [1-9]\d* failures")
 _ACCURACY = re.compile(r"model \w+, accuracy (\d\.\d{4})")
 
 
@@ -39,25 +40,19 @@ def key(run: Run) -> tuple[int, int]:
 
 
 def _run(spec: str, seed: int, data_dir: str | None) -> Run:
-    accuracies: list[float] = []
+    lines: list[str] = []
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name, federation(Path(name), NODES, data_dir) as net:
         out = Path(name) / "out"
-        net.run(
-            4 * 3600.0,
-            lambda line: accuracies.extend(map(float, _ACCURACY.findall(line))),
-            spec=spec,
-            seed=seed,
-            num_server_rounds=ROUNDS,
-            num_clients=NODES,
-            out=str(out),
-            timeout=1800.0,
-        )
+        config = {"num_server_rounds": ROUNDS, "num_clients": NODES, "timeout": 1800.0}
+        net.run(4 * 3600.0, lines.append, spec=spec, seed=seed, out=str(out), **config)
         listed = net.listed()
-        books = {} if spec == "none" else json.loads((out / "summary.json").read_text())["runs"][0]
-    if len(accuracies) != ROUNDS + 1:
-        raise RuntimeError(f"{len(accuracies)} accuracies in place of {ROUNDS + 1}: the log was cut")
+        books = {} if spec == SPECS[0] else json.loads((out / "summary.json").read_text())["runs"][0]
+    log = "".join(lines)
+    accuracies = [float(found) for found in _ACCURACY.findall(log)]
     dense = 4 * NUM_PARAMETERS * NODES * ROUNDS  # of what plain Flower sends, the numbers alone
+    if len(accuracies) != ROUNDS + 1 or _FAILED.search(log) or books.get("dense_uplink_bytes", dense) != dense:
+        raise RuntimeError(f"not every client was counted in every round: {log[-4000:]}")
     return {
         "spec": spec,
         "seed": seed,

@@ -22,7 +22,13 @@ def why_not() -> str | None:
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         return "network namespaces need Linux and root"
     missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    return f"{' and '.join(missing)} of iproute2 are not installed" if missing else None
+    if missing:
+        return f"{' and '.join(missing)} of iproute2 are not installed"
+    try:
+        with slow_link(10):
+            return None
+    except RuntimeError as error:
+        return f"no network namespaces here: {error}"
 
 
 @dataclass(frozen=True)

@@ -91,10 +91,10 @@ def test_what_is_gathered_wants_a_tau_of_its_own_size():
 @pytest.mark.parametrize(
     ("inner", "spec", "said"),
     [
-        (FedAdam(), "ef(topk(0.01))", ["take tau as large", "a momentum of 0.9"]),
-        (FedAdam(beta_1=0.0), "ef(topk(0.01))", ["take tau as large"]),
+        (FedAdam(), "ef(topk(0.01))", ["take a tau of about", "a momentum of 0.9"]),
+        (FedAdam(beta_1=0.0), "ef(topk(0.01))", ["take a tau of about"]),
         (FedAdam(), "ef(uniform(4))", []),
-        (FedAdagrad(), "ef(topk(0.01) | uniform(8))", ["take tau as large"]),
+        (FedAdagrad(), "ef(topk(0.01) | uniform(8))", ["take a tau of about"]),
         (FedAvgM(server_momentum=0.9), "ef(topk(0.01))", ["a momentum of 0.9"]),
         (FedAvgM(server_momentum=0.9), "dense()", []),
         (FedAvgM(), "ef(topk(0.01))", []),
@@ -102,7 +102,7 @@ def test_what_is_gathered_wants_a_tau_of_its_own_size():
         (
             DifferentialPrivacyServerSideFixedClipping(FedAdam(), 1.0, 1.0, 2),
             "topk(0.01)",
-            ["looks at each reply", "take tau as large", "a momentum of 0.9"],
+            ["looks at each reply", "take a tau of about", "a momentum of 0.9"],
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

@@ -103,8 +103,8 @@ def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
     if any(isinstance(strategy, _ADAPTIVE) for strategy in _chain(inner)):
         said.append(
             f"{name} divides each coordinate by its past size: of one that {spec} sends rarely, what was gathered "
-            "meanwhile is divided away, and training is slower than without compression; take tau as large as what "
-            "arrives, and eta some ten times that: 0.01 and 0.1 in docs/flower.md"
+            "meanwhile is divided away, and training is slower than without compression; take a tau of about the root "
+            "mean square of a round's mean, and eta some ten times that: 0.01 and 0.1 in docs/flower.md"
         )
     if momentum := _momentum(inner):
         said.append(
