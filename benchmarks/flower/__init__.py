@@ -2,8 +2,9 @@
 
     python -m benchmarks flower --data-dir DIR [--only PART]
 
-Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished; what is
-left goes on where runs/flower was left. ``link`` needs Linux and root.
+Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished: one that
+is interrupted is in the pages after ``python -m benchmarks --document flower``, and goes on where runs/flower was left.
+``link`` needs Linux and root.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ def merge(old: Found, new: Found) -> Found:
 
 def document(found: Found) -> dict[str, str]:
     """The tables, one a part."""
-    return {place: f"{_table(found.get(part, {}), part)}\n\n{describe(found)}" for part, place in _PLACES.items()}
+    return {place: _section(found, part) for part, place in _PLACES.items()}
 
 
-def _table(of_part: Found, part: str) -> str:
+def _section(found: Found, part: str) -> str:
+    of_part = found.get(part, {})
     if "runs" not in of_part:
         return f"Not measured: {of_part.get('left_out', 'it was not run yet')}."
-    text: str = _MODULES[part].document(of_part["runs"])
-    return text
+    return f"{_MODULES[part].document(of_part['runs'])}\n\n{describe(found)}"
 
 
 def _keep(found: Found, part: str, runs: list[Run]) -> None:
