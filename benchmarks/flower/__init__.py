@@ -2,8 +2,9 @@
 
     python -m benchmarks flower --data-dir DIR [--only PART]
 
-Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished: one that
-is interrupted is in the pages after ``python -m benchmarks --document flower``, and goes on where runs/flower was left.
+Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished; where the
+rest is interrupted, ``python -m benchmarks --document flower`` shows what there is, and the next call goes on where
+runs/flower was left.
 ``link`` needs Linux and root.
 """
 
