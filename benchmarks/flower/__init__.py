@@ -2,10 +2,9 @@
 
     python -m benchmarks flower --data-dir DIR [--only PART]
 
-Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished; where the
-rest is interrupted, ``python -m benchmarks --document flower`` shows what there is, and the next call goes on where
-runs/flower was left.
-``link`` needs Linux and root.
+Takes about two hours on two cores, most of it waiting. Each run is kept in the result file when it is finished; where
+the rest is interrupted, ``python -m benchmarks --document flower`` shows what there is, and the next call goes on where
+runs/flower was left. ``link`` needs Linux and root.
 """
 
 from __future__ import annotations
