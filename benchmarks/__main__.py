@@ -14,6 +14,7 @@ from benchmarks import (
     ddp_link,
     documents,
     federated,
+    flower,
     flower_simulation,
     methods,
     mnist,
@@ -56,6 +57,7 @@ BENCHMARKS = {
     "ddp": Benchmark(ddp_link.measure, tuple(ddp_link.PARTS), ddp_link.merge),
     "federated": Benchmark(federated.measure, federated.PARTS),
     "flower-simulation": Benchmark(flower_simulation.measure),
+    "flower": Benchmark(flower.measure, flower.PARTS, flower.merge),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
@@ -98,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if found is None:
             continue
         if options.only:
-            found = benchmark.merge(results.load(name), found)
+            found = benchmark.merge(results.load(name) if results.is_there(name) else {}, found)
         results.save(name, found, options.only)
         documents.write_all({name})
 

@@ -24,7 +24,7 @@ def save(name: str, found: Found, parts: Sequence[str] = ()) -> None:
     here = machine()
     whole, apart = here, {}
     if parts:
-        before = load(name)
+        before = load(name) if is_there(name) else {"machine": here}
         whole, apart = before["machine"], before.get("apart", {}) | dict.fromkeys(parts, here)
         apart = {part: there for part, there in apart.items() if there != whole}
     machines = {"machine": whole, **({"apart": apart} if apart else {})}

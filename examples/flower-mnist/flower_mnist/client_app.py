@@ -25,8 +25,8 @@ def train_app(message: Message, context: Context) -> Message:
     net = make_net(context.run_config)
     net.load_state_dict(message.content["arrays"].to_torch_state_dict())
     partition = int(context.node_config["partition-id"])
-    seed = int(message.content["config"]["server-round"])
-    num_examples, loss = train(net, context.run_config, partition, seed)
+    server_round = int(message.content["config"]["server-round"])
+    num_examples, loss = train(net, context.run_config, partition, server_round)
     metrics = MetricRecord({"num-examples": num_examples, "train_loss": loss})
     return Message(RecordDict({"arrays": ArrayRecord(net.state_dict()), "metrics": metrics}), reply_to=message)
 

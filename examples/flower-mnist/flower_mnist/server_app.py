@@ -24,6 +24,7 @@ def main(grid: Grid, context: Context) -> None:
         strategy = CompressedStrategy(
             strategy,
             str(config["spec"]),
+            seed=int(config["seed"]),
             conversation=None if config["conversation"] == "-" else str(config["conversation"]),
             out=None if config["out"] == "-" else str(config["out"]),
         )

@@ -1,6 +1,7 @@
-"""Data and model: a two-layer perceptron, and each client's share of the images."""
+"""Data and model: a perceptron, and each client's share of the images."""
 
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -23,23 +24,22 @@ def task_of(config: UserConfig) -> Task:
 
 def make_net(config: UserConfig) -> torch.nn.Module:
     """Make the model, the same at all ends."""
-    torch.manual_seed(0)
+    torch.manual_seed(int(config["seed"]))
     task = task_of(config)
-    num_inputs = task.train_inputs[0].numel()
-    return torch.nn.Sequential(
-        torch.nn.Flatten(),
-        torch.nn.Linear(num_inputs, 128),
-        torch.nn.ReLU(),
-        torch.nn.Linear(128, task.num_classes),
-    )
+    widths = [task.train_inputs[0].numel(), *map(int, str(config["hidden"]).split(","))]
+    layers: list[torch.nn.Module] = [torch.nn.Flatten()]
+    for num_inputs, num_outputs in pairwise(widths):
+        layers += [torch.nn.Linear(num_inputs, num_outputs), torch.nn.ReLU()]
+    return torch.nn.Sequential(*layers, torch.nn.Linear(widths[-1], task.num_classes))
 
 
-def train(net: torch.nn.Module, config: UserConfig, partition: int, seed: int) -> tuple[int, float]:
+def train(net: torch.nn.Module, config: UserConfig, partition: int, server_round: int) -> tuple[int, float]:
     """Train on one client's images; their number, and the mean loss."""
     task, num_clients = task_of(config), int(config["num-clients"])
     inputs, targets = task.train_inputs[partition::num_clients], task.train_targets[partition::num_clients]
     optimizer = torch.optim.SGD(net.parameters(), lr=float(config["learning-rate"]))
-    generator = torch.Generator().manual_seed(1000 * seed + partition)
+    seed = 1_000_000 * int(config["seed"]) + 1000 * server_round + partition
+    generator = torch.Generator().manual_seed(seed)
     losses = []
     net.train()
     for _ in range(int(config["local-epochs"])):
