@@ -26,6 +26,7 @@ def main(grid: Grid, context: Context) -> None:
             str(config["spec"]),
             conversation=None if config["conversation"] == "-" else str(config["conversation"]),
             out=None if config["out"] == "-" else str(config["out"]),
+            state_file=None if config["state-file"] == "-" else str(config["state-file"]),
         )
 
     def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:
