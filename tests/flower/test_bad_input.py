@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from apps import SHAPES, Books, find_carrier, flat, initial, logged, make_app, make_grid, plain_run, trained
 from fake_grid import FakeGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -153,6 +154,36 @@ def test_a_strategy_without_the_mod_fails_the_run():
 
     with pytest.raises(gw.ProtocolError, match=r"add CompressionMod\(\) to the mods"):
         start(app)
+
+
+def app_that_reads(read):
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        return read(message.content["arrays"])
+
+    return app
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda record: record.to_numpy_ndarrays(),
+        lambda record: record.to_torch_state_dict(),
+        lambda record: torch.nn.Linear(10, 20).load_state_dict({key: torch.zeros(1) for key in record}),
+    ],
+)
+def test_an_app_without_the_mod_that_trips_over_the_carrier_fails_the_run(read):
+    """As most do: they read every array that comes."""
+    with pytest.raises(gw.ProtocolError, match=r"add CompressionMod\(\) to the mods"):
+        start(app_that_reads(read))
+
+
+def test_another_error_of_the_app_fails_no_run():
+    result, lines, _ = start(app_that_reads(lambda record: record["no such array"]))
+    assert flat(result.arrays).tobytes() == flat(initial()).tobytes()
+    assert sum("no such array" in line for line in lines) >= 4
 
 
 def test_a_mod_without_the_strategy_says_so_in_every_reply(tmp_path):

@@ -27,6 +27,7 @@ def main(grid: Grid, context: Context) -> None:
             seed=int(config["seed"]),
             conversation=None if config["conversation"] == "-" else str(config["conversation"]),
             out=None if config["out"] == "-" else str(config["out"]),
+            state_file=None if config["state-file"] == "-" else str(config["state-file"]),
         )
 
     def evaluate(_: int, arrays: ArrayRecord) -> MetricRecord:

@@ -26,7 +26,7 @@ from gradwire.flower.carrier import (
 from gradwire.flower.conversation import Conversation
 from gradwire.flower.header import NO_INCARNATION, Refusal, read_answer
 from gradwire.flower.ledger import Ledger
-from gradwire.flower.replies import Reply
+from gradwire.flower.replies import Reply, lacks_mod
 from gradwire.wire import Limits
 
 __all__ = ["Budget", "Post", "Sent"]
@@ -85,8 +85,12 @@ class Post:
         client_id_of: Flower's node info -> client, where the server knows; None otherwise.
 
     Attributes:
+<<<<<<< HEAD
         failing: nodes whose last answer was an error, or refused.
         without_mod: replies to a train instruction that held nothing of gradwire's, so far.
+=======
+        without_mod: replies to a train instruction of nodes without ``CompressionMod``, so far.
+>>>>>>> real
     """
 
     def __init__(
@@ -297,6 +301,7 @@ class Post:
         reason = visible(message.error.reason or f"code {message.error.code}")
         _log.warning("gradwire: node %d answered with an error: %s", node_id, reason)
         if sent is not None:
+            self.without_mod += sent.trains and lacks_mod(message)
             self._failed(sent)
 
     def _failed(self, sent: Sent) -> None:

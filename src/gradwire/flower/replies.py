@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from flwr.app import Message, MetricRecord, RecordDict
 from gradwire.aggregation.aggregator import LARGEST_WEIGHT
 from gradwire.compressors.compressor import Vector
 from gradwire.errors import ProtocolError
-from gradwire.flower.carrier import with_content
+from gradwire.flower.carrier import NAME, with_content
 from gradwire.flower.header import Answer
 from gradwire.flower.model import Model
 
-__all__ = ["Reply", "as_dense", "as_mean", "common_form", "form_of", "metrics_over", "weight_of"]
+__all__ = ["Reply", "as_dense", "as_mean", "common_form", "form_of", "lacks_mod", "metrics_over", "weight_of"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Reply:
         if len(records) != 1:
             raise ProtocolError(f"a train reply must hold one MetricRecord, got {len(records)}")
         return records[0]
+
+
+def lacks_mod(error: Message) -> bool:
+    """Tell whether an error is that of an app that took the carrier for one of its arrays, having no mod before it."""
+    reason = error.error.reason or ""
+    return re.search(rf"['\"]{NAME}['\"]", reason) is not None and "gradwire.errors" not in reason
 
 
 def weight_of(reply: Reply, weighted_by: str) -> float:

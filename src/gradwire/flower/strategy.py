@@ -26,7 +26,7 @@ from gradwire.flower.kinds import check_strategy, owner_of, takes_mean, warnings
 from gradwire.flower.ledger import Ledger
 from gradwire.flower.model import Model
 from gradwire.flower.post import Budget, Post
-from gradwire.flower.replies import Reply, as_dense, as_mean, common_form, form_of, metrics_over, weight_of
+from gradwire.flower.replies import Reply, as_dense, as_mean, common_form, form_of, lacks_mod, metrics_over, weight_of
 from gradwire.rng import Key
 from gradwire.saved import from_saved, reading_state
 from gradwire.wire import decode
@@ -203,7 +203,7 @@ class CompressedStrategy(Strategy):
         """Count what came and close the round."""
         conversation, post = self._opened()
         answers, errors = post.collect(replies)
-        if post.without_mod and not answers and not conversation.version and not errors:
+        if post.without_mod and not answers and not conversation.version and all(map(lacks_mod, errors)):
             raise ProtocolError(WITHOUT_MOD)
         usable = [reply for reply in answers if reply.answer.blob is not None and self._has_metrics(reply)]
         form = common_form(usable)
