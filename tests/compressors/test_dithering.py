@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import gradwire as gw
+from gradwire.aggregation import parse_aggregation
+from gradwire.aggregation.sharing import numbers_of
 from gradwire.payload import Dithered, Explicit, Multiples
 
 D = 20_000
@@ -125,6 +127,20 @@ def test_what_cannot_be_compressed_says_why():
         gw.ef(gw.dither(density=0.01))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("d", [100, 70_000])
+def test_what_is_not_finite_is_refused_by_name(bad, d):
+    arrays = {"w": np.ones(d, np.float32), "bn.running_mean": np.ones(3, np.float32)}
+    layout = gw.Layout.from_arrays(arrays)
+    client = gw.Client(gw.dither(density=0.1), layout)
+    for name in arrays:
+        spoilt = {n: x.copy() for n, x in arrays.items()}
+        spoilt[name][-1] = bad
+        with pytest.raises(gw.UpdateError, match=f"must be finite.* in .*{name}"):
+            client.compress(np.concatenate(list(spoilt.values())))
+    assert client.sequence == 0
+
+
 def test_the_same_bytes_in_another_process_with_either_backend():
     code = (
         "import numpy as np, gradwire as gw\n"
@@ -218,3 +234,21 @@ def test_sums_of_one_step_are_exact_integers():
         sums.append(aggregator.mean() * 4 / np.float32(0.75))
     assert sums[0].tobytes() == sums[1].tobytes()
     assert not (sums[0] % 1).any()
+
+
+def test_what_fires_is_no_coordinate_that_clients_share():
+    layout = gw.Layout.flat(D)
+    with pytest.raises(gw.ConfigError, match="same coordinates"):
+        parse_aggregation("median()").make(layout, compressor=gw.dither(density=0.05))
+    payload = payload_of("dither(density=0.05)")
+    (own,) = numbers_of(payload, layout)
+    assert (own.num_shared, own.indices.size) == (0, payload.num_kept)
+    (whole,) = numbers_of(payload, layout, zeros_are_values=True)
+    assert whole.num_shared == D
+    assert whole.numbers.tobytes() == (gw.decompress(payload) + 0.0).tobytes()
+
+
+def test_clipping_scales_what_fired():
+    server = gw.Server(gw.dither(1.0), gw.Layout.flat(D), max_norm=2.0)
+    server.receive(gw.Client(gw.dither(1.0), gw.Layout.flat(D)).compress(NOISE))
+    assert np.linalg.norm(server.close_round().update.astype(np.float64)) == pytest.approx(2.0, rel=1e-5)
