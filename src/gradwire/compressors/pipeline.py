@@ -361,7 +361,7 @@ def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Ro
 def _by_tensor(part: Part, start: int, layout: Layout) -> list[Part]:
     """A part, which begins at a coordinate of the model, in pieces of one tensor each."""
     edges = [0, *(cut - start for cut in layout.cuts if start < cut < start + part.length), part.length]
-    columns = {cut: width for cut, width in zip((0, *layout.cuts), layout.columns, strict=False)}
+    columns = dict(zip((0, *layout.cuts), layout.columns, strict=True))
     numbers, support = part.numbers(), part.support
     indices = np.empty(0, np.int64) if isinstance(support, (Every, Known)) else support.indices
     found: list[Part] = []

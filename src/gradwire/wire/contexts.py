@@ -31,8 +31,9 @@ def encode_part(part: Part) -> list[tuple[int, bytes]] | None:
         part: any part.
 
     Returns:
-        The codecs and bytes of support and values: of the support its stretches alone. None where the part is none of a list of coordinates
-        with symbols of one scale, none of them zero, or has no columns; or where readers would refuse it as too sparse.
+        The codecs and bytes of support and values: of the support its stretches alone. None where the part is no list
+        of coordinates with symbols of one scale, none of them zero, or has no columns; or where readers would refuse it
+        as too sparse.
     """
     support = part.support
     if not isinstance(support, Explicit) or not support.columns or not support.num_kept:
@@ -62,8 +63,8 @@ def least_apart(part: Part) -> float:
         part: with symbols or levels, and an entry or more.
 
     Returns:
-        The entropy of the symbols and three fifths of that of the coordinates, as if they lay anywhere: other codes know
-        tensors of unequal density, but no rows and columns.
+        The entropy of the symbols and three fifths of that of the coordinates, as if they lay anywhere: other codes
+        know tensors of unequal density, but no rows and columns.
     """
     counts = np.bincount(part.values.symbols) if isinstance(part.values, (Levels, Symbols)) else np.ones(1)
     kept = part.support.num_kept
@@ -87,9 +88,7 @@ def stretches(support: Explicit) -> Shape:
     """
     lengths: list[int] = []
     columns: list[int] = []
-    for start, stop, width in zip(
-        (0, *support.cuts), (*support.cuts, support.length), support.columns, strict=True
-    ):
+    for start, stop, width in zip((0, *support.cuts), (*support.cuts, support.length), support.columns, strict=True):
         if width == stop - start and lengths:
             lengths[-1] += stop - start
         else:
@@ -147,7 +146,7 @@ def decode_part(length: int, reader: Reader, limits: Limits) -> tuple[Part, int,
     found = ops.decode_levels(data, lengths, columns, most)
     if found is None:
         raise Malformed(f"stream with contexts of {length} coordinates not found")
-    chosen = np.flatnonzero(found)
+    chosen = np.flatnonzero(found != 0)
     if chosen.size > limits.max_expansion * reader.size:
         raise LimitExceeded(f"{chosen.size} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte")
     if not chosen.size:
