@@ -75,7 +75,7 @@ def attacks() -> None:
     stream("rle: a run's symbol beyond the alphabet", forge.RLE, varint(0) + b"\3", n=3)
     stream("rle: m = 0", forge.RLE, varint(1) + pack([2, 1], 2) + b"\0\1")
     stream("rle: runs missing", forge.RLE, varint(2), error=gw.Truncated)
-    for codec in (8, 7 + 16, 15, 4 << 4, 15 << 4 | 3, 255):
+    for codec in (14, 7 + 16, 8 + 16, 15, 4 << 4, 15 << 4 | 3, 255):
         values = bytes([codec]) + floats(1.0)
         refused(f"value codec {codec:#04x}", decoding(container(1, b"\1" + values)), gw.UnknownCodec)
 

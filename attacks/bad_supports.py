@@ -34,7 +34,7 @@ def attacks() -> None:
     support("known without a reference", forge.KNOWN, varint(1) + b"\0")
     support("cyclic count 0", forge.CYCLIC, varint(0))
     support("cyclic count above d", forge.CYCLIC, varint(11))
-    for inner in (forge.EVERY, forge.SEEDED, forge.KNOWN, forge.CYCLIC):
+    for inner in (forge.EVERY, forge.SEEDED, forge.KNOWN, forge.CYCLIC, forge.DITHERED):
         support(f"known with extra indices in code {inner}", forge.KNOWN, varint(1) + bytes([inner]) + b"\1\0\0",
                 flags=forge.REFERENCE)  # fmt: skip
     support("known and an extra index beyond d", forge.KNOWN, varint(0) + bytes([forge.GOLOMB, 1]) + golomb([10], 3),
@@ -57,7 +57,8 @@ def attacks() -> None:
     support("a segment as long as the part", forge.SEGMENTS, varint(2) + varint(10) + varint(1) + golomb([1], 1))
     support("segments of nothing", forge.SEGMENTS, varint(2) + varint(5) + varint(0) + varint(0))
     support("an index in the next segment", forge.SEGMENTS, varint(2) + varint(5) + varint(1) + golomb([5], 3) + b"\0")
-    for codec in (10, 31, 255):
+    dithered_supports()
+    for codec in (31, 255):
         support(f"support codec {codec}", codec, b"\0\0", error=gw.UnknownCodec)
 
     part = bytes([forge.GOLOMB]) + varint(1) + golomb([1], 2) + one
@@ -72,6 +73,41 @@ def attacks() -> None:
     refused("a part more than announced",
             decoding(forge.repaired(head + varint(2) + (varint(5) + part) * 3)), gw.Malformed)  # fmt: skip
     refused("bytes after the last part", decoding(container(10, part + b"\0")), gw.Malformed)
+
+
+def dithered_supports() -> None:
+    """Counts that are not the range code's, lists of what is coded anyway, range codes of other bytes."""
+    d, level, indices = 300, 52, [i for i, t in enumerate(forge.thresholds(300, 0, 0, 1, False)) if t < 2**28]
+    values = forge.multiples([1] * len(indices), 1.0)
+    honest = forge.dithered(d, indices, level)
+    gw.decode(container(d, honest + values))
+    size = varint(len(indices))
+
+    def dithered(what: str, data: bytes, error=gw.Malformed, d: int = d, values: bytes = values) -> None:
+        refused(what, decoding(container(d, data + values)), error)
+
+    head, rest = honest[:1], honest[1 + len(size) :]
+    dithered("dithered count 0", head + varint(0) + rest)
+    dithered("dithered count above d", head + varint(d + 1) + rest)
+    dithered("one more index than the range code has", head + varint(len(indices) + 1) + rest)
+    dithered("one index less than the range code has", head + varint(len(indices) - 1) + rest)
+    dithered("another level", honest.replace(bytes([level, 0, 1]), bytes([level + 40, 0, 1]), 1), gw.DecodeError)
+    dithered("another seed", honest.replace(bytes([level, 0, 1]), bytes([level, 1, 1]), 1), gw.DecodeError)
+    fields = head + size + bytes([level, 0, 1])
+    code = rest[len(bytes([level, 0, 1])) + 1 :]
+    dithered("more listed than there are", fields + varint(len(indices) + 1) + code)
+    dithered("a candidate listed", fields + varint(1) + golomb([indices[0]], 5) + code)
+    dithered("listed beyond d", fields + varint(1) + golomb([d], 5) + code)
+    dithered("range code with a zero behind", fields + varint(0) + varint(code[0] + 1) + code[1:] + b"\0")
+    dithered("range code with more behind", fields + varint(0) + varint(code[0] + 1) + code[1:] + b"\7")
+    dithered("range code cut", fields + varint(0) + varint(code[0] - 1) + code[1:-1], gw.DecodeError)
+    dithered("range code longer than the blob", fields + varint(0) + varint(2**40) + code[1:], gw.Truncated)
+    few = head + varint(1) + bytes([level]) + varint(0) + varint(1) + varint(0) + varint(1) + b"\1"
+    for huge in (2**26, 2**33, 2**34):
+        dithered(f"{huge} thresholds for a few bytes", few, gw.LimitExceeded, huge, forge.multiples([1], 1.0))
+    dithered(
+        "many fires that never come", head + varint(300) + fields[1 + len(size) :] + varint(0) + varint(1) + b"\xff"
+    )
 
 
 if __name__ == "__main__":

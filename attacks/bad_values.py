@@ -32,6 +32,30 @@ def spoilt_floats(kind: int, coder: int, sign: int, mantissa: int) -> bytes:
     return bytes([kind | coder]) + stream + pack([0, sign << t | mantissa, 0], t + 1)
 
 
+def multiples_of_a_step() -> None:
+    """Steps that are none, magnitudes that are not those announced."""
+    part = bytes([forge.EVERY])
+    gw.decode(container(3, part + forge.multiples([1, -2, 1], 1.0)))
+    for step in (NAN, INF, -INF, 0.0, -0.0, -1.0):
+        refused(f"a step of {step}", decoding(container(1, part + forge.multiples([1], step))), gw.Malformed)
+    refused("a step beyond float32", decoding(container(1, part + forge.multiples([-2], 3e38))), gw.Malformed)
+    head, honest = part + bytes([forge.MULTIPLES]) + floats(1.0), forge.multiples([1, -2, 1], 1.0)[6:]
+    for largest in (0, 2**24 + 1, 2**64 - 1):
+        refused(f"multiples of at most {largest}", decoding(container(1, head + varint(largest) + b"\0")), gw.Malformed)
+    for what, tail in (
+        ("unused bits after signs", varint(1) + b"\x08"),
+        ("magnitudes above the largest", varint(3) + forge.multiples([1, -4, 1], 1.0)[6:]),
+        ("magnitudes that do not reach the largest", varint(3) + honest),
+        ("a range code with a zero behind", varint(2) + honest[:1] + varint(honest[1] + 1) + honest[2:] + b"\0"),
+        ("a range code with more behind", varint(2) + honest[:1] + varint(honest[1] + 1) + honest[2:] + b"\1"),
+    ):
+        refused(f"multiples: {what}", decoding(container(3, head + tail)), gw.Malformed)
+    refused("multiples: no magnitudes", decoding(container(3, head + varint(2) + b"\0" + varint(9))), gw.Truncated)
+    for coder in (forge.HUFFMAN, forge.ANS, forge.RLE):
+        codec = bytes([forge.MULTIPLES | coder])
+        refused("multiples with a coder", decoding(container(1, part + codec + floats(1.0) + b"\1\0")), gw.UnknownCodec)
+
+
 def attacks() -> None:
     """Try each."""
     for kind, (_, t, _) in WIDTHS.items():
@@ -53,6 +77,7 @@ def attacks() -> None:
         refused(f"an alphabet of {n}", decoding(container(1, b"\1" + values)), gw.Malformed)
     values = bytes([forge.CENTRED]) + varint(2) + varint(2**48) + floats(1.0) + b"\0"
     refused("a block of 2^48", decoding(container(1, b"\1" + values)), gw.Malformed)
+    multiples_of_a_step()
     zero = bytes([forge.AFFINE]) + varint(5) + b"\0" + floats(1.0)
     for z in (5, 7):
         refused(f"zero point {z} of 5 symbols", decoding(container(1, b"\1" + zero + bytes([z, 0]))), gw.Malformed)

@@ -18,8 +18,8 @@ import numpy as np
 import gradwire as gw
 
 DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC = range(10)
-FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED = range(8)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED = range(11)
+FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED, MULTIPLES = range(9)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
 
 
@@ -124,6 +124,77 @@ def rle(symbols: Sequence[int], width: int) -> bytes:
     ends = [i for i in range(len(symbols) - 1) if symbols[i] != symbols[i + 1]]
     heads = [symbols[0], *(symbols[i + 1] for i in ends)]
     return varint(len(ends)) + pack(heads, width) + (golomb(gaps_of(ends), 3) if ends else b"")
+
+
+class RangeCode:
+    """Write bits with their probabilities as one number of any length."""
+
+    def __init__(self) -> None:
+        self.low, self.span, self.num_bytes = 0, 2**32 - 1, 4
+
+    def bit(self, bit: int, counts: list[int]) -> None:
+        """Write a bit; counts of zeros and ones say how probable it is, and learn from it."""
+        bound = (self.span >> 16) * min(max(65536 * counts[1] // sum(counts), 1), 65535)
+        self.low, self.span = (self.low, bound) if bit else (self.low + bound, self.span - bound)
+        while self.span < 2**24:
+            self.low, self.span, self.num_bytes = self.low << 8, self.span << 8, self.num_bytes + 1
+        counts[bit] += 1024
+
+    def end(self) -> bytes:
+        """Return the bytes behind their number."""
+        multiples = (-(-self.low >> n) << n for n in (32, 24, 16, 8, 0))
+        code = next(x for x in multiples if x < self.low + self.span).to_bytes(self.num_bytes, "big").rstrip(b"\0")
+        return varint(len(code)) + code
+
+
+FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
+FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
+
+
+def thresholds(d: int, seed: int, round: int, client: int, golden: bool) -> list[int]:
+    """Make the thresholds of fewer than 2^32 coordinates; client 0 is the shared key, else the id and 1."""
+    word = int(gw.Key(seed, 0 if golden else round, client - 1 if client else None, "thresholds").words(1)[0])
+    out = []
+    for i in range(d):
+        x = (i * 0x9E3779B1 + word) % 2**32
+        x = (x ^ x >> 16) * 0x7FEB352D % 2**32 ^ word >> 32
+        x = (x ^ x >> 15) * 0x846CA68B % 2**32
+        out.append(((x ^ x >> 16) + golden * round * 0x9E3779B9) % 2**32)
+    return out
+
+
+def dithered(
+    d: int, indices: Sequence[int], level: int, seed: int = 0, round: int = 0, client: int = 1, golden: bool = False
+) -> bytes:
+    """Write a dithered support, with its codec."""
+    code, counts, apart = RangeCode(), [[32768 - n, n] for n in FIRES], []
+    for i, t in enumerate(thresholds(d, seed, round, client, golden)):
+        e = t.bit_length()
+        octave = 2 * e + (t << 32 - e >= 3037000500) - level
+        if octave <= 10:
+            code.bit(int(i in indices), counts[max(0, octave + 12)])
+        elif i in indices:
+            apart.append(i)
+    listed = golomb(gaps_of(apart), max(1, d // 20)) if apart else b""
+    head = bytes([DITHERED]) + varint(len(indices)) + bytes([level + 128 * golden]) + varint(seed) + varint(client)
+    return head + varint(len(apart)) + listed + code.end()
+
+
+def multiples(counts: Sequence[int], step: float) -> bytes:
+    """Write integers times a step, with their codec."""
+    largest = max(map(abs, counts))
+    out = bytes([MULTIPLES]) + floats(step) + varint(largest) + pack([int(n < 0) for n in counts], 1)
+    if largest == 1:
+        return out
+    code, contexts = RangeCode(), [[512, 512] for _ in range(64)]
+    contexts[0] = [3892, 204]
+    for n in map(abs, counts):
+        e = n.bit_length() - 1
+        for j in range(min(e + 1, largest.bit_length() - 1)):
+            code.bit(int(j < e), contexts[j])
+        for j in range(e):
+            code.bit(n >> (e - 1 - j) & 1, [1, 1] if j else contexts[32 + e])
+    return out + code.end()
 
 
 def runs(indices: Sequence[int]) -> bytes:
@@ -241,7 +312,14 @@ def warm_up() -> None:
     """Load the compiled kernels, which takes time and memory once and is no input's fault."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal(200_000).astype(np.float32)
-    for spec in ("dense()", "topk(0.2)", "uniform(4) | huffman()", "uniform(4) | ans()", "topk(0.3) | uniform(1)"):
+    for spec in (
+        "dense()",
+        "topk(0.2)",
+        "uniform(4) | huffman()",
+        "uniform(4) | ans()",
+        "topk(0.3) | uniform(1)",
+        "dither(density=0.01)",
+    ):
         gw.decompress(gw.decode(gw.Client(gw.parse(spec), gw.Layout.flat(x.size)).compress(x)))
 
 

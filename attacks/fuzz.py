@@ -34,7 +34,8 @@ ENTRY_BYTES = 64  # what an entry of a payload may cost while it is read and dec
 SPECS = (
     "dense()", "fp16()", "bf16() | ans()", "uniform(1) | rle()", "uniform(3, scope=64)", "uniform(4) | huffman()",
     "topk(0.01)", "topk(0.1) | uniform(2)", "topk(0.3) | fp16()", "topk(0.1, scope='tensor') | uniform(8) | ans()",
-    "topk(0.05, scope=100) | bf16()", "randk(0.1)", "randk(0.6, shared=True) | uniform(1)", "topk(0.5) | huffman()",
+    "topk(0.05, scope=100) | bf16()", "randk(0.1)", "dither(density=0.1)",
+    "randk(0.6, shared=True) | uniform(1)", "topk(0.5) | huffman()",
 )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def forged_part(length: int, rng: random.Random) -> bytes:
     """Make a support and values."""
     few = sorted(rng.sample(range(max(1, length)), min(max(1, length), rng.choice((1, 2, 3, 20, 60)))))
     gaps, m = forge.gaps_of(few), rng.choice((1, 2, 3, 8, 100, max(1, length), rng.randrange(1, 500)))
-    codec = rng.randrange(10)
+    codec = rng.randrange(11)
     count = len(few)
     if max(gaps) > 2000 * m:
         m = max(1, length)
@@ -129,6 +130,15 @@ def forged_part(length: int, rng: random.Random) -> bytes:
     elif codec == forge.SEEDED:
         count = rng.choice((count, length, length // 2, min(length, 3000)))
         data = varint(count) + varint(rng.choice(NUMBERS)) + varint(rng.choice(NUMBERS))
+    elif codec == forge.DITHERED and length < 5000:
+        where = (
+            rng.choice((0, 30, 50, 62, 127)),
+            rng.choice((0, 7, 2**63)),
+            0,
+            rng.choice((0, 1, 9)),
+            rng.random() < 0.5,
+        )
+        data = forge.dithered(length, few, *where)[1:]
     elif codec == forge.CYCLIC:
         count = rng.choice((count, length // 3, length))
         data = varint(count)
@@ -167,6 +177,8 @@ def forged_values(count: int, length: int, rng: random.Random) -> bytes:
         return forge.grouped((cut, inside[0]), (count - cut, inside[1]))
     if count > 2000 or rng.random() < 0.2:
         return forge.skewed_centred(rng.choice(("rle", "ans", "huffman")), count, rng.choice((1.0, 1e38, 1e-45, 0.0)))
+    if count < 300 and rng.random() < 0.2:
+        return forge.multiples([rng.choice((1, -1, 1, -2, 9)) for _ in range(count)], rng.choice((1.0, 1e-45, 3e38)))
     if rng.random() < 0.2:
         return bytes([rng.choice((forge.FLOAT16, forge.BFLOAT16))]) + rng.randbytes(2 * count)
     n = rng.choice((2, 3, 4, 16, 255))

@@ -25,6 +25,7 @@ def attacks() -> None:
             (forge.BITMAP, b"\xff" * 50),
             (forge.SEEDED, varint(huge) + varint(0) + varint(0)),
             (forge.CYCLIC, varint(huge)),
+            (forge.DITHERED, varint(huge) + b"\x34" + varint(0) + varint(1) + varint(huge) + some),
             (forge.KNOWN, varint(huge) + b"\0"),
         ):
             flags = forge.REFERENCE if codec == forge.KNOWN else 0
@@ -36,6 +37,7 @@ def attacks() -> None:
             ("float32 with exponents in rANS", bytes([forge.FLOAT32 | forge.ANS]) + bytes([0, 1]) + varint(4096)),
             ("packed symbols", bytes([forge.CENTRED]) + varint(2) + varint(0) + floats(1.0) + b"\0"),
             ("scales of every block", bytes([forge.CENTRED]) + varint(2) + varint(1) + floats(1.0) + b"\0"),
+            ("multiples", bytes([forge.MULTIPLES]) + floats(1.0) + varint(1) + b"\0"),
             ("levels", bytes([forge.LEVELS]) + varint(2**15) + floats(1.0)),
             ("runs of symbols", bytes([forge.LEVELS | forge.RLE]) + varint(1) + floats(1.0) + varint(huge - 1)),
         ):

@@ -29,8 +29,8 @@ from gradwire.files.dtypes import DTYPES  # noqa: E402
 from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
-SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic"]
-KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine", "grouped"]
+SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic", "dithered"]
+KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine", "grouped", "multiples"]
 CODERS = ["packed", "huffman", "ans", "rle"]
 
 contents: dict[str, bytes] = {}
@@ -296,6 +296,36 @@ def grouped():
     add("values-grouped-kinds", forge.container(34, b"\1" + mixed), [(1, 7)], 34, range(34), numbers)
 
 
+def dithered():
+    rng = random.Random(4)
+    # d, level, seed, round, client (0: shared), golden, share of steps
+    for name, d, level, seed, round_, client, golden, mean in (
+        ("client", 500, 52, 5, 2, 7, False, 0.03),
+        ("shared", 300, 56, 2**63 + 1, 2**40, 0, False, 0.1),
+        ("golden", 500, 52, 5, 3, 7, True, 0.03),
+        ("listed", 200, 30, 1, 0, 1, False, 0.1),
+        ("dense", 100, 68, 2, 1, 1, False, 3.0),
+        ("all", 40, 127, 3, 2**50, 2, True, 40.0),
+        ("none-coded", 50, 0, 3, 1, 2, False, 0.2),
+    ):
+        drawn = forge.thresholds(d, seed, round_, client, golden)
+        scaled = [rng.expovariate(1 / mean) for _ in range(d)]
+        counts = [int(a) + (t < (a - int(a)) * 2**32) for a, t in zip(scaled, drawn, strict=True)]
+        found = [(i, n if rng.random() < 0.5 else -n) for i, n in enumerate(counts) if n]
+        indices, counts = [i for i, _ in found], [n for _, n in found]
+        step = f32(rng.expovariate(1))
+        part = forge.dithered(d, indices, level, seed, round_, client, golden) + forge.multiples(counts, step)
+        numbers = [f32(n * step) for n in counts]
+        add(f"support-dithered-{name}", forge.container(d, part, round=round_), [(10, 8)], d, indices, numbers,
+            round=round_)  # fmt: skip
+    counts = [1, -(2**24), 7, -1, 300, 1, 1]
+    part = b"\1" + forge.multiples(counts, f32(2.0**-149))
+    numbers = [f32(n * 2.0**-149) for n in counts]
+    add("values-multiples", forge.container(7, part), [(1, 8)], 7, range(7), numbers)
+    part = b"\1" + forge.multiples([1, -1, -1], 0.75)
+    add("values-multiples-signs", forge.container(3, part), [(1, 8)], 3, range(3), [0.75, -0.75, -0.75])
+
+
 # the container's other fields
 
 
@@ -368,6 +398,9 @@ def made():
         ("half", "topk(0.3) | fp16() | ans()"),
     ):
         record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(x, round=6))
+    noise = np.random.default_rng(6).laplace(size=400).astype(np.float32)
+    for name, spec in (("dither", "dither(density=0.05)"), ("dither-golden", "dither(num_bytes=70, golden=True)")):
+        record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(noise, round=6))
     record("made-padded", gw.Client(gw.sign(), gw.Layout.flat(30_000)).compress(np.ones(30_000, np.float32)))
     for number, blob in enumerate(gw.Client(gw.topk(0.1), layout).packets(x, 80)[:2]):
         record(f"made-packet-{number}", blob)
@@ -453,7 +486,7 @@ def gw_files():
 
 
 def main():
-    for make in (supports, known, values, affine, grouped, structure, made, gw_files):
+    for make in (supports, known, values, affine, grouped, dithered, structure, made, gw_files):
         make()
     V1.mkdir(exist_ok=True)
     before = {path.name: path.read_bytes() for path in V1.iterdir() if path.suffix in (".blob", ".gw")}

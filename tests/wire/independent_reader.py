@@ -5,6 +5,33 @@ import struct
 import zlib
 from itertools import accumulate, pairwise
 
+FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
+FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
+
+
+class RangeCode:
+    def __init__(self, data):
+        self.data, self.at, self.span = data, 4, 2**32 - 1
+        self.code = int.from_bytes((data + bytes(4))[:4], "big")
+        self.low = 0
+
+    def bit(self, counts):
+        zeros, ones = counts
+        bound = (self.span >> 16) * min(max(65536 * ones // (zeros + ones), 1), 65535)
+        bit = self.code - self.low < bound
+        self.low, self.span = (self.low, bound) if bit else (self.low + bound, self.span - bound)
+        while self.span < 2**24:
+            self.code = self.code * 256 + (self.data[self.at] if self.at < len(self.data) else 0)
+            self.low, self.span, self.at = self.low * 256, self.span * 256, self.at + 1
+        counts[bit] += 1024
+        return bit
+
+    def end(self):
+        multiples = (-(-self.low >> n) << n for n in (32, 24, 16, 8, 0))
+        last = next(x for x in multiples if x < self.low + self.span)
+        assert self.code == last, "not the code of these bits"
+        assert last.to_bytes(self.at, "big").rstrip(b"\0") == self.data, "more than the code"
+
 
 class Reader:
     def __init__(self, data):
@@ -82,17 +109,58 @@ class Reader:
         assert set(states) == {65536}, "final states"
         return out
 
-    def seeded(self, d, k, seed, counter):
-        found, purpose = {}, int.from_bytes(hashlib.sha256(b"support").digest()[:8], "little")
-        while len(found) < min(k, d - k):
+    def words(self, seed, counter, purpose):
+        while True:
             counter[0] += 1
-            c, k0, k1 = counter, seed, purpose
+            c, k0, k1 = counter, seed, int.from_bytes(hashlib.sha256(purpose).digest()[:8], "little")
             for _ in range(10):
                 x, y = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
                 c = [y >> 64 ^ c[1] ^ k0, y % 2**64, x >> 64 ^ c[3] ^ k1, x % 2**64]
                 k0, k1 = (k0 + 0x9E3779B97F4A7C15) % 2**64, (k1 + 0xBB67AE8584CAA73B) % 2**64
-            found.update((word * d >> 64, None) for word in c)
+            yield from c
+
+    def seeded(self, d, k, seed, counter):
+        found, words = {}, self.words(seed, counter, b"support")
+        while len(found) < min(k, d - k):
+            found[next(words) * d >> 64] = None
         return sorted({*range(d if k > d // 2 else 0)} ^ {*list(found)[: min(k, d - k)]})
+
+    def dithered(self, length, round_):
+        k, head, seed, client = self.varint(1, length), self.field(8), self.varint(), self.varint()
+        level, golden, apart = head % 128, head > 127, self.varint(0, k)
+        listed = self.golomb(apart, length) if apart else []
+        code, words = RangeCode(self.take(self.varint())), []
+        made = self.words(seed, [0, 0, 0 if golden else round_, client], b"thresholds")
+        out, counts = [], [[32768 - n, n] for n in FIRES]
+        for i in range(length):
+            words += [next(made)] if i % 2**32 == 0 else []
+            x = (i * 0x9E3779B1 + words[-1]) % 2**32
+            x = (x ^ x >> 16) * 0x7FEB352D % 2**32 ^ words[-1] >> 32
+            x = (x ^ x >> 15) * 0x846CA68B % 2**32
+            x = ((x ^ x >> 16) + golden * round_ * 0x9E3779B9) % 2**32
+            e = x.bit_length()
+            octave = 2 * e + (x << 32 - e >= 3037000500) - level
+            assert octave > 10 or i not in listed, "a candidate is listed"
+            out += (
+                [i] if (octave > 10 and i in listed) or (octave <= 10 and code.bit(counts[max(0, octave + 12)])) else []
+            )
+        code.end()
+        assert len(out) == k, "count"
+        return out
+
+    def integers(self, k, largest):
+        code, out, counts = RangeCode(self.take(self.varint())), [], [[512, 512] for _ in range(64)]
+        counts[0] = [3892, 204]
+        for _ in range(k):
+            e, x = 0, 1
+            while 2 << e <= largest and code.bit(counts[e]):
+                e += 1
+            for j in range(e):
+                x = 2 * x + code.bit([1, 1] if j else counts[32 + e])
+            out.append(x)
+        code.end()
+        assert max(out) == largest, "largest"
+        return out
 
     def support(self, codec, length, round_, reference):
         if codec in (0, 1, 9):
@@ -102,6 +170,8 @@ class Reader:
             return self.golomb(self.varint(1, length), length)
         if codec == 3:
             return [i for i, bit in enumerate(self.fields(length, 1)) if bit]
+        if codec == 10:
+            return self.dithered(length, round_)
         if codec == 4:
             return self.seeded(length, self.varint(1, length), self.varint(), [0, 0, round_, self.varint()])
         if codec == 5:
@@ -157,6 +227,12 @@ class Reader:
         elif kind == 4:
             table = self.floats(0, 0, self.varint(1, 2**15))
             numbers = [table[s // 2] * (-1) ** s for s in self.symbols(coder, k, 2 * len(table))]
+        elif kind == 8:
+            assert coder == 0, "coder of multiples"
+            (step,), largest = self.floats(0, 0, 1), self.varint(1, 2**24)
+            signs, sizes = self.fields(k, 1), self.integers(k, largest) if largest > 1 else [1] * k
+            assert step > 0, "step"
+            numbers = [(-1) ** s * x * step for s, x in zip(signs, sizes, strict=True)]
         elif kind == 7:
             assert coder == 0, "coder of groups"
             for left in reversed(range(self.varint(2, k))):

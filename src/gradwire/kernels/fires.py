@@ -38,6 +38,7 @@ _0, _1, _COUNT = U(0), U(1), U(COUNT)
 _WORD_BITS, _LOW_WORD = 32, 0xFFFFFFFF
 _ROOT_TWO, _2_32 = U(0xB504F334), 2.0**32
 _SIGNLESS = 0x7FFFFFFF
+_TINY = 2.0**-100
 _MARGIN = 1 + 2.0**-18  # what a product in float32 is raised by, so that rounding hides no fire
 
 _F32, _U8, _U32, _U64, _I64 = (array(t) for t in (types.float32, types.uint8, types.uint32, types.uint64, types.int64))
@@ -138,7 +139,7 @@ def round_known(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]] | None:
     """Round numbers to multiples of a step; see ``fires_reference.round_known``."""
     values = plain(values, np.float32)
-    scale = np.float32(min(2.0**24 / step * _MARGIN, 3e38))
+    scale = np.float32(2.0**24 / step * _MARGIN if step > _TINY else np.inf)
     pieces: list[tuple[NDArray[np.int64], NDArray[np.int32]] | None] = []
     for start, stop, made_of in _stretches(values.size, which):
         task = partial(_rounded, values[start:stop], step, scale, made_of, start)

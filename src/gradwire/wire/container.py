@@ -25,7 +25,7 @@ from gradwire.errors import (
     UnsupportedVersion,
 )
 from gradwire.kernels import threads
-from gradwire.payload import Floats, Known, Part, Payload
+from gradwire.payload import Dithered, Floats, Known, Part, Payload
 from gradwire.wire import contexts, index, values
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
@@ -35,6 +35,7 @@ __all__ = ["decode", "encode", "inspect"]
 MAGIC = b"GW"
 VERSION = 1
 DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED = 1, 2, 4, 8, 16
+LOOKED_AT = 512  # coordinates of dithered supports that a byte pays for, times ``Limits.max_expansion``
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def encode(payload: Payload) -> bytes:
 
     Returns:
         The blob; equal payloads of the same coder give equal blobs. It takes no fewer bytes than readers ask for by
-        default: one for ``Limits.max_expansion`` entries.
+        default: one for ``Limits.max_expansion`` entries, and for 512 times as many coordinates of a dithered support.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -83,15 +84,18 @@ def encode(payload: Payload) -> bytes:
         out += varint(payload.packet[0]) + varint(payload.packet[1])
     if several:
         out += varint(len(payload.parts))
-    coded = 0
+    coded = covered = looked_at = 0
     for part in payload.parts:
+        covered += part.length
+        looked_at = covered if isinstance(part.support, Dithered) else looked_at
         if several:
             out += varint(part.length)
         for codec, data in _sections(part, payload.coder):
             out.append(codec)
             out += data
         coded += part.values.num_coded
-    missing = -(-coded // Limits.max_expansion) - len(out)
+    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
+    missing = needed - len(out)
     if missing > 0:
         out[3] |= PADDED
         out += bytes(missing)
@@ -264,12 +268,15 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
         raise Malformed(f"several parts announced, got {num_parts}")
     parts: list[Part] = []
     sizes: list[_Sizes] = []
-    covered = coded = 0
+    covered = coded = skipped = 0
     for _ in range(num_parts):
         start = reader.position
         length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
         covered += length
-        part, size = _read_part(reader, start, length, round_index, limits)
+        part, size = _read_part(reader, start, length, covered, round_index, limits)
+        if size.support_name == index.NAMES[index.CONTEXT]:
+            skipped += length
+            contexts.check_length(skipped, reader, limits)
         coded += part.values.num_coded
         if coded > limits.max_expansion * reader.size:
             raise LimitExceeded(f"{coded} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte")
@@ -285,8 +292,14 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     return payload, sizes, flags
 
 
-def _read_part(reader: Reader, start: int, length: int, round_index: int, limits: Limits) -> tuple[Part, _Sizes]:
+def _read_part(
+    reader: Reader, start: int, length: int, covered: int, round_index: int, limits: Limits
+) -> tuple[Part, _Sizes]:
     codec = reader.byte("support codec")
+    if codec == index.DITHERED and covered > LOOKED_AT * limits.max_expansion * reader.size:
+        raise LimitExceeded(
+            f"{covered} thresholds out of {reader.size} bytes: at most {LOOKED_AT * limits.max_expansion} a byte"
+        )
     if codec == index.CONTEXT:
         part, middle, codec = contexts.decode_part(length, reader, limits)
         names = index.NAMES[index.CONTEXT], values.name_of(codec)

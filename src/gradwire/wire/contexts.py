@@ -16,9 +16,10 @@ from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 from gradwire.wire.values import CENTRED, CONTEXT, LEVELS, read_levels, read_scale
 
-__all__ = ["MOST_COLUMNS", "decode_part", "encode_part", "least_apart", "stretches"]
+__all__ = ["MOST_COLUMNS", "check_length", "decode_part", "encode_part", "least_apart", "stretches"]
 
 MOST_COLUMNS = 2**16
+_SKIPPED = 32  # coordinates that a byte pays for, sent or not, times ``Limits.max_expansion``
 _PLAIN_COLUMNS = 1024  # of a vector, whose row has no end of its own
 
 Shape = tuple[NDArray[np.int64], NDArray[np.int64]]  # lengths of the stretches, and their columns
@@ -51,7 +52,7 @@ def encode_part(part: Part) -> list[tuple[int, bytes]] | None:
     cuts = varint(lengths.size)
     for number, (length, width) in enumerate(zip(lengths.tolist(), columns.tolist(), strict=True), 1):
         cuts += (varint(length) if number < lengths.size else b"") + varint(width)
-    if support.length > Limits.max_skipping * (len(cuts) + len(head) + len(stream)):
+    if support.length > _SKIPPED * Limits.max_expansion * (len(cuts) + len(head) + len(stream)):
         return None
     return [(index.CONTEXT, cuts), (codec | CONTEXT << 4, head + varint(len(stream)) + stream)]
 
@@ -128,8 +129,7 @@ def decode_part(length: int, reader: Reader, limits: Limits) -> tuple[Part, int,
         DecodeError: on anything docs/format.md does not allow.
     """
     lengths, columns = _read_stretches(length, reader, limits)
-    if length > limits.max_skipping * reader.size:
-        raise LimitExceeded(f"{length} coordinates out of {reader.size} bytes: at most {limits.max_skipping} a byte")
+    check_length(length, reader, limits)
     middle = reader.position
     codec = reader.byte("value codec")
     if codec not in (CENTRED | CONTEXT << 4, LEVELS | CONTEXT << 4):
@@ -161,6 +161,13 @@ def decode_part(length: int, reader: Reader, limits: Limits) -> tuple[Part, int,
         values = Symbols((signed + most - (signed > 0)).astype(np.uint16), num_symbols, scale)
     cuts = tuple(np.cumsum(lengths)[:-1].tolist())
     return Part(Explicit(length, chosen, cuts, tuple(columns.tolist())), values), middle, codec
+
+
+def check_length(length: int, reader: Reader, limits: Limits) -> None:
+    """Refuse more coordinates with contexts than the container's bytes pay for."""
+    most = _SKIPPED * limits.max_expansion
+    if length > most * reader.size:
+        raise LimitExceeded(f"{length} coordinates with contexts out of {reader.size} bytes: at most {most} a byte")
 
 
 def _read_stretches(length: int, reader: Reader, limits: Limits) -> Shape:
