@@ -21,9 +21,9 @@ class Limits:
         max_parts: most parts.
         max_bytes: longest blob.
         max_expansion: most coordinates or symbols to a byte of the blob, where a code can make many of few (runs,
-            skewed frequencies, supports that both ends know); 512 times as many thresholds may be looked at,
-            and 32 times as many coordinates coded with contexts, sent or not. Writers pad to the default, or use another
-            code: a reader that allows less refuses their densest blobs.
+            skewed frequencies, supports that both ends know); 512 times as many thresholds may be looked at, and 32
+            times as many coordinates that are coded with contexts, sent or not. Writers pad to the default, or take
+            another code: a reader that allows less refuses their densest blobs.
 
     Example:
         >>> import gradwire as gw
