@@ -93,7 +93,7 @@ class rd(Sparsifier):
         return "context"
 
     @property
-    def rounds(self) -> bool:
+    def quantizes(self) -> bool:
         """Whether numbers are rounded here: yes."""
         return True
 

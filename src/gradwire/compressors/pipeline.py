@@ -125,7 +125,7 @@ class Sparsifier(Stage):
         return "auto"
 
     @property
-    def rounds(self) -> bool:
+    def quantizes(self) -> bool:
         """Whether the values come rounded, so that no quantizer may follow."""
         return False
 
@@ -186,7 +186,7 @@ class Pipeline(Stage):
                     f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
         sparsifier, quantizer, _ = self._roles
-        if sparsifier is not None and sparsifier.rounds and quantizer is not None:
+        if sparsifier is not None and sparsifier.quantizes and quantizer is not None:
             raise ConfigError(f"{quantizer} cannot follow {sparsifier}, which rounds numbers itself")
         blocks = quantizer is not None and isinstance(quantizer.scope, int)
         if sparsifier is not None and sparsifier.unnamed and blocks:

@@ -19,6 +19,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_UNCOUNTED: dict[str, Any] = {"_nrt": False}
 _SLOW_SECONDS = 1.0
 _log = logging.getLogger("gradwire.kernels")
 _lock = threading.RLock()
@@ -97,7 +98,7 @@ def kernel(result: Any, *arguments: Any, counted: bool = True) -> Callable[[Call
 
 def inline(function: Callable[P, R]) -> Callable[P, R]:
     """Make a function callable from kernels, which makes no arrays; it is compiled as part of each."""
-    compiled: Callable[P, R] = numba.njit(forceinline=True, _nrt=False, **_OPTIONS)(function)
+    compiled: Callable[P, R] = numba.njit(**_OPTIONS, **_UNCOUNTED, forceinline=True)(function)
     return compiled
 
 
@@ -109,7 +110,7 @@ class Kernel(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], signature: Any, counted: bool) -> None:
         self._function = function
-        self._options = _OPTIONS | ({} if counted else {"_nrt": False})
+        self._options = _OPTIONS if counted else _OPTIONS | _UNCOUNTED
         self._signature = signature
         self._compiled: Callable[P, R] | None = None
 

@@ -67,7 +67,7 @@ def least_apart(part: Part) -> float:
         The entropy of the symbols and three fifths of that of the coordinates, as if they lay anywhere: other codes
         know tensors of unequal density, but no rows and columns.
     """
-    counts = np.bincount(part.values.symbols) if isinstance(part.values, (Levels, Symbols)) else np.ones(1)
+    counts = np.bincount(part.values.symbols) if isinstance(part.values, (Levels, Symbols)) else np.zeros(1, np.int64)
     kept = part.support.num_kept
     places = np.array([kept, part.length - kept])
     return (_entropy_bits(counts) + 0.6 * _entropy_bits(places)) / 8
@@ -134,7 +134,7 @@ def decode_part(length: int, reader: Reader, limits: Limits) -> tuple[Part, int,
     codec = reader.byte("value codec")
     if codec not in (CENTRED | CONTEXT << 4, LEVELS | CONTEXT << 4):
         raise UnknownCodec(f"contexts need centred values or levels, got value codec {codec:#04x}")
-    scale = table = None
+    table: NDArray[np.float32] | None = None
     if codec & 15 == LEVELS:
         table = read_levels(reader)
         most = int(table.size)
