@@ -125,6 +125,20 @@ def test_what_cannot_be_compressed_says_why():
         gw.ef(gw.dither(density=0.01))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("d", [100, 70_000])
+def test_what_is_not_finite_is_refused_by_name(bad, d):
+    arrays = {"w": np.ones(d, np.float32), "bn.running_mean": np.ones(3, np.float32)}
+    layout = gw.Layout.from_arrays(arrays)
+    client = gw.Client(gw.dither(density=0.1), layout)
+    for name in arrays:
+        spoilt = {n: x.copy() for n, x in arrays.items()}
+        spoilt[name][-1] = bad
+        with pytest.raises(gw.UpdateError, match=f"must be finite.* in .*{name}"):
+            client.compress(np.concatenate(list(spoilt.values())))
+    assert client.sequence == 0
+
+
 def test_the_same_bytes_in_another_process_with_either_backend():
     code = (
         "import numpy as np, gradwire as gw\n"

@@ -71,7 +71,7 @@ def test_levels_beyond_32_bits() -> None:
 @fast
 @given(st.integers(0, 2**32), st.sampled_from(SIZES), st.sampled_from([1e-3, 0.3, 50.0]))
 def test_rounding_is_exact_and_the_same(seed: int, n: int, mean: float) -> None:
-    rng, which = np.random.default_rng(seed), drawn(seed, seed)
+    rng, which = np.random.default_rng(seed), drawn(seed, seed % 2**32)
     step = float(np.float32(10.0 ** rng.uniform(-30, 30)))
     values = (rng.laplace(size=n) * mean * step).astype(np.float32)
     values[rng.random(n) < 0.1] = 0.0
@@ -200,3 +200,18 @@ def test_ops_run_either() -> None:
         data = ops.encode_fires(n, inside, level, which)
         assert ops.decode_fires(data, n, inside.size, level, which).tolist() == inside.tolist()
         assert counts.size == places.size
+
+
+@pytest.mark.parametrize("n", [*SIZES, 2**16 + 31, 3 * 2**16 + 32])
+def test_sums_of_magnitudes(n: int) -> None:
+    values = (np.random.default_rng(n).standard_cauchy(n) * 1e30).clip(-3e38, 3e38).astype(np.float32)
+    found, same = (b.sum_magnitudes(values) for b in BACKENDS)
+    assert found == same
+    exact = math.fsum(abs(x) for x in values.tolist())
+    assert found[0] == pytest.approx(exact, rel=1e-12)
+    assert found[1] == (max(abs(x) for x in values.tolist()) if n else 0.0)
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        for at in {0, n // 2, n - 1} if n else ():
+            spoilt = values.copy()
+            spoilt[at] = bad
+            assert not any(math.isfinite(b.sum_magnitudes(spoilt)[1]) for b in BACKENDS)

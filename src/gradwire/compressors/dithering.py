@@ -16,16 +16,16 @@ from gradwire.compressors.pipeline import pruned
 from gradwire.errors import ConfigError, UpdateError
 from gradwire.kernels import ops
 from gradwire.kernels.fires_reference import LARGEST_COUNT, LEVELS, half_octave
-from gradwire.layout import Layout
+from gradwire.layout import Layout, check_finite
 from gradwire.payload import THRESHOLDS_PURPOSE, Dithered, Every, Explicit, Floats, Multiples, Part, Payload
 from gradwire.wire import encode
 from gradwire.wire.dithering import thresholds_of
 
 __all__ = ["dither"]
 
-_CHUNK = 1 << 16
 _LARGE = 1 << 20  # parameters from which time counts more than the last bytes
-_NARROWER = 2  # half octaves that are not coded then
+_NARROWER = (4, 2)  # half octaves that are not coded then, where few fires are in them
+_FEW = 0.01
 _TRIED = 8
 _BITS_A_FIRE = 5.5
 _SMALLEST = 2.0**-149
@@ -92,6 +92,11 @@ class dither(Compressor):
         object.__setattr__(self, "num_bytes", check_bytes(self.num_bytes))
         check_flag("golden", self.golden)
 
+    @property
+    def checks_update(self) -> bool:
+        """Whether ``compress`` refuses what is not finite: yes, in the pass that finds the mean magnitude."""
+        return True
+
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
         return State(layout)
@@ -100,12 +105,15 @@ class dither(Compressor):
         """Turn an update into a payload.
 
         Raises:
-            UpdateError: where a number would be rounded to more than float32 holds.
+            UpdateError: on NaN or Inf; where a number would be rounded to more than float32 holds.
             ConfigError: on a byte budget that not even an empty payload fits in; without step, num_bytes and density.
         """
         round = round or Round()
         parameters = update[: state.layout.num_parameters]
-        mean, largest = _magnitudes(parameters)
+        total, largest = ops.sum_magnitudes(parameters)
+        if not (math.isfinite(largest) and np.isfinite(update[parameters.size :]).all()):
+            check_finite(update, "update", state.layout)
+        mean = total / max(parameters.size, 1)
         least = max(largest * 2 / LARGEST_COUNT, _SMALLEST)
 
         def payload(step: float) -> Payload:
@@ -119,7 +127,7 @@ class dither(Compressor):
             raise ConfigError(f"{self} needs a step, a density or num_bytes, here or from Client.compress, got none")
         if num_bytes is None:
             return payload(max(step or 0.0, least)), state
-        return _fitting(payload, mean * parameters.size, max(step or 0.0, least), num_bytes), state
+        return _fitting(payload, total, max(step or 0.0, least), num_bytes), state
 
     def guarantee(self, d: int) -> Guarantee:
         """Unbiased(1 / density): a number's variance is at most step |x|, the sum of all d mean^2 / density at most.
@@ -147,17 +155,6 @@ class dither(Compressor):
         )
 
 
-def _magnitudes(values: Vector) -> tuple[float, float]:
-    """The mean and the largest magnitude, with no more memory than a stretch takes."""
-    total, largest = 0.0, 0.0
-    scratch = np.empty(min(_CHUNK, values.size), np.float32)
-    for start in range(0, values.size, _CHUNK):
-        found = np.abs(values[start : start + _CHUNK], out=scratch[: values.size - start])
-        total += float(found.sum(dtype=np.float64))
-        largest = max(largest, float(found.max()))
-    return total / max(values.size, 1), largest
-
-
 def _as_float32(step: float) -> np.float32:
     """The step that travels, not above the one asked for."""
     if step > LARGEST:
@@ -171,7 +168,8 @@ def _part(values: Vector, round: Round, mean: float, step: float, golden: bool) 
     if mean == 0 or step == math.inf:
         return nothing
     key, sent = round.key.derive(purpose=THRESHOLDS_PURPOSE), _as_float32(step)
-    found = ops.round_known(values, float(sent), thresholds_of(key, golden, values.size))
+    which = thresholds_of(key, golden, values.size)
+    found = ops.round_known(values, float(sent), which)
     if found is None:
         raise UpdateError(f"no number may be {LARGEST_COUNT} steps or more, the largest has more of {step:g}")
     if not found[0].size:
@@ -180,8 +178,12 @@ def _part(values: Vector, round: Round, mean: float, step: float, golden: bool) 
     with np.errstate(over="ignore"):
         if not math.isfinite(multiples.bound):
             raise UpdateError(f"an entry rounded to {multiples.largest} steps of {step:g} is more than float32 holds")
-    level = half_octave(int(mean / float(sent) * 2.0**32)) - (_NARROWER if values.size >= _LARGE else 0)
-    return Part(Dithered(values.size, found[0], key, min(max(level, 0), LEVELS - 1), golden), multiples)
+    level = min(half_octave(int(mean / float(sent) * 2.0**32)), LEVELS - 1)
+    for narrower in _NARROWER if values.size >= _LARGE and level > _NARROWER[0] else ():
+        if ops.outside(found[0], level - narrower, which).mean() <= _FEW:
+            level -= narrower
+            break
+    return Part(Dithered(values.size, found[0], key, level, golden), multiples)
 
 
 def _fitting(payload: Callable[[float], Payload], total: float, least: float, num_bytes: int) -> Payload:

@@ -16,25 +16,38 @@ from numpy.typing import NDArray
 
 from gradwire.kernels import threads
 from gradwire.kernels.blocks import BLOCK
-from gradwire.kernels.fires_reference import DEPTH, LARGEST_COUNT, ONES, ZEROS, Thresholds, last_candidate
+from gradwire.kernels.fires_reference import (
+    DEPTH,
+    LANES,
+    LARGEST_COUNT,
+    ONES,
+    SUMMED,
+    ZEROS,
+    Thresholds,
+    last_candidate,
+)
 from gradwire.kernels.jit import array, inline, kernel, pair, plain, trailing_zeros
 from gradwire.kernels.range_coder import (
+    CODE,
+    LEAST,
+    LOW,
+    SPAN,
     chance_of_one,
-    decode_bit,
-    encode_bit,
     ended,
     finish_writing,
     has_room,
     new_state,
+    refill,
     start_reading,
     start_writing,
+    widen,
 )
 from gradwire.kernels.range_reference import COUNT
 
-__all__ = ["decode_fires", "encode_fires", "outside", "round_known"]
+__all__ = ["decode_fires", "encode_fires", "outside", "round_known", "sum_magnitudes"]
 
 U, W = np.uint64, np.uint32
-_0, _1, _COUNT = U(0), U(1), U(COUNT)
+_0, _1, _16, _COUNT = U(0), U(1), U(16), U(COUNT)
 _WORD_BITS, _LOW_WORD = 32, 0xFFFFFFFF
 _ROOT_TWO, _2_32 = U(0xB504F334), 2.0**32
 _SIGNLESS = 0x7FFFFFFF
@@ -42,8 +55,8 @@ _TINY = 2.0**-100
 _MARGIN = 1 + 2.0**-18  # what a product in float32 is raised by, so that rounding hides no fire
 
 _F32, _U8, _U32, _U64, _I64 = (array(t) for t in (types.float32, types.uint8, types.uint32, types.uint64, types.int64))
-_OUT_U8, _OUT_U64, _OUT_I64, _OUT_I32 = (
-    array(t, readonly=False) for t in (types.uint8, types.uint64, types.int64, types.int32)
+_OUT_U8, _OUT_U64, _OUT_I64, _OUT_I32, _OUT_F64 = (
+    array(t, readonly=False) for t in (types.uint8, types.uint64, types.int64, types.int32, types.float64)
 )
 
 _LANE, _MASK = ir.IntType(32), ir.IntType(64)
@@ -132,6 +145,39 @@ def _stretches(length: int, which: Thresholds) -> list[tuple[int, int, tuple[int
         made_of = (word & _LOW_WORD, word >> _WORD_BITS, which.offset)
         found.append((start, min(start + (1 << _WORD_BITS), length), made_of))
     return found
+
+
+def sum_magnitudes(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Add up magnitudes, and find the largest; see ``fires_reference.sum_magnitudes``."""
+    values = plain(values, np.float32)
+    sums = np.empty(-(-values.size // SUMMED))
+    largest = threads.over(values.size, lambda r: _sum_magnitudes(values, r.start, r.stop, sums))
+    return sum(sums.tolist()), float(np.uint32(max(largest, default=0)).view(np.float32))
+
+
+@kernel(types.uint32, _F32, types.int64, types.int64, _OUT_F64)
+def _sum_magnitudes(values: NDArray[np.float32], start: int, stop: int, sums: NDArray[np.float64]) -> Any:
+    """Write the sum of each stretch; a range starts with one. Return the bits of the largest magnitude."""
+    bits = values.view(np.uint32)
+    lanes, most = np.empty(LANES), np.empty(LANES, np.uint32)
+    most[:] = 0
+    for first in range(start, stop, SUMMED):
+        last = min(first + SUMMED, stop)
+        whole = first + (last - first) // LANES * LANES
+        lanes[:] = 0.0
+        for at in range(first, whole, LANES):
+            some, same = values[at : at + LANES], bits[at : at + LANES]
+            for j in range(LANES):  # of a fixed length: becomes vector instructions
+                lanes[j] += np.float64(abs(some[j]))
+                most[j] = max(most[j], same[j] & W(_SIGNLESS))
+        for at in range(whole, last):
+            lanes[at - whole] += np.float64(abs(values[at]))
+            most[0] = max(most[0], bits[at] & W(_SIGNLESS))
+        total = 0.0
+        for lane in lanes:
+            total += lane
+        sums[first // SUMMED] = total
+    return most.max()
 
 
 def round_known(
@@ -227,30 +273,46 @@ def _outside(indices: NDArray[np.int64], words: NDArray[np.uint64], offset: Scal
         found[i] = _threshold(W(at), W(word), W(word >> U(_WORD_BITS)), offset) > last
 
 
+def _emit_bit_length(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    zeros = builder.ctlz(args[0], ir.Constant(ir.IntType(1), 0))
+    return builder.sub(ir.Constant(_LANE, 32), zeros)
+
+
+def _type_bit_length(context: Any, value: Any) -> Any:
+    """Count the bits of a uint32 up to its highest one."""
+    return types.uint32(types.uint32), _emit_bit_length
+
+
+_bit_length: Any = intrinsic(_type_bit_length)
+
+
 @inline
 def _context(value: Scalar, level: Any) -> Any:
     """The context of a threshold; see ``fires_reference.context_of``."""
-    e = 0
-    left = U(value)
-    for width in (16, 8, 4, 2, 1):
-        if left >> U(width):
-            left >>= U(width)
-            e += width
-    e += np.int64(left)
-    upper = np.int64(U(value) << U(32 - e) >= _ROOT_TWO)
-    return max(2 * e + upper - level + DEPTH, 0)
+    e = U(_bit_length(value))
+    upper = U(value) << (U(32) - e) >= _ROOT_TWO
+    return U(max(2 * np.int64(e) + np.int64(upper) - level + DEPTH, 0))
+
+
+@inline
+def _chances(ones: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> Any:
+    """The probabilities of all contexts: a division takes long, and is done before it is needed."""
+    chances = np.empty(ones.size, np.uint64)
+    for at in range(ones.size):
+        chances[at] = chance_of_one(ones[at], zeros[at])
+    return chances
 
 
 def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.uint8]:
     """Write which of the coded coordinates fire; see ``fires_reference.encode_fires``."""
     indices, last = plain(indices, np.int64), last_candidate(level)
-    out = np.empty(64 + 3 * indices.size, np.uint8)
+    out = np.empty(4 * BLOCK + indices.size, np.uint8)
     while True:
         state, ones, zeros = new_state(), ONES.copy(), ZEROS.copy()
         _start_writing(state)
         done = 0
         for start, stop, made_of in _stretches(length, which):
-            done = _encode(start, stop, *made_of, last, level, indices, done, ones, zeros, state, out)
+            done = int(_encode(start, stop, *made_of, last, level, indices, done, ones, zeros, state, out))
             if done < 0:
                 break
         if done >= 0 and (size := _finish(state, out)):
@@ -266,7 +328,7 @@ def _start_writing(state: NDArray[np.uint64]) -> None:
 @kernel(types.int64, _OUT_U64, _OUT_U8)
 def _finish(state: NDArray[np.uint64], out: Bytes) -> Any:
     """End a stream: its size; 0 where there is no room."""
-    return np.int64(finish_writing(state, out)) if has_room(state, out) else 0
+    return np.int64(finish_writing(state, out)) if has_room(state, out, 1) else 0
 
 
 @kernel(
@@ -290,25 +352,33 @@ def _encode(
 ) -> Any:
     """Write a stretch: how many of the indices are done, below 0 where there is no room."""
     following = indices[done] if done < indices.size else -1
+    span, least, chances = state[SPAN], state[LOW], _chances(ones, zeros)
     for block in range(start, stop, BLOCK):
         mask = _low(W(block), low, high, offset, last)
         if stop - block < BLOCK:
             mask &= (_1 << U(stop - block)) - _1
+        if not has_room(state, out, BLOCK):
+            return -1
         while mask != _0:
             i = block + np.int64(trailing_zeros(mask))
             mask &= mask - _1
-            if not has_room(state, out):
-                return -1
             at = _context(_threshold(W(i), low, high, offset), level)
-            chance = chance_of_one(ones[at], zeros[at])
+            bound = (span >> _16) * chances[at]
             if i == following:
-                encode_bit(state, out, chance, 1)
+                span = bound
                 ones[at] += _COUNT
                 done += 1
                 following = indices[done] if done < indices.size else -1
             else:
-                encode_bit(state, out, chance, 0)
+                least += bound
+                span -= bound
                 zeros[at] += _COUNT
+            chances[at] = chance_of_one(ones[at], zeros[at])
+            if span < LEAST:
+                state[SPAN], state[LOW] = span, least
+                widen(state, out)
+                span, least = state[SPAN], state[LOW]
+    state[SPAN], state[LOW] = span, least
     return done
 
 
@@ -322,7 +392,7 @@ def decode_fires(
     _start_reading(state, data)
     done = 0
     for start, stop, made_of in _stretches(length, which):
-        done = _decode(data, start, stop, *made_of, last, level, indices, done, ones, zeros, state)
+        done = int(_decode(data, start, stop, *made_of, last, level, indices, done, ones, zeros, state))
         if done < 0:
             return None
     return indices if done == num_fires and _ended(state, data) else None
@@ -358,6 +428,7 @@ def _decode(
     state: NDArray[np.uint64],
 ) -> Any:
     """Read a stretch: how many fires there are up to its end, below 0 where they are more than there is room for."""
+    span, code, chances = state[SPAN], state[CODE], _chances(ones, zeros)
     for block in range(start, stop, BLOCK):
         mask = _low(W(block), low, high, offset, last)
         if stop - block < BLOCK:
@@ -366,12 +437,22 @@ def _decode(
             i = block + np.int64(trailing_zeros(mask))
             mask &= mask - _1
             at = _context(_threshold(W(i), low, high, offset), level)
-            if decode_bit(state, data, chance_of_one(ones[at], zeros[at])):
+            bound = (span >> _16) * chances[at]
+            if code < bound:
+                span = bound
                 ones[at] += _COUNT
                 if done == indices.size:
                     return -1
                 indices[done] = i
                 done += 1
             else:
+                code -= bound
+                span -= bound
                 zeros[at] += _COUNT
+            chances[at] = chance_of_one(ones[at], zeros[at])
+            if span < LEAST:
+                state[SPAN], state[CODE] = span, code
+                refill(state, data)
+                span, code = state[SPAN], state[CODE]
+    state[SPAN], state[CODE] = span, code
     return done

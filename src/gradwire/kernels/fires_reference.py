@@ -23,10 +23,12 @@ from gradwire.kernels.range_reference import encode_bits as write_bits
 
 __all__ = [
     "DEPTH",
+    "LANES",
     "LARGEST_COUNT",
     "LEVELS",
     "ONES",
     "REACH",
+    "SUMMED",
     "ZEROS",
     "Thresholds",
     "context_of",
@@ -37,6 +39,7 @@ __all__ = [
     "last_candidate",
     "outside",
     "round_known",
+    "sum_magnitudes",
     "thresholds",
 ]
 
@@ -59,6 +62,7 @@ LEVELS = 128
 """Levels of the mean magnitude, in half octaves of 2^-32 steps, are 0 to 127."""
 DEPTH, REACH = 12, 10
 """Thresholds so many half octaves below the level, and above, are told apart; above that nothing is coded."""
+SUMMED, LANES = 1 << 16, 32
 _CHUNK = 1 << 18
 _ROOT_TWO = 0xB504F334  # 2^31.5, rounded up
 
@@ -131,6 +135,28 @@ def context_of(values: NDArray[np.uint32], level: int) -> NDArray[np.uint32]:
 
 def _chunks(length: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
+
+
+def sum_magnitudes(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Add up magnitudes, in an order of its own, and find the largest.
+
+    A stretch of 65,536 numbers is 32 sums in float64, of every 32nd number each, which are added up in order, as the
+    stretches are.
+
+    Args:
+        values: (d,) float32, anything.
+
+    Returns:
+        The sum, of whatever where not all are finite; and the largest magnitude, infinity or NaN then.
+    """
+    total, largest = 0.0, np.uint32(0)
+    for start in range(0, values.size, SUMMED):
+        bits = values[start : start + SUMMED].view(np.uint32) & np.uint32(0x7FFFFFFF)
+        largest = max(largest, bits.max())
+        rows = np.zeros(-(-bits.size // LANES) * LANES)
+        rows[: bits.size] = bits.view(np.float32)
+        total += sum(rows.reshape(-1, LANES).sum(axis=0).tolist())
+    return total, float(largest.view(np.float32))
 
 
 def round_known(

@@ -60,6 +60,7 @@ __all__ = [
     "signed_symbols",
     "split_float32",
     "subtract",
+    "sum_magnitudes",
     "topk",
     "unpack",
 ]
@@ -473,6 +474,15 @@ def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: 
         dense.subtract(total, numbers, journal)
     else:
         reference.subtract(total, numbers, journal)
+
+
+def sum_magnitudes(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Add up magnitudes, in an order of its own, and find the largest."""
+    if _compiled(values.size, VECTOR_FROM):
+        import gradwire.kernels.fires as fires
+
+        return fires.sum_magnitudes(values)
+    return fires_reference.sum_magnitudes(values)
 
 
 def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:

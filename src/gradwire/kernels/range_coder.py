@@ -18,6 +18,10 @@ from gradwire.kernels.jit import array, inline, kernel, plain
 from gradwire.kernels.range_reference import CHANCE_BITS, COUNT, LONGEST, number_counts
 
 __all__ = [
+    "CODE",
+    "LEAST",
+    "LOW",
+    "SPAN",
     "chance_of_one",
     "decode_bit",
     "decode_bits",
@@ -30,17 +34,20 @@ __all__ = [
     "has_room",
     "new_state",
     "read_learning",
+    "refill",
     "start_reading",
     "start_writing",
+    "widen",
     "write_learning",
 ]
 
 U = np.uint64
 _0, _1, _8, _24, _32 = (U(n) for n in (0, 1, 8, 24, 32))
-_FULL, _LEAST, _BYTE, _CARRY_FROM = U(2**32 - 1), U(2**24), U(255), U(0xFF000000)
+_FULL, LEAST, _BYTE, _CARRY_FROM = U(2**32 - 1), U(2**24), U(255), U(0xFF000000)
 _BITS, _MOST, _HALF, _COUNT = U(CHANCE_BITS), U((1 << CHANCE_BITS) - 1), U(1 << (CHANCE_BITS - 1)), U(COUNT)
-_SPAN, _LOW, _POSITION, _HELD, _PENDING = range(5)  # of a writer
-_CODE, _WINDOW = _LOW, _HELD  # of a reader
+SPAN, LOW, _POSITION, _HELD, _PENDING = range(5)  # of a writer
+CODE, _WINDOW = LOW, _HELD  # of a reader
+_FEW = U(1 << 36)
 _TAIL = 8  # bytes that one bit and the end take at most
 
 _U8, _U32, _U64 = (array(t) for t in (types.uint8, types.uint32, types.uint64))
@@ -58,42 +65,56 @@ def new_state() -> State:
 
 @inline
 def chance_of_one(ones: Scalar, zeros: Scalar) -> Scalar:
-    """Return the probability of a one times 2^16, 1 to 65535, from counts below 2^48 that are not both 0."""
-    return min(max((ones << _BITS) // (ones + zeros), _1), _MOST)
+    """Return the probability of a one times 2^16, 1 to 65535, from counts below 2^48 that are not both 0.
+
+    Below 2^36 the quotient, of at most 17 bits, is too far from the next integer for float64 to round it up.
+    """
+    total = ones + zeros
+    if total < _FEW:
+        return min(max(U(np.float64(np.int64(ones)) * 65536.0 / np.float64(np.int64(total))), _1), _MOST)
+    return min(max((ones << _BITS) // total, _1), _MOST)
 
 
 @inline
 def start_writing(state: State) -> None:
     """Begin a stream."""
-    state[_SPAN], state[_LOW], state[_POSITION], state[_HELD], state[_PENDING] = _FULL, _0, _0, _0, _1
+    state[SPAN], state[LOW], state[_POSITION], state[_HELD], state[_PENDING] = _FULL, _0, _0, _0, _1
 
 
 @inline
-def has_room(state: State, out: Bytes) -> Any:
-    """Tell whether one more bit, and the end of the stream, are sure to fit."""
-    return state[_POSITION] + state[_PENDING] + U(_TAIL) <= U(out.size)
+def has_room(state: State, out: Bytes, num_bits: int) -> Any:
+    """Tell whether so many bits more, and the end of the stream, are sure to fit."""
+    return state[_POSITION] + state[_PENDING] + U(3 * num_bits + _TAIL) <= U(out.size)
 
 
 @inline
 def encode_bit(state: State, out: Bytes, chance: Scalar, bit: Any) -> None:
     """Write a bit; ``chance`` is the probability of a one times 2^16, 1 to 65535."""
-    span = state[_SPAN]
-    bound = (span >> _BITS) * chance
+    bound = (state[SPAN] >> _BITS) * chance
     if bit:
-        span = bound
+        state[SPAN] = bound
     else:
-        state[_LOW] += bound
-        span -= bound
-    while span < _LEAST:
-        span <<= _8
+        state[LOW] += bound
+        state[SPAN] -= bound
+    widen(state, out)
+
+
+@inline
+def widen(state: State, out: Bytes) -> None:
+    """Write out what is certain of an interval that has become too short.
+
+    A kernel may keep ``SPAN`` and ``LOW`` of a state to itself, as ``encode_bit`` changes them, while the span is
+    ``LEAST`` or more.
+    """
+    while state[SPAN] < LEAST:
+        state[SPAN] <<= _8
         _shift(state, out)
-    state[_SPAN] = span
 
 
 @inline
 def _shift(state: State, out: Bytes) -> None:
     """Write the highest byte out, once no carry can change it; byte 0 of ``out`` is before the stream's first."""
-    low = state[_LOW]
+    low = state[LOW]
     if low < _CARRY_FROM or low > _FULL:
         carry, position = low >> _32, state[_POSITION]
         out[position] = (state[_HELD] + carry) & _BYTE
@@ -103,7 +124,7 @@ def _shift(state: State, out: Bytes) -> None:
         state[_PENDING] = _0
         state[_HELD] = (low >> _24) & _BYTE
     state[_PENDING] += _1
-    state[_LOW] = (low << _8) & _FULL
+    state[LOW] = (low << _8) & _FULL
 
 
 @inline
@@ -122,7 +143,7 @@ def _shortest(low: Scalar, span: Scalar) -> Scalar:
 @inline
 def finish_writing(state: State, out: Bytes) -> Any:
     """End a stream, which then is ``out[1:size]``; return the size, 1 or more."""
-    state[_LOW] = _shortest(state[_LOW], state[_SPAN])
+    state[LOW] = _shortest(state[LOW], state[SPAN])
     for _ in range(5):
         _shift(state, out)
     size = state[_POSITION]
@@ -137,29 +158,37 @@ def start_reading(state: State, data: Bytes) -> None:
     code = _0
     for at in range(4):
         code = code << _8 | (U(data[at]) if at < data.size else _0)
-    state[_SPAN], state[_CODE], state[_POSITION], state[_WINDOW] = _FULL, code, U(4), code
+    state[SPAN], state[CODE], state[_POSITION], state[_WINDOW] = _FULL, code, U(4), code
 
 
 @inline
 def decode_bit(state: State, data: Bytes, chance: Scalar) -> Any:
     """Read a bit, 0 or 1; ``chance`` is the probability of a one times 2^16, 1 to 65535."""
-    span, code = state[_SPAN], state[_CODE]
-    bound = (span >> _BITS) * chance
-    bit = np.uint8(code < bound)
+    bound = (state[SPAN] >> _BITS) * chance
+    bit = np.uint8(state[CODE] < bound)
     if bit:
-        span = bound
+        state[SPAN] = bound
     else:
-        code -= bound
-        span -= bound
-    while span < _LEAST:
+        state[CODE] -= bound
+        state[SPAN] -= bound
+    refill(state, data)
+    return bit
+
+
+@inline
+def refill(state: State, data: Bytes) -> None:
+    """Read on where the interval has become too short.
+
+    A kernel may keep ``SPAN`` and ``CODE`` of a state to itself, as ``decode_bit`` changes them, while the span is
+    ``LEAST`` or more.
+    """
+    while state[SPAN] < LEAST:
         position = state[_POSITION]
         byte = U(data[position]) if position < U(data.size) else _0
         state[_POSITION] = position + _1
         state[_WINDOW] = (state[_WINDOW] << _8 | byte) & _FULL
-        span <<= _8
-        code = code << _8 | byte
-    state[_SPAN], state[_CODE] = span, code
-    return bit
+        state[SPAN] <<= _8
+        state[CODE] = state[CODE] << _8 | byte
 
 
 @inline
@@ -167,8 +196,8 @@ def ended(state: State, data: Bytes) -> Any:
     """Tell whether the bytes are exactly those that a writer makes of the bits read."""
     if state[_POSITION] < U(data.size) or (data.size and data[data.size - 1] == 0):
         return False
-    low = (state[_WINDOW] - state[_CODE]) & _FULL
-    return low + state[_CODE] == _shortest(low, state[_SPAN])
+    low = (state[_WINDOW] - state[CODE]) & _FULL
+    return low + state[CODE] == _shortest(low, state[SPAN])
 
 
 @inline
@@ -197,7 +226,7 @@ def encode_bits(
 ) -> NDArray[np.uint8]:
     """Write bits, each in a context that learns; see ``range_reference.encode_bits``."""
     bits, contexts = plain(bits, np.uint8), plain(contexts, np.uint32)
-    for room in (bits.size // 2, 3 * bits.size):  # a bit takes little more than 16 bits at most
+    for room in (bits.size // 2, 3 * bits.size + 3):  # a bit takes little more than 16 bits at most
         out = np.empty(room + 2 * _TAIL, np.uint8)
         size = _encode_bits(bits, contexts, ones.astype(np.uint64), zeros.astype(np.uint64), new_state(), out)
         if size:
@@ -210,7 +239,7 @@ def _encode_bits(bits: Bytes, contexts: NDArray[np.uint32], ones: State, zeros: 
     """Write bits; 0 where there is no room."""
     start_writing(state)
     for i in range(bits.size):
-        if not has_room(state, out):
+        if not has_room(state, out, 1):
             return 0
         write_learning(state, out, ones, zeros, contexts[i], bits[i])
     return np.int64(finish_writing(state, out))
@@ -256,18 +285,18 @@ def _encode_numbers(
     for number in numbers:
         length = _length(U(number))
         for place in range(min(length + 1, most)):
-            if not has_room(state, out):
+            if not has_room(state, out, 1):
                 return 0
             write_learning(state, out, ones, zeros, place, place < length)
         for i in range(length):
-            if not has_room(state, out):
+            if not has_room(state, out, 1):
                 return 0
             bit = U(number) >> U(length - 1 - i) & _1
             if i == 0:
                 write_learning(state, out, ones, zeros, LONGEST + length, bit)
             else:
                 encode_bit(state, out, _HALF, bit)
-    return np.int64(finish_writing(state, out)) if has_room(state, out) else 0
+    return np.int64(finish_writing(state, out)) if has_room(state, out, 1) else 0
 
 
 @inline
