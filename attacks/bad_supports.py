@@ -121,7 +121,7 @@ def context_parts() -> None:
     def contexts(what: str, data: bytes, error=gw.Malformed, d: int = 100) -> None:
         refused(what, decoding(container(d, data)), error)
 
-    body = honest[6:]  # from the value codec on
+    body = honest[5:]  # from the value codec on
     contexts("no stretches", honest[:1] + varint(0) + body)
     contexts("more stretches than bytes", honest[:1] + varint(2**13) + body, gw.Truncated)
     contexts("2^40 stretches", honest[:1] + varint(2**40) + body, gw.LimitExceeded)
@@ -140,7 +140,7 @@ def context_parts() -> None:
     contexts("no levels", honest.replace(grid, bytes([68]) + varint(0)))
     contexts("a level that is not finite", honest.replace(grid, bytes([68]) + varint(1) + floats(float("nan"))))
     stream = body[len(grid) + 1 :]
-    start = honest[:6] + grid
+    start = honest[:5] + grid
     contexts("a stream with a zero behind", start + varint(len(stream) + 1) + stream + b"\0")
     contexts("a stream with more behind", start + varint(len(stream) + 1) + stream + b"\7")
     contexts("a stream cut", start + varint(len(stream) - 1) + stream[:-1])

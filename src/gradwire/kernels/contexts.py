@@ -45,7 +45,7 @@ __all__ = ["choose_levels", "decode_levels", "encode_levels"]
 
 U, S = np.uint64, np.int64
 WRITE, READ, CHOOSE = range(3)
-_ROOM = 64  # bytes that a coordinate, or what is said of a block, takes at most
+_BLOCK_BITS = 1 + BLOCK * (2 + UNARY + 61)  # of a block at most
 
 _EVEN = S(1 << 15)
 _MOST_LOGIT, _UNARY, _MOST_COUNTED, _BLOCK = S(MOST_LOGIT), S(UNARY), S(MOST_COUNTED), S(BLOCK)
@@ -82,7 +82,7 @@ def choose_levels(
 def _written(
     mode: int, levels: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
 ) -> NDArray[np.uint8]:
-    room = levels.size // 4 + 64 * _ROOM
+    room = levels.size // 4 + 4 * _BLOCK_BITS
     while True:
         out = np.empty(room, np.uint8)
         tried = levels.copy() if mode == CHOOSE else levels
@@ -319,7 +319,6 @@ def _walk(
     """
     for s in range(16, 256):
         table[s] = _log8(S(s) << 16)
-    usable = out[: max(0, out.size - _BLOCK * _ROOM)]
     if mode == READ:
         start_reading(state, data)
     else:
@@ -341,7 +340,7 @@ def _walk(
             one, two, sign, left = S(0), S(0), S(0), S(0)
             stop = 1 + min(width, first + lengths[stretch] - at)
             for start in range(1, stop, _BLOCK):
-                if mode != READ and not has_room(state, usable):
+                if mode != READ and not has_room(state, out, _BLOCK_BITS):
                     return S(-1)
                 end = min(start + _BLOCK, stop)
                 seen, summed, wanted = S(0), S(0), S(0)
