@@ -68,28 +68,27 @@ def encode_levels(
     levels: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
 ) -> NDArray[np.uint8]:
     """Write levels."""
-    return _written(WRITE, plain(levels, np.int32), lengths, columns, most, 0)
+    return _written(WRITE, plain(levels, np.int32), lengths, columns, most, 0)[1]
 
 
 def choose_levels(
     amounts: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
 ) -> tuple[Levels, NDArray[np.uint8]]:
     """Choose levels for numbers in steps times 256, by squared error and cost, and write them."""
-    levels = amounts.astype(np.int32)
-    return levels, _written(CHOOSE, levels, lengths, columns, most, price)
+    return _written(CHOOSE, amounts, lengths, columns, most, price)
 
 
 def _written(
-    mode: int, levels: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
-) -> NDArray[np.uint8]:
-    room = levels.size // 4 + 4 * _BLOCK_BITS
+    mode: int, given: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
+) -> tuple[Levels, NDArray[np.uint8]]:
+    """The levels, and their bytes: in more room where there is too little."""
+    room = given.size // 4 + 4 * _BLOCK_BITS
     while True:
+        levels = given.astype(np.int32)  # a walk writes them back, or those that it chooses
         out = np.empty(room, np.uint8)
-        tried = levels.copy() if mode == CHOOSE else levels
-        size = _run(mode, tried, lengths, columns, most, price, _NOTHING, out)
+        size = _run(mode, levels, lengths, columns, most, price, _NOTHING, out)
         if size >= 0:
-            levels[:] = tried
-            return out[1:size]
+            return levels, out[1:size]
         room *= 8
 
 

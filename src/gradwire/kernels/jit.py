@@ -13,7 +13,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "pair", "plain", "trailing_zeros"]
+__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "maker", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,8 +97,14 @@ def kernel(result: Any, *arguments: Any, counted: bool = True) -> Callable[[Call
 
 
 def inline(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function callable from kernels, which makes no arrays; it is compiled as part of each."""
+    """Make a function callable from kernels; it is compiled as part of each. It makes no arrays."""
     compiled: Callable[P, R] = numba.njit(**_OPTIONS, **_UNCOUNTED, forceinline=True)(function)
+    return compiled
+
+
+def maker(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that makes arrays callable from kernels."""
+    compiled: Callable[P, R] = numba.njit(**_OPTIONS)(function)
     return compiled
 
 

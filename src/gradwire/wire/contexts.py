@@ -39,22 +39,25 @@ def encode_part(part: Part) -> list[tuple[int, bytes]] | None:
     support = part.support
     if not isinstance(support, Explicit) or not support.columns or not support.num_kept:
         return None
-    levels = _levels_of(part.values)
-    if levels is None:
+    head = _head_of(part.values)
+    if head is None:
         return None
-    codec, head, signed, most = levels
+    codec, start, most = head
     lengths, columns = stretches(support)
     stream = support.written
     if stream is None:
+        signed = _integers_of(part.values)
+        if signed is None:
+            return None
         whole = np.zeros(support.length, np.int32)
         whole[support.chosen] = signed
         stream = ops.encode_levels(whole, lengths, columns, most).tobytes()
     cuts = varint(lengths.size)
     for number, (length, width) in enumerate(zip(lengths.tolist(), columns.tolist(), strict=True), 1):
         cuts += (varint(length) if number < lengths.size else b"") + varint(width)
-    if support.length > _SKIPPED * Limits.max_expansion * (len(cuts) + len(head) + len(stream)):
+    if support.length > _SKIPPED * Limits.max_expansion * (len(cuts) + len(start) + len(stream)):
         return None
-    return [(index.CONTEXT, cuts), (codec | CONTEXT << 4, head + varint(len(stream)) + stream)]
+    return [(index.CONTEXT, cuts), (codec | CONTEXT << 4, start + varint(len(stream)) + stream)]
 
 
 def least_apart(part: Part) -> float:
@@ -98,20 +101,27 @@ def stretches(support: Explicit) -> Shape:
     return np.array(lengths, np.int64), np.array(columns, np.int64)
 
 
-def _levels_of(values: Values) -> tuple[int, bytes, NDArray[np.int32], int] | None:
-    """Value kind, what comes before the stream, and values as integers other than 0, with their largest magnitude."""
+def _head_of(values: Values) -> tuple[int, bytes, int] | None:
+    """Value kind, what comes before the stream, and the largest magnitude there may be."""
+    if isinstance(values, Levels):
+        return LEVELS, varint(values.levels.size) + values.levels.astype("<f4").tobytes(), values.levels.size
+    if isinstance(values, Symbols) and not values.block and values.zero_points is None:
+        start = varint(values.num_symbols) + values.scales.astype("<f4").tobytes()
+        return CENTRED, start, values.num_symbols // 2
+    return None
+
+
+def _integers_of(values: Values) -> NDArray[np.int32] | None:
+    """Values of a kind that has a head, as integers other than 0; None where one is 0."""
     if isinstance(values, Levels):
         size = (values.symbols >> 1).astype(np.int32) + 1
-        head = varint(values.levels.size) + values.levels.astype("<f4").tobytes()
-        return LEVELS, head, np.where(values.symbols & 1, -size, size), values.levels.size
-    if not isinstance(values, Symbols) or values.block or values.zero_points is not None:
+        return np.where(values.symbols & 1, -size, size)
+    if not isinstance(values, Symbols):
         return None
     twice = 2 * values.symbols.astype(np.int32) - (values.num_symbols - 1)
     if not twice.all():
         return None
-    signed = (twice + np.sign(twice)) // 2 if values.num_symbols % 2 == 0 else twice // 2
-    head = varint(values.num_symbols) + values.scales.astype("<f4").tobytes()
-    return CENTRED, head, signed.astype(np.int32), values.num_symbols // 2
+    return ((twice + np.sign(twice)) // 2 if values.num_symbols % 2 == 0 else twice // 2).astype(np.int32)
 
 
 def decode_part(length: int, reader: Reader, limits: Limits) -> tuple[Part, int, int]:
