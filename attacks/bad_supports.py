@@ -143,10 +143,8 @@ def context_parts() -> None:
     start = honest[:5] + grid
     contexts("a stream with a zero behind", start + varint(len(stream) + 1) + stream + b"\0")
     contexts("a stream with more behind", start + varint(len(stream) + 1) + stream + b"\7")
-    contexts("a stream cut", start + varint(len(stream) - 1) + stream[:-1])
     contexts("a stream longer than the blob", start + varint(2**40) + stream, gw.Truncated)
     contexts("nothing", forge.contexts([0] * 100, whole, 3, grid))
-    contexts("no stream", start + varint(0))
     contexts(
         "beyond the most", forge.contexts([0] * 99 + [40], [(100, 10)], 100, bytes([67]) + varint(41) + floats(1.0))
     )

@@ -44,7 +44,10 @@ Code = Callable[[int, int], int]  # (chance of a one times 2^16, the bit where i
 Context = tuple[int, int, int]
 
 _OF_BLOCK, _OF_PLACE, _OF_SIGN = 0, 4, 8  # weights
-_COUNTS, _LOGITS, _PRICES, _SQUASHED = COUNTS.tolist(), LOGITS.tolist(), PRICES.tolist(), SQUASHED.tolist()
+_COUNTS: list[int] = COUNTS.tolist()
+_LOGITS: list[int] = LOGITS.tolist()
+_PRICES: list[int] = PRICES.tolist()
+_SQUASHED: list[int] = SQUASHED.tolist()
 
 
 def encode_levels(
@@ -139,7 +142,8 @@ class _Walk:
 
     def __init__(self, code: Code, most: int) -> None:
         self._code, self._most = code, most
-        self._states, self._weights = initial_states().tolist(), initial_weights().tolist()
+        self._states: list[int] = initial_states().tolist()
+        self._weights: list[int] = initial_weights().tolist()
 
     def over(
         self,
