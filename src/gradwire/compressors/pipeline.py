@@ -439,8 +439,8 @@ def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
             if support.num_kept
             else Part(Explicit(support.length, np.empty(0, np.int64)), Floats(np.empty(0, np.float32)))
         )
-    if not part.values.zeros_possible:
-        return part
+    if not part.values.zeros_possible or (isinstance(support, Explicit) and support.written is not None):
+        return part  # streams with contexts hold no zeros
     kept = _not_zero(part.numbers(), occupied)
     if kept is None:
         return part
