@@ -58,6 +58,7 @@ def attacks() -> None:
     support("segments of nothing", forge.SEGMENTS, varint(2) + varint(5) + varint(0) + varint(0))
     support("an index in the next segment", forge.SEGMENTS, varint(2) + varint(5) + varint(1) + golomb([5], 3) + b"\0")
     dithered_supports()
+    context_parts()
     for codec in (31, 255):
         support(f"support codec {codec}", codec, b"\0\0", error=gw.UnknownCodec)
 
@@ -107,6 +108,57 @@ def dithered_supports() -> None:
         dithered(f"{huge} thresholds for a few bytes", few, gw.LimitExceeded, huge, forge.multiples([1], 1.0))
     dithered(
         "many fires that never come", head + varint(300) + fields[1 + len(size) :] + varint(0) + varint(1) + b"\xff"
+    )
+
+
+def context_parts() -> None:
+    """Stretches that do not fit, streams of other stretches, of other bytes, of nothing, and beyond the most."""
+    integers = [0, 3, 0, -1, 0, 0, 2, 0, 0, -2] * 10
+    whole, grid = [(60, 10), (40, 20)], bytes([67]) + varint(7) + floats(0.5)
+    honest = forge.contexts(integers, whole, 3, grid)
+    gw.decode(container(100, honest))
+
+    def contexts(what: str, data: bytes, error=gw.Malformed, d: int = 100) -> None:
+        refused(what, decoding(container(d, data)), error)
+
+    body = honest[5:]  # from the value codec on
+    contexts("no stretches", honest[:1] + varint(0) + body)
+    contexts("more stretches than bytes", honest[:1] + varint(2**13) + body, gw.Truncated)
+    contexts("2^40 stretches", honest[:1] + varint(2**40) + body, gw.LimitExceeded)
+    for length, width in ((0, 1), (100, 10), (101, 10), (60, 0), (60, 61), (2**40, 1)):
+        cuts = varint(2) + varint(length) + varint(width) + varint(20)
+        contexts(f"a stretch of {length} in {width} columns", honest[:1] + cuts + body)
+    contexts("more columns than coordinates left", honest[:1] + varint(2) + varint(60) + varint(10) + varint(41) + body)
+    contexts("columns above 2^16", honest[:1] + varint(1) + varint(2**16 + 1) + body, d=2**17)
+    contexts("another shape", forge.contexts(integers, [(60, 12), (40, 20)], 3, grid, whole))
+    for codec in (3, 4, 64, 65, 69, 70, 71, 72, 83, 255):
+        contexts(f"value codec {codec}", honest.replace(grid, bytes([codec]) + grid[1:]), gw.UnknownCodec)
+    contexts("one symbol", honest.replace(grid, bytes([67]) + varint(1) + floats(0.5)))
+    contexts("65,537 symbols", honest.replace(grid, bytes([67]) + varint(65537) + floats(0.5)))
+    for scale in (0.0, -1.0, float("nan"), float("inf"), 2e38):
+        contexts(f"a scale of {scale}", honest.replace(grid, bytes([67]) + varint(7) + floats(scale)))
+    contexts("no levels", honest.replace(grid, bytes([68]) + varint(0)))
+    contexts("a level that is not finite", honest.replace(grid, bytes([68]) + varint(1) + floats(float("nan"))))
+    stream = body[len(grid) + 1 :]
+    start = honest[:5] + grid
+    contexts("a stream with a zero behind", start + varint(len(stream) + 1) + stream + b"\0")
+    contexts("a stream with more behind", start + varint(len(stream) + 1) + stream + b"\7")
+    contexts("a stream longer than the blob", start + varint(2**40) + stream, gw.Truncated)
+    contexts("nothing", forge.contexts([0] * 100, whole, 3, grid))
+    contexts(
+        "beyond the most", forge.contexts([0] * 99 + [40], [(100, 10)], 100, bytes([67]) + varint(41) + floats(1.0))
+    )
+    for huge in (2**20, 2**34):
+        cuts = honest[:1] + varint(1) + varint(2**16)
+        contexts(f"{huge} coordinates for a few bytes", cuts + grid + varint(1) + b"\1", gw.LimitExceeded, huge)
+    many = b"".join(varint(100_000) + cuts + grid + varint(1) + b"\1" for _ in range(900)) + varint(1) + b"\0"
+    body = forge.header(900 * 100_000 + 1, forge.SEVERAL) + varint(901) + many
+    refused("many parts of coordinates that nobody paid for", decoding(forge.repaired(body)), gw.DecodeError)
+    known = bytes([forge.KNOWN]) + varint(1) + honest
+    refused(
+        "known with extra indices in contexts",
+        decoding(container(100, known, flags=2, reference=bytes(8))),
+        gw.Malformed,
     )
 
 

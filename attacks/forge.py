@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 import gradwire as gw
+from gradwire.kernels.contexts_reference import encode_levels
 
 DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED = range(11)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT = range(12)
 FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED, MULTIPLES = range(9)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
 
@@ -216,6 +217,20 @@ def entropy(gaps: Sequence[int], b: int, cap: int) -> bytes:
     return varint(len(gaps)) + varint(b) + varint(cap) + stream + low + large
 
 
+def contexts(
+    integers: Sequence[int], stretches: Sequence[tuple[int, int]], most: int, values: bytes,
+    coded: Sequence[tuple[int, int]] | None = None,
+) -> bytes:  # fmt: skip
+    """Write a part of integers with contexts, in stretches of some length and columns; ``values`` up to the stream.
+
+    ``coded`` are the stretches that the stream is written for, where these are others.
+    """
+    lengths, columns = (np.array(x, np.int64) for x in zip(*(coded or stretches), strict=True))
+    stream = encode_levels(np.array(integers, np.int32), lengths, columns, most).tobytes()
+    cuts = b"".join(varint(length) + varint(width) for length, width in stretches[:-1]) + varint(stretches[-1][1])
+    return bytes([CONTEXT]) + varint(len(stretches)) + cuts + values + varint(len(stream)) + stream
+
+
 def skewed_centred(coder: str, count: int, scale: float = 1.0) -> bytes:
     """Write values of which all are the same symbol, in as few bytes as the coder can."""
     head = varint(2) + varint(0) + floats(scale)
@@ -319,6 +334,7 @@ def warm_up() -> None:
         "uniform(4) | ans()",
         "topk(0.3) | uniform(1)",
         "dither(density=0.01)",
+        "rd(1.0)",
     ):
         gw.decompress(gw.decode(gw.Client(gw.parse(spec), gw.Layout.flat(x.size)).compress(x)))
 

@@ -35,6 +35,7 @@ SPECS = (
     "dense()", "fp16()", "bf16() | ans()", "uniform(1) | rle()", "uniform(3, scope=64)", "uniform(4) | huffman()",
     "topk(0.01)", "topk(0.1) | uniform(2)", "topk(0.3) | fp16()", "topk(0.1, scope='tensor') | uniform(8) | ans()",
     "topk(0.05, scope=100) | bf16()", "randk(0.1)", "dither(density=0.1)",
+    "rd(0.2)", "topk(0.2) | fractional(4) | context()",
     "randk(0.6, shared=True) | uniform(1)", "topk(0.5) | huffman()",
 )  # fmt: skip
 
@@ -113,7 +114,7 @@ def forged_part(length: int, rng: random.Random) -> bytes:
     """Make a support and values."""
     few = sorted(rng.sample(range(max(1, length)), min(max(1, length), rng.choice((1, 2, 3, 20, 60)))))
     gaps, m = forge.gaps_of(few), rng.choice((1, 2, 3, 8, 100, max(1, length), rng.randrange(1, 500)))
-    codec = rng.randrange(11)
+    codec = rng.randrange(12)
     count = len(few)
     if max(gaps) > 2000 * m:
         m = max(1, length)
@@ -139,6 +140,16 @@ def forged_part(length: int, rng: random.Random) -> bytes:
             rng.random() < 0.5,
         )
         data = forge.dithered(length, few, *where)[1:]
+    elif codec == forge.CONTEXT and 0 < length < 6000:
+        most, cut, columns = rng.choice((1, 2, 3, 20)), rng.randrange(length), rng.choice((1, 5, 40, length))
+        integers = [rng.choice((0, 0, 0, 1, -1, most)) * (i % 7 < 3) for i in range(length)]
+        sizes = [n for n in (cut, length - cut) if n]
+        shapes = [(n, max(1, min(n, columns))) for n in sizes]
+        values = rng.choice(
+            (bytes([67]) + varint(2 * most + 1), bytes([67]) + varint(2 * most), bytes([68]) + varint(most))
+        )
+        scales = most if values[0] == 68 else 1
+        return forge.contexts(integers, shapes, most, values + forge.floats(*[rng.choice((1.0, 0.5, 1e-45))] * scales))
     elif codec == forge.CYCLIC:
         count = rng.choice((count, length // 3, length))
         data = varint(count)

@@ -3,8 +3,8 @@
 python -m benchmarks nnc --data-dir DIR
 
 DIR, or the folder ``nnc`` in it, holds ``updates.npz``: client updates of MNIST's CNN, arrays named
-ROUND/CLIENT/TENSOR. They are not in the repository. What NNCodec makes of them stands in ``benchmarks/nnc_points.json``,
-with how it was measured: it is no dependency.
+ROUND/CLIENT/TENSOR. They are not in the repository. What NNCodec makes of them stands in
+``benchmarks/nnc_points.json``, with how it was measured: it is no dependency.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from benchmarks.markdown import code, table
 from benchmarks.results import ROOT, Found, describe
 
 TARGETS = (0.9, 0.7, 0.5, 0.3, 0.1, 0.03)
-SLOPES = tuple(2.0 ** (n / 4) for n in range(-36, 21))
+SLOPES = tuple(2.0 ** (n / 3) for n in range(-15, 22))
 PLAIN = tuple(
     f"topk({density:.4g}) | uniform({bits}, scope='model')"
-    for density in (10 ** (-n / 8) for n in range(3, 33))
-    for bits in (1, 2, 3, 4, 5, 6)
+    for density in (10 ** (-n / 6) for n in range(2, 25))
+    for bits in (2, 3, 4, 5)
 )
 FAMILIES = {
     "rd": tuple(f"rd({slope:.4g})" for slope in SLOPES),
@@ -153,12 +153,13 @@ def document(found: Found) -> dict[str, str]:
         times = theirs["milliseconds"][f"{target:g}"]
         row += [f"{encode:.1f}", f"{times['encode'] / encode:.0f}x", f"{decode:.1f}", f"{times['decode']:g}"]
         rows.append(row)
-    headings = ["squared error", "NNCodec, bytes", *(code(f) for f in FAMILIES), "encode, ms", "faster", "decode, ms", "NNCodec's"]
+    families = [code(family) for family in FAMILIES]
+    headings = ["squared error", "NNCodec, bytes", *families, "encode, ms", "faster", "decode, ms", "NNCodec's"]
     body = [
         f"{len(updates)} client updates of {updates[0]['parameters']:,} parameters. Bytes are whole blobs, at an equal "
-        "squared error over the squared norm: their logarithm, interpolated on each front, as a ratio to NNCodec's best "
-        "(geometric mean, smallest and largest). Milliseconds are of the CPU and of one thread: of `rd`, median of the "
-        "updates, and how many times faster that is than NNCodec's setting that wins there.",
+        "squared error over the squared norm: their logarithm, interpolated on each front, as a ratio to NNCodec's "
+        "best (geometric mean, smallest and largest). Milliseconds are of the CPU and of one thread: of `rd`, "
+        "median of the updates, and how many times faster that is than NNCodec's setting that wins there.",
         table(headings, rows),
         theirs["source"] + " " + describe(found),
     ]

@@ -12,8 +12,8 @@ Importing this package loads neither torch nor plotting nor numba.
 from gradwire.aggregation.aggregator import Aggregator
 from gradwire.compressors.coders import ans, auto, context, huffman, rle
 from gradwire.compressors.compressor import Compressor, Round, State, accumulate, decompress
-from gradwire.compressors.dithering import dither
 from gradwire.compressors.distortion import rd
+from gradwire.compressors.dithering import dither
 from gradwire.compressors.feedback import ef, ef21, momentum_correction
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.lowrank import powersgd

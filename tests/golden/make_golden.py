@@ -30,8 +30,9 @@ from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
 SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic", "dithered"]
+SUPPORTS += ["context"]
 KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine", "grouped", "multiples"]
-CODERS = ["packed", "huffman", "ans", "rle"]
+CODERS = ["packed", "huffman", "ans", "rle", "context"]
 
 contents: dict[str, bytes] = {}
 facts: dict[str, dict] = {}
@@ -326,6 +327,30 @@ def dithered():
     add("values-multiples-signs", forge.container(3, part), [(1, 8)], 3, range(3), [0.75, -0.75, -0.75])
 
 
+def contexts():
+    rng = random.Random(7)
+    rows = [rng.random() ** 4 for _ in range(40)]
+    signs = [rng.random() for _ in range(40)]
+    stretches = [(300, 30), (5, 5), (203, 20)]
+    scale, table = f32(0.7), [0.5, f32(1.1), 3.0]
+    for name, n, largest in (("odd", 7, 3), ("even", 2, 1), ("large", 4001, 2000), ("levels", 0, 3)):
+        integers, rate = [0] * 508, 0.5 if largest < 9 else 0.02
+        for i in range(508):
+            if rng.random() < rows[i // 20]:
+                integers[i] = min(largest, int(rng.expovariate(rate)) + 1) * (-1) ** (rng.random() < signs[i // 20])
+        indices = [i for i, x in enumerate(integers) if x]
+        if n:
+            values, codec = bytes([67]) + forge.varint(n) + forge.floats(scale), 67
+            numbers = [f32(scale * (x - (0 if n % 2 else (x > 0) - 0.5))) for x in integers if x]
+        else:
+            values, codec = bytes([68]) + forge.varint(3) + forge.floats(*table), 68
+            numbers = [table[abs(x) - 1] * (1 if x > 0 else -1) for x in integers if x]
+        part = forge.contexts(integers, stretches, largest, values)
+        add(f"support-context-{name}", forge.container(508, part), [(11, codec)], 508, indices, numbers)
+    one = forge.contexts([0] * 40 + [-1], [(41, 41)], 1, bytes([67]) + forge.varint(3) + forge.floats(scale))
+    add("support-context-one", forge.container(41, one), [(11, 67)], 41, [40], [-scale])
+
+
 # the container's other fields
 
 
@@ -401,6 +426,8 @@ def made():
     noise = np.random.default_rng(6).laplace(size=400).astype(np.float32)
     for name, spec in (("dither", "dither(density=0.05)"), ("dither-golden", "dither(num_bytes=70, golden=True)")):
         record(f"made-{name}", gw.Client(gw.parse(spec), layout, client_id=3, seed=4).compress(noise, round=6))
+    rows = (x * np.repeat(np.random.default_rng(7).random(20) ** 4, 20)).astype(np.float32)
+    record("made-rd", gw.Client(gw.rd(0.1), layout, client_id=3, seed=4).compress(rows, round=6))
     record("made-padded", gw.Client(gw.sign(), gw.Layout.flat(30_000)).compress(np.ones(30_000, np.float32)))
     for number, blob in enumerate(gw.Client(gw.topk(0.1), layout).packets(x, 80)[:2]):
         record(f"made-packet-{number}", blob)
@@ -486,7 +513,7 @@ def gw_files():
 
 
 def main():
-    for make in (supports, known, values, affine, grouped, dithered, structure, made, gw_files):
+    for make in (supports, known, values, affine, grouped, dithered, contexts, structure, made, gw_files):
         make()
     V1.mkdir(exist_ok=True)
     before = {path.name: path.read_bytes() for path in V1.iterdir() if path.suffix in (".blob", ".gw")}

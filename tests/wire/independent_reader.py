@@ -1,6 +1,7 @@
 """A second reader of docs/format.md in plain Python: it imports nothing from gradwire and none of its dependencies."""
 
 import hashlib
+import math
 import struct
 import zlib
 from itertools import accumulate, pairwise
@@ -31,6 +32,119 @@ class RangeCode:
         last = next(x for x in multiples if x < self.low + self.span)
         assert self.code == last, "not the code of these bits"
         assert last.to_bytes(self.at, "big").rstrip(b"\0") == self.data, "more than the code"
+
+
+def log8(v):
+    e = v.bit_length() - 1
+    return 8 * e + (v >> e - 3) % 8
+
+
+def clip(x, m):
+    return min(max(x, 0), m)
+
+
+def sign(x):
+    return (x > 0) - (x < 0)
+
+
+class Contexts:
+    """Section 17: an integer for each coordinate of a part's stretches."""
+
+    def __init__(self, data, most):
+        self.code, self.most, self.integers = RangeCode(data), most, []
+        sizes = {"block": (419430, 48, 128, 512), "place": (524288, 48, 1536, 1024)}
+        sizes |= {"sign": (2097152, 47, 56, 81), "size": (1258291, 336, 350)}
+        self.contexts = {
+            (k, i): [[c, 0] for _ in range(n)] for k, (c, *all_n) in sizes.items() for i, n in enumerate(all_n)
+        }
+        self.weights = {"block": [21845] * 3, "place": [21845] * 3, "sign": [28086] * 3}
+
+    def learn(self, context, bit):
+        c, n = context
+        context[:] = c + ((bit * 2**22 - c) * (131072 // (2 * n + 3)) >> 16), min(n + 1, 127)
+
+    def mixed(self, kind, *numbers):
+        contexts = [self.contexts[kind, i][n] for i, n in enumerate(numbers)]
+        indices = [c >> 10 for c, _ in contexts]
+        logits = [round(256 * math.log((2 * i + 1) / (8191 - 2 * i))) for i in indices]
+        weights = self.weights[kind]
+        z = min(max(sum(x * w for x, w in zip(logits, weights, strict=True)) >> 16, -2560), 2560)
+        p = min(max(round(65536 / (1 + math.exp(-z / 256))), 4), 65532)
+        bit = int(self.code.bit([65536 - p, p]))
+        weights[:] = [w + (x * (65536 * bit - p) >> 16) for x, w in zip(logits, weights, strict=True)]
+        for context in contexts:
+            self.learn(context, bit)
+        return bit
+
+    def size(self, v, pattern):
+        for k in range(1, min(self.most, 15)):
+            a, b = self.contexts["size", 0][24 * (k - 1) + (v >> 1)], self.contexts["size", 1][25 * (k - 1) + pattern]
+            p = min(max((a[0] >> 7) + (b[0] >> 7), 4), 65532)
+            bit = int(self.code.bit([65536 - p, p]))
+            self.learn(a, bit)
+            self.learn(b, bit)
+            if not bit:
+                return k
+        if self.most <= 15:
+            return self.most
+        width, x = 0, 1
+        while self.code.bit([1, 1]) and width < 30:
+            width += 1
+        for _ in range(width):
+            x = 2 * x + self.code.bit([1, 1])
+        assert 14 + x <= self.most, "beyond the most"
+        return 14 + x
+
+    def stretch(self, length, columns):
+        above, sums, signs = ([0] * (columns + 2) for _ in range(3))
+        first, total, r = len(self.integers), 0, 0
+        while (done := len(self.integers) - first) < length:
+            r, mean = r + 1, max((65536 * total + 32768) // (done + 8), 16)
+            row = self.row(min(columns, length - done), mean, 128 - log8(65536 * r) - log8(mean), above, sums, signs)
+            total += row
+
+    def row(self, width, mean, offset, above, sums, signs):
+        held, near, trend, skips = 0, mean, 0, 0
+        one = two = before = left = 0
+        for a in range(1, width + 1, 16):
+            b = min(a + 16, width + 1)
+            rate = log8(65536 * held + 8 * mean) - log8(65536 * (a + 7)) + 128
+            q = log8(65536 * sum(sums[a:b]) + mean) - 32 + offset
+            pattern = 4 * skips + 2 * any(above[a:b]) + (above[b] != 0)
+            wanted = self.mixed(
+                "block",
+                clip((q + rate >> 2) - 8, 47),
+                8 * pattern + clip((rate >> 3) - 4, 7),
+                16 * clip((log8(near) >> 2) - 8, 31) + clip((q + log8(mean) >> 3) - 4, 15),
+            )
+            skips = (2 * skips + 1 - wanted) % 4
+            if not wanted:
+                left, above[a:b], near = above[b - 1], [0] * (b - a), max(near - (near >> 1) - (near >> 3), 15)
+                one = two = before = 0
+                self.integers += [0] * (b - a)
+                continue
+            for j in range(a, b):
+                over, ahead, s, x = above[j], above[j + 1], min(sums[j], 255), 0
+                q = log8(65536 * s + mean * (s < 16)) + offset
+                v = clip((q + rate >> 2) - 8, 47)
+                pattern = 4 * (3 * (4 * min(one, 3) + min(abs(over), 3)) + min(two, 2)) + min(abs(left) + abs(ahead), 3)
+                c = 32 * clip((log8(near) >> 2) - 8, 31) + clip((q + log8(mean) >> 2) - 8, 31)
+                if self.mixed("place", v, 192 * clip((rate >> 3) - 4, 7) + pattern, c):
+                    up, of_column = sign(over), min(max(signs[j], -7), 7)
+                    c = 27 * (sign(left) + 1) + 9 * (sign(ahead) + 1) + 3 * (up + 1) + before + 1
+                    d = 16 * (before + 1) + 7 + of_column
+                    before = 2 * self.mixed("sign", d, 20 * (up + 1) + 8 + (trend >> 12), c) - 1
+                    trend += 32768 * before - trend >> 3
+                    signs[j] += before
+                    size = self.size(v, 5 * min(one, 4) + min(abs(over), 4))
+                    x, shown = before * size, min(size, 15)
+                    sums[j], held, near = sums[j] + shown, held + shown, near + 4096 * shown
+                    rate = log8(65536 * held + 8 * mean) - log8(65536 * (j + 7)) + 128
+                near -= near >> 4
+                left, two, one, above[j] = over, one, abs(x), x
+                self.integers.append(x)
+            assert any(self.integers[a - b :]), "a block of nothing"
+        return held
 
 
 class Reader:
@@ -249,6 +363,31 @@ class Reader:
         return struct.unpack(f"<{k}f", struct.pack(f"<{k}f", *numbers))
 
 
+def context_part(source, length):
+    """Indices and numbers of a part with contexts."""
+    shapes, left = [], length
+    for rest in reversed(range(source.varint(1))):
+        size = source.varint(1, left - 1) if rest else left
+        shapes.append((size, source.varint(1, min(size, 65536))))
+        left -= size
+    codec = source.field(8)
+    assert (codec in (67, 68), left) == (True, 0), "value codec, or stretches"
+    n = source.varint(2, 65536) if codec == 67 else source.varint(1, 32768)
+    table = source.floats(0, 0, 1 if codec == 67 else n)
+    contexts = Contexts(source.take(source.varint()), n // 2 if codec == 67 else n)
+    for shape in shapes:
+        contexts.stretch(*shape)
+    contexts.code.end()
+    indices = [i for i, x in enumerate(contexts.integers) if x]
+    assert indices, "nothing"
+    integers = [contexts.integers[i] for i in indices]
+    if codec == 68:
+        numbers = [sign(x) * table[abs(x) - 1] for x in integers]
+    else:
+        numbers = [table[0] * (x - (0 if n % 2 else sign(x) / 2)) for x in integers]
+    return indices, list(struct.unpack(f"<{len(numbers)}f", struct.pack(f"<{len(numbers)}f", *numbers)))
+
+
 def read_container(blob, reference=None):
     """(header, indices, values), values in the order of the indices; ``reference`` is a list of d floats."""
     assert blob[:3] + blob[-4:] == b"GW\x01" + struct.pack("<I", zlib.crc32(blob[:-4])), "no container"
@@ -261,8 +400,13 @@ def read_container(blob, reference=None):
     header["packet"] = [source.varint(), source.varint()] if flags & 8 else None
     for _ in range(source.varint(2) if flags & 4 else 1):
         length = source.varint() if flags & 4 else header["d"]
-        indices = source.support(source.field(8), length, header["round"], (reference or [])[start : start + length])
-        all_values += source.values(source.field(4), source.field(4), indices) if indices else []
+        codec = source.field(8)
+        if codec == 11:
+            indices, numbers = context_part(source, length)
+            all_values += numbers
+        else:
+            indices = source.support(codec, length, header["round"], (reference or [])[start : start + length])
+            all_values += source.values(source.field(4), source.field(4), indices) if indices else []
         all_indices += [start + i for i in indices]
         start += length
     padding = source.take(len(source.data) - source.at // 8)

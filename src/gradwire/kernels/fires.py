@@ -26,7 +26,7 @@ from gradwire.kernels.fires_reference import (
     Thresholds,
     last_candidate,
 )
-from gradwire.kernels.jit import array, inline, kernel, pair, plain, trailing_zeros
+from gradwire.kernels.jit import array, inline, kernel, maker, pair, plain, trailing_zeros
 from gradwire.kernels.range_coder import (
     CODE,
     LEAST,
@@ -294,7 +294,7 @@ def _context(value: Scalar, level: Any) -> Any:
     return U(max(2 * np.int64(e) + np.int64(upper) - level + DEPTH, 0))
 
 
-@inline
+@maker
 def _chances(ones: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> Any:
     """The probabilities of all contexts: a division takes long, and is done before it is needed."""
     chances = np.empty(ones.size, np.uint64)

@@ -13,12 +13,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "pair", "plain", "trailing_zeros"]
+__all__ = ["array", "count_ones", "inline", "kernel", "leading_zeros", "maker", "pair", "plain", "trailing_zeros"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+_UNCOUNTED: dict[str, Any] = {"_nrt": False}
 _SLOW_SECONDS = 1.0
 _log = logging.getLogger("gradwire.kernels")
 _lock = threading.RLock()
@@ -96,8 +97,14 @@ def kernel(result: Any, *arguments: Any, counted: bool = True) -> Callable[[Call
 
 
 def inline(function: Callable[P, R]) -> Callable[P, R]:
-    """Make a function callable from kernels, which makes no arrays; it is compiled as part of each."""
-    compiled: Callable[P, R] = numba.njit(forceinline=True, _nrt=False, **_OPTIONS)(function)
+    """Make a function callable from kernels; it is compiled as part of each. It makes no arrays."""
+    compiled: Callable[P, R] = numba.njit(**_OPTIONS, **_UNCOUNTED, forceinline=True)(function)
+    return compiled
+
+
+def maker(function: Callable[P, R]) -> Callable[P, R]:
+    """Make a function that makes arrays callable from kernels."""
+    compiled: Callable[P, R] = numba.njit(**_OPTIONS)(function)
     return compiled
 
 
@@ -109,7 +116,7 @@ class Kernel(Generic[P, R]):
 
     def __init__(self, function: Callable[P, R], signature: Any, counted: bool) -> None:
         self._function = function
-        self._options = _OPTIONS | ({} if counted else {"_nrt": False})
+        self._options = _OPTIONS if counted else _OPTIONS | _UNCOUNTED
         self._signature = signature
         self._compiled: Callable[P, R] | None = None
 

@@ -35,7 +35,7 @@ __all__ = ["decode", "encode", "inspect"]
 MAGIC = b"GW"
 VERSION = 1
 DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED = 1, 2, 4, 8, 16
-THRESHOLDS = 16  # thresholds that are looked at in the time of one coordinate: see ``Limits.max_skipping``
+LOOKED_AT = 512  # coordinates of dithered supports that a byte pays for, times ``Limits.max_expansion``
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def encode(payload: Payload) -> bytes:
             out.append(codec)
             out += data
         coded += part.values.num_coded
-    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (THRESHOLDS * Limits.max_skipping)))
+    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
     missing = needed - len(out)
     if missing > 0:
         out[3] |= PADDED
@@ -268,12 +268,15 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
         raise Malformed(f"several parts announced, got {num_parts}")
     parts: list[Part] = []
     sizes: list[_Sizes] = []
-    covered = coded = 0
+    covered = coded = skipped = 0
     for _ in range(num_parts):
         start = reader.position
         length = reader.varint("part length", below=d - covered + 1) if flags & SEVERAL_PARTS else d
         covered += length
         part, size = _read_part(reader, start, length, covered, round_index, limits)
+        if size.support_name == index.NAMES[index.CONTEXT]:
+            skipped += length
+            contexts.check_length(skipped, reader, limits)
         coded += part.values.num_coded
         if coded > limits.max_expansion * reader.size:
             raise LimitExceeded(f"{coded} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte")
@@ -293,8 +296,10 @@ def _read_part(
     reader: Reader, start: int, length: int, covered: int, round_index: int, limits: Limits
 ) -> tuple[Part, _Sizes]:
     codec = reader.byte("support codec")
-    if codec == index.DITHERED and covered > (most := THRESHOLDS * limits.max_skipping) * reader.size:
-        raise LimitExceeded(f"{covered} thresholds out of {reader.size} bytes: at most {most} a byte allowed")
+    if codec == index.DITHERED and covered > LOOKED_AT * limits.max_expansion * reader.size:
+        raise LimitExceeded(
+            f"{covered} thresholds out of {reader.size} bytes: at most {LOOKED_AT * limits.max_expansion} a byte"
+        )
     if codec == index.CONTEXT:
         part, middle, codec = contexts.decode_part(length, reader, limits)
         names = index.NAMES[index.CONTEXT], values.name_of(codec)

@@ -21,11 +21,9 @@ class Limits:
         max_parts: most parts.
         max_bytes: longest blob.
         max_expansion: most coordinates or symbols to a byte of the blob, where a code can make many of few (runs,
-            skewed frequencies, supports that both ends know). Writers pad to the default: a reader that allows less
-            refuses their densest blobs.
-        max_skipping: most coordinates of a part that a byte of the blob may stand for where each of them is looked at,
-            sent or not, which bounds the time; 16 times as many where only their thresholds are. Writers use other
-            codes, or pad, beyond the default.
+            skewed frequencies, supports that both ends know); 512 times as many thresholds may be looked at, and 32
+            times as many coordinates that are coded with contexts, sent or not. Writers pad to the default, or take
+            another code: a reader that allows less refuses their densest blobs.
 
     Example:
         >>> import gradwire as gw
@@ -37,7 +35,6 @@ class Limits:
     max_parts: int = 2**14
     max_bytes: int = 2**36
     max_expansion: int = 128
-    max_skipping: int = 4096
 
     @classmethod
     def of(cls, d: int) -> Limits:
@@ -58,7 +55,7 @@ class Limits:
         return cls(max_parameters=max(1, d), max_bytes=16 * d + 2**20)
 
     def __post_init__(self) -> None:
-        for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion", "max_skipping"):
+        for name in ("max_parameters", "max_parts", "max_bytes", "max_expansion"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"{name} must be an integer of 1 or more, got {value!r}")

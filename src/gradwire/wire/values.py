@@ -230,9 +230,7 @@ def read_scale(reader: Reader) -> tuple[int, NDArray[np.float32]]:
     return num_symbols, scales
 
 
-def _check_scales(
-    scales: NDArray[np.float32], zeros: np.float32 | NDArray[np.float32], num_symbols: int
-) -> None:
+def _check_scales(scales: NDArray[np.float32], zeros: np.float32 | NDArray[np.float32], num_symbols: int) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         largest = scales * np.maximum(zeros, np.float32(num_symbols - 1) - zeros)
     if not (np.isfinite(largest).all() and (scales > 0).all()):
