@@ -5,6 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -237,21 +241,23 @@ def test_the_page_is_honest_about_what_is_not_there(most):
     assert ("Uplink a method needs" in text) == (most >= 75)
 
 
-def test_a_run_trains_and_is_judged_on_what_it_says(monkeypatch):
+DIGITS = plan.Setup("digits", "digits", {"data": "digits", "clients": 4, "rounds": 6, "partition": "iid"})
+
+
+def test_a_run_trains_and_is_judged_on_what_it_says():
     """On digits, for a few rounds: the validation split is none of what is trained on."""
     pytest.importorskip("sklearn")
     from benchmarks.pareto import runs
 
-    setup = plan.Setup("digits", "digits", {"data": "digits", "clients": 4, "rounds": 6, "partition": "iid"})
-    monkeypatch.setattr(runs, "SETUPS", (setup,))
-    job = Job("digits", "validation", *ENTRIES[2].names, Setting(1.0, "client", 0.8), 0, 6)
-    run = runs.run(job)
+    entry = ENTRIES[2]
+    job = Job("digits", "validation", *entry.names, Setting(1.0, "client", 0.8), 0, 6)
+    run = runs.run(job, DIGITS, entry)
     assert plan.job_of(json.loads(json.dumps(run))) == job
     assert len(run["accuracies"]) == 4
     assert 0.2 < run["accuracy"] < 1
     assert run["num_sent"] == 4 * 6
     assert run["rounds_done"] == 6
-    short = runs.run(job._replace(stop=2))
+    short = runs.run(job._replace(stop=2), DIGITS, entry)
     assert short["rounds_done"] == 2
     assert short["uplink_bytes"] < run["uplink_bytes"]
     whole = runs._whole("digits", None)
@@ -260,6 +266,53 @@ def test_a_run_trains_and_is_judged_on_what_it_says(monkeypatch):
     assert len(split.test_inputs) == len(whole.train_inputs) // 10
     rows = {row.numpy().tobytes() for row in split.train_inputs}
     assert sum(row.numpy().tobytes() in rows for row in split.test_inputs) < 10
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from benchmarks import results
+from benchmarks.pareto.methods import Entry
+from benchmarks.pareto.plan import Setup, found_of
+from benchmarks.pareto.runs import run_all
+
+if __name__ == "__main__":
+    results.ROOT = Path(sys.argv[1])
+    setup = Setup("digits", "digits", {"data": "digits", "clients": 4, "rounds": 8, "partition": "iid"})
+    found = found_of(results.load("pareto")["runs"]) if results.is_there("pareto") else {}
+    run_all(found, [setup], [Entry("qsgd", "qsgd(2)")], None, 2, lambda run: results.append("pareto", run))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    """Killed twice, without a chance to clean up: the same runs as in one go, each of them once."""
+    pytest.importorskip("sklearn")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(results.ROOT), *sys.path])}
+
+    def start(name):
+        (tmp_path / name / "benchmarks").mkdir(parents=True, exist_ok=True)
+        return subprocess.Popen([sys.executable, str(script), str(tmp_path / name)], env=environment)
+
+    def lines(name):
+        file = tmp_path / name / "benchmarks" / "results" / "pareto.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()[1:]] if file.exists() else []
+
+    for count in (3, 21):
+        process = start("killed")
+        while len(lines("killed")) < count and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+    assert 21 <= len(lines("killed")) < 31
+    for name in ("killed", "whole"):
+        assert start(name).wait() == 0
+    killed, whole = (found_of(lines(name)) for name in ("killed", "whole"))
+    assert len(killed) == len(lines("killed")) == sum(plan.num_runs({}, TUNED, ENTRIES[2])) == len(whole)
+    for job, run in whole.items():
+        assert {**killed[job], "seconds": 0} == {**run, "seconds": 0}
 
 
 def test_workers_are_for_what_goes_on(capsys):

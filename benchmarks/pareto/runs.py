@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 
 import gradwire as gw
-from benchmarks.pareto.methods import Entry, entries
-from benchmarks.pareto.plan import SETUPS, Job, Run, Setup, due
+from benchmarks.pareto.methods import Entry
+from benchmarks.pareto.plan import Job, Run, Setup, due
 from gradwire.errors import GradwireError
 from gradwire.federated.data.task import Task
 from gradwire.federated.data.tasks import load_task
@@ -46,9 +48,9 @@ def run_all(
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool:
         at_work: dict[Future[Run], Job] = {}
         while True:
-            jobs = _next(found, setups, methods, set(at_work.values()))
-            while len(at_work) < workers and (job := next(jobs, None)) is not None:
-                at_work[pool.submit(run, job, data_dir)] = job
+            tasks = _next(found, setups, methods, set(at_work.values()))
+            while len(at_work) < workers and (task := next(tasks, None)) is not None:
+                at_work[pool.submit(run, *task, data_dir)] = task[0]
             if not at_work:
                 return
             for future in wait(at_work, return_when=FIRST_COMPLETED).done:
@@ -56,33 +58,43 @@ def run_all(
                 finished(future.result())
 
 
-def _next(found: dict[Job, Run], setups: Sequence[Setup], methods: Sequence[Entry], at_work: set[Job]) -> Iterator[Job]:
+def _next(
+    found: dict[Job, Run], setups: Sequence[Setup], methods: Sequence[Entry], at_work: set[Job]
+) -> Iterator[tuple[Job, Setup, Entry]]:
     """What can be begun now, in order."""
     for setup in setups:
         for entry in methods:
             for job in due(found, setup, entry):
                 if job not in at_work:
-                    yield job
+                    yield job, setup, entry
 
 
 def _begin() -> None:
+    """Make ready a process, which ends where the one that it works for was killed."""
     import torch
 
     torch.set_num_threads(1)
+    Thread(target=_end_with_parent, daemon=True).start()
 
 
-def run(job: Job, data_dir: str | None = None) -> Run:
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
+
+
+def run(job: Job, setup: Setup, entry: Entry, data_dir: str | None = None) -> Run:
     """Train once.
 
     Args:
         job: what.
+        setup: its task.
+        entry: its method.
         data_dir: folder of the data files.
 
     Returns:
         A line of the result file; its accuracy is None where a number overflowed on the way.
     """
-    setup = next(setup for setup in SETUPS if setup.name == job.setup)
-    entry = next(entry for entry in entries() if entry.names == (job.family, job.level))
     spec, algorithm = entry.spec(job.setting), job.setting.algorithm
     experiment = Experiment.build(
         {**setup.values, "methods": [spec], "algorithms": [algorithm], "evaluate_every": setup.rounds}
