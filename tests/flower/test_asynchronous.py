@@ -30,6 +30,7 @@ from gradwire.flower.carrier import NAME, make_carrier
 from gradwire.flower.conversation import Conversation
 from gradwire.flower.header import Answer
 from gradwire.flower.model import Model
+from gradwire.flower.roster import Roster
 
 SPEC = "ef(topk(0.05))"
 SPEEDS = (1.0, 2.5, 7.0)
@@ -149,6 +150,39 @@ def test_nobody_is_waited_for_and_no_node_gets_two_things_to_do(tmp_path, clock,
     for client, seconds in enumerate(SPEEDS):  # each turn takes its time and at most two looks
         assert busy / (seconds + 0.7) - 2 <= counts[client] <= busy / seconds + 1
     assert max(told(m).version for m in grid.pushed) >= 30
+
+
+def test_who_leaves_is_not_waited_for(tmp_path, clock, received):
+    """Flower's strategies wait until enough nodes are there; here they do at the beginning alone."""
+    grid = timed_grid(clock, make_app(CompressionMod(state_dir=tmp_path)), (1.0, 1.5, 2.0))
+    gone = list(grid.nodes.values())[1]
+
+    def fate(message):
+        if clock.now > 4 and message.metadata.dst_node_id == gone.node_id:
+            gone.online = False
+        return "ok" if gone.online or message.metadata.dst_node_id != gone.node_id else "lost"
+
+    grid.fate = fate
+    AsynchronousStrategy(all_of(3), SPEC, fedbuff(2)).start(grid, initial(), 15, 10.0)
+    assert Counter(row[0] for row in received) == dict.fromkeys(range(15), 2)
+    late = Counter(client for index, client, *_ in received if index >= 10)
+    assert set(late) == {0, 2}
+
+
+def test_a_roster_keeps_the_places_of_who_left():
+    grid = FakeGrid()
+    nodes = [grid.add(lambda message, context: message) for _ in range(3)]
+    roster = Roster(grid)
+    ids = [node.node_id for node in nodes]
+    assert roster.get_node_ids() == ids
+    nodes[0].online = nodes[1].online = False
+    assert sorted(roster.get_node_ids()) == ids
+    assert roster.online == {ids[2]}
+    new = grid.add(lambda message, context: message).node_id
+    assert sorted(roster.get_node_ids()) == [ids[1], ids[2], new]
+    nodes[1].online = True
+    more = grid.add(lambda message, context: message).node_id
+    assert sorted(roster.get_node_ids()) == [ids[1], ids[2], new, more]
 
 
 @pytest.mark.parametrize("fraction", [0.5, 1.0])

@@ -17,7 +17,7 @@ pytestmark = REAL
 FEDBUFF = '''from functools import partial
 
 import gradwire as gw
-from flower_mnist.hooks import write
+from trial_app.hooks import write
 from gradwire.flower import AsynchronousStrategy
 from gradwire.flower.conversation import Conversation
 

@@ -18,6 +18,7 @@ from gradwire.federated.algorithms import Algorithm, parse_algorithm
 from gradwire.flower.kinds import check_asynchronous, check_strategy
 from gradwire.flower.post import Budget
 from gradwire.flower.replies import Reply, common_form, form_of
+from gradwire.flower.roster import Roster
 from gradwire.flower.strategy import TIMEOUT, WITHOUT_MOD, CompressedStrategy
 
 __all__ = ["AsynchronousStrategy"]
@@ -37,9 +38,10 @@ class AsynchronousStrategy(CompressedStrategy):
     of it: FedAvg takes it as it is, FedAvgM and FedAdam add their memory. How many examples a client has changes its
     metrics' weight, not its payload's.
 
-    Clients evaluate nothing: ``start(evaluate_fn=...)`` does, after each round. ``timeout`` is how long one node is
-    waited for; after it the node is sent the newest model, and what it still answers is counted where nothing was said
-    about it yet. A round that nothing came in for as long is closed with what there is.
+    The inner strategy's ``min_available_nodes`` are waited for at the beginning, and never again. Clients evaluate
+    nothing: ``start(evaluate_fn=...)`` does, after each round. ``timeout`` is how long one node is waited for; after it
+    the node is sent the newest model, and what it still answers is counted where nothing was said about it yet. A round
+    that nothing came in for as long is closed with what there is.
 
     Args:
         inner: takes the mean; as many nodes are at work at a time as it samples.
@@ -146,12 +148,12 @@ class AsynchronousStrategy(CompressedStrategy):
             _note(result.evaluate_metrics_serverapp, 0, evaluate(0, result.arrays))
         if len(self._ledger.rounds) == self.rounds_done < num_rounds:
             self._ledger.begin()
-        heard = time.monotonic()
+        heard, roster = time.monotonic(), Roster(grid)
         while self.rounds_done < num_rounds:
             if self._unsaved:  # what a client is told to be counted must be, whatever happens to this process
                 self._save()
                 self._unsaved = False
-            self._send(grid, config)
+            self._send(roster, config)
             replies, errors = post.poll(grid)
             self._errors += errors
             for reply in replies:
@@ -167,15 +169,15 @@ class AsynchronousStrategy(CompressedStrategy):
         self._save()
         return result
 
-    def _send(self, grid: Grid, config: ConfigRecord) -> None:
+    def _send(self, grid: Roster, config: ConfigRecord) -> None:
         """Give idle nodes work, as far as the inner strategy wants so many at work at a time."""
         _, post = self._opened()
         busy = post.busy
         if busy and len(busy) >= self._at_work:
             return
-        wanted = list(
-            self.inner.configure_train(self.rounds_done + 1, self._current(), ConfigRecord(dict(config)), grid)
-        )
+        made = self.inner.configure_train(self.rounds_done + 1, self._current(), ConfigRecord(dict(config)), grid)
+        online = grid.online
+        wanted = [message for message in made if message.metadata.dst_node_id in online]
         self._at_work = len(wanted)
         idle = [message for message in wanted if message.metadata.dst_node_id not in busy]
         idle = idle[: max(0, self._at_work - len(busy))]
