@@ -157,7 +157,7 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
     finally:
         Exchange.link = measured
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    own, given, hashes, errors, paths = [], [], [], [], []
+    own, given, hashes, errors, paths, said = [], [], [], [], [], []
     for step in range(8 if dense else 5):
         inputs = batch(step)
         bad = step in ((6,) if dense else (1, 3))
@@ -168,8 +168,10 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
             own.append(own_gradient(module, inputs))
         paths.append(state.path)
         try:
-            with warnings.catch_warnings(action="ignore"):  # the first step that is summed whole says so
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
                 model(inputs).square().sum().backward()
+            said += [str(warning.message) for warning in found]
         except gw.GradwireError as error:
             errors.append(f"{type(error).__name__}: {error}")
             continue
@@ -186,6 +188,7 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
         "hashes": hashes,
         "errors": errors,
         "paths": paths,
+        "said": said,
         "step": state.step,
         "residual": state.state_dict()["residual"],
     }
