@@ -208,10 +208,18 @@ def spread(row: list[Stop], wanted: list[float], walls: tuple[float, float] | No
         bases = [total / count for total, count in blocks for _ in range(int(count))]
         for (stop, _), offset, base in zip(part, offsets, bases, strict=True):
             stop.x = base + offset
-            if walls and side:
-                edge = walls[0] if side < 0 else walls[1]
-                limit = edge + side * (stop.width / 2 + GAP)
-                stop.x = min(stop.x, limit) if side < 0 else max(stop.x, limit)
+        if walls and side:
+            beside([stop for stop, _ in part][::side], walls[0] if side < 0 else walls[1], side)
+
+
+def beside(stops: list[Stop], edge: float, side: int) -> None:
+    """Move stops away from a room of rooms that they would reach into, and from each other; the nearest comes first."""
+    gap = GAP
+    for number, stop in enumerate(stops):
+        if number:
+            gap = GAP if stop.is_box or stops[number - 1].is_box else 4
+        stop.x = side * max(side * stop.x, side * edge + gap + stop.width / 2)
+        edge = stop.x + side * stop.width / 2
 
 
 def placed(rows: list[list[Stop]]) -> None:

@@ -27,6 +27,7 @@ parser.add_argument("--data", default="mnist", help="mnist, in the folder $GRADW
 parser.add_argument("--steps", type=int, default=500)
 parser.add_argument("--batch", type=int, default=32, help="examples of each worker in a step")
 parser.add_argument("--save-every", type=int, default=100)
+parser.add_argument("--repeatable", action="store_true", help="never change to whole gradients, whatever is faster")
 parser.add_argument("--folder", type=Path, help="where states are kept, and looked for")
 options = parser.parse_args()
 
@@ -39,7 +40,9 @@ with warnings.catch_warnings(action="ignore"):
 module = nn.Sequential(nn.Flatten(), nn.Linear(task.train_inputs[0].numel(), 128), nn.ReLU(), nn.Linear(128, 10))
 model = DistributedDataParallel(module)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-state = None if options.spec == "none" else register(model, options.spec)  # all there is to it
+state = None
+if options.spec != "none":
+    state = register(model, options.spec, fallback=not options.repeatable)  # all there is to it
 
 first = 0
 kept = None if options.folder is None else options.folder / f"worker-{rank}.pt"

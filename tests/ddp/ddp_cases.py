@@ -157,7 +157,7 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
     finally:
         Exchange.link = measured
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    own, given, hashes, errors, paths = [], [], [], [], []
+    own, given, hashes, errors, paths, said = [], [], [], [], [], []
     for step in range(8 if dense else 5):
         inputs = batch(step)
         bad = step in ((6,) if dense else (1, 3))
@@ -168,8 +168,10 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
             own.append(own_gradient(module, inputs))
         paths.append(state.path)
         try:
-            with warnings.catch_warnings(action="ignore"):  # the first step that is summed whole says so
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
                 model(inputs).square().sum().backward()
+            said += [str(warning.message) for warning in found]
         except gw.GradwireError as error:
             errors.append(f"{type(error).__name__}: {error}")
             continue
@@ -186,6 +188,7 @@ def bad_then_good(spec: str, bad_rank: int, on_nonfinite: str = "raise", dense: 
         "hashes": hashes,
         "errors": errors,
         "paths": paths,
+        "said": said,
         "step": state.step,
         "residual": state.state_dict()["residual"],
     }
@@ -346,3 +349,43 @@ def refused_states(states: list[dict[str, Any]]) -> list[str]:
     state.load_state_dict(states)
     np.testing.assert_array_equal(state.state_dict()["residual"], states[dist.get_rank()]["residual"])
     return said
+
+
+def mixed(num_steps: int) -> dict[str, Any]:
+    """autocast and a real GradScaler; an Inf at one rank makes all of them skip a step."""
+    module = net()
+    model = DistributedDataParallel(module)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    register(model, "ef(topk(0.05) | fractional(8))", fallback=False, grad_scaler=scaler)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    hashes, scales = [], []
+    for step in range(num_steps):
+        optimizer.zero_grad()
+        inputs = batch(step) * (torch.inf if step == 2 and dist.get_rank() == 1 else 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(inputs).float().square().sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        hashes.append(digest(module))
+        scales.append(scaler.get_scale())
+    return {"hashes": hashes, "scales": scales, "finite": all(bool(p.isfinite().all()) for p in module.parameters())}
+
+
+def compiled(optimize: Any) -> list[str]:
+    """torch.compile round a DDP model."""
+    torch._dynamo.config.optimize_ddp = optimize
+    module = net()
+    model = DistributedDataParallel(module)
+    state = register(model, "ef(topk(0.05))", fallback=False)
+    faster = torch.compile(model, backend="aot_eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    hashes = []
+    with warnings.catch_warnings(action="ignore"):
+        for step in range(3):
+            optimizer.zero_grad()
+            faster(batch(step)).square().sum().backward()
+            optimizer.step()
+            hashes.append(digest(module))
+    assert state.step == 3
+    return hashes

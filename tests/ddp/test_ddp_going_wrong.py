@@ -49,6 +49,11 @@ def test_whole_gradients_where_they_take_less_time(ranks, spec):
         assert worker["paths"] == ["gather"] * 4 + ["dense"] * 4
         assert worker["hashes"] == workers[0]["hashes"]
         assert worker["errors"] == ["UpdateError: step 6: a gradient is not finite at one of the workers"]
+    assert [len(worker["said"]) for worker in workers] == [1, 0, 0]
+    assert (
+        f"from step 4 on gradients are summed whole, which takes less time on this link than {spec}"
+        in workers[0]["said"][0]
+    )
     if spec != "uniform(8)":
         assert not any(worker["residual"].any() for worker in workers)
         conserved(workers)

@@ -45,7 +45,7 @@ def test_a_worker_that_is_lost_is_named_in_time(tmp_path, what, longest):
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", LOST, str(tmp_path / "store"), str(rank), what],
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL if rank else subprocess.PIPE,
             text=True,
             env=environment(),
         )
@@ -65,7 +65,17 @@ def test_a_worker_that_is_lost_is_named_in_time(tmp_path, what, longest):
 
 def torchrun(folder: Path, *arguments: str, **more: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [*arguments[:-1], str(EXAMPLE), "--data", "digits", "--steps", "40", "--save-every", "10"]
+    command += [
+        *arguments[:-1],
+        str(EXAMPLE),
+        "--data",
+        "digits",
+        "--steps",
+        "40",
+        "--save-every",
+        "10",
+        "--repeatable",
+    ]
     command += ["--folder", str(folder), "--spec", arguments[-1]]
     found = environment(TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1", **more)
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=found, check=False)

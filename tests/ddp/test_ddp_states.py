@@ -56,6 +56,24 @@ def test_a_loss_scale_that_changes(ranks):
     np.testing.assert_allclose(sent + left, raw, rtol=0, atol=1e-5 * np.abs(raw).max())
 
 
+def test_autocast_and_a_scaler(ranks):
+    workers = ranks.run(ddp_cases.mixed, 5)
+    for worker in workers:
+        assert worker["hashes"] == workers[0]["hashes"]
+        assert worker["scales"] == [1024.0, 1024.0, 512.0, 512.0, 512.0]
+        assert worker["finite"]
+    assert workers[0]["hashes"][1] == workers[0]["hashes"][2], "the step was skipped"
+    assert len(set(workers[0]["hashes"])) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimize", [True, False])
+def test_compiled_models(ranks, optimize):
+    workers = ranks.run(ddp_cases.compiled, optimize)
+    assert all(hashes == workers[0] for hashes in workers)
+    assert len(set(workers[0])) == 3
+
+
 @pytest.mark.parametrize("spec", ["ef(topk(0.05) | fractional(8))", "ef(powersgd(1))"])
 def test_workers_that_end_early(ranks, spec):
     """Each goes on giving what it remembers, with zeros for gradients, until the last one ends."""

@@ -182,7 +182,10 @@ class CommState:
         found = bucket.index(), bucket.buffer(), bucket.parameters(), bucket.gradients()
         if self._worker is not None and self._worker.is_plain:
             return self._sum(self._worker, found[1], bucket.is_last())
-        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        if not found[0]:
+            self._emptied()  # what an interrupted backward pass may have left
+        devices = [found[1].device] if found[1].is_cuda else None
+        future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._waiting.append((found, future))
         try:
             self.meet()

@@ -134,8 +134,8 @@ class Worker:
             raise
         finally:
             self.step += 1
-            self._computed = self.computing + time.perf_counter() - start - (self.exchange.waited - waited)
-            self.computing = 0.0
+            spent = self.computing + time.perf_counter() - start - (self.exchange.waited - waited)
+            self._computed, self.computing = spent if path == "gather" else 0.0, 0.0
         return mean
 
     def skip(self) -> None:
