@@ -1,36 +1,30 @@
 """Adaptive strategies and sparse updates: what is lost, and which settings win it back.
 
-In the simulator, in one process: its strategies are Flower's, which tests/federated/algorithms compares them with.
+In one process: model, images and training of examples/flower-mnist, gradwire's ``Client`` and ``Server``, and the
+simulator's strategies, which tests/federated/algorithms compares with Flower's.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
+import importlib
+import sys
+import tomllib
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
+from types import ModuleType
 from typing import Any
 
-from benchmarks.flower.kept import FOLDER, Run
+import gradwire as gw
+from benchmarks.flower.kept import Run, run_left
+from benchmarks.flower.net import EXAMPLE
 from benchmarks.markdown import cell, code, table
-from gradwire.errors import ConfigError
-from gradwire.federated.experiment import Experiment
-from gradwire.federated.folder import RunFolder
-from gradwire.federated.runs import run_experiment
+from gradwire.federated.algorithms import parse_algorithm
 
 SEEDS = (0, 1, 2)
-SETTINGS: dict[str, Any] = {
-    "data": "mnist",
-    "model": "mlp",
-    "clients": 3,
-    "rounds": 25,
-    "evaluate_every": 25,
-    "local_steps": 40,
-    "batch_size": 64,
-    "learning_rate": 0.2,
-}
+CLIENTS = 3
+ROUNDS = 25
+SETTINGS = {"num-clients": 25, "batch-size": 64, "learning-rate": 0.2}  # 2,400 images a client
 DENSE, SPARSE, SHORT = "dense()", "ef(topk(0.01))", "ef(topk(0.02) | fractional(16))"
 
 
@@ -61,14 +55,14 @@ ROWS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def measure(data_dir: str | None, done: Callable[[list[Run]], None]) -> None:
-    """Run what is left, each seed in a process of its own."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    where = str(Path(data_dir).resolve()) if data_dir else None
-    found: list[Run] = []
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        for runs in pool.imap_unordered(partial(_run, data_dir=where), SEEDS):
-            found += runs
-            done(found)
+    """Run what is left, one after the other."""
+    runs = {
+        f"{number}-{index}-{seed}": partial(run, row, method, seed, data_dir)
+        for seed in SEEDS
+        for number, (row, (_, methods)) in enumerate(ROWS.items())
+        for index, method in enumerate(methods)
+    }
+    run_left("adam", runs, 1, done)
 
 
 def key(run: Run) -> tuple[int, int, int]:
@@ -77,26 +71,51 @@ def key(run: Run) -> tuple[int, int, int]:
     return row, ROWS[run["row"]][1].index(run["method"]), run["seed"]
 
 
-def experiment(seed: int, data_dir: str | None) -> Experiment:
-    """All rows with one seed."""
-    tables = [{"name": row, "algorithms": [how], "methods": list(methods)} for row, (how, methods) in ROWS.items()]
-    where = {"data_dir": data_dir} if data_dir else {}
-    return Experiment.build({**SETTINGS, "seeds": [seed], "runs": tables, **where})
-
-
-def _run(seed: int, data_dir: str | None) -> list[Run]:
-    """Everything with one seed, with one torch thread."""
+def run(row: str, method: str, seed: int, data_dir: str | None, **settings: Any) -> Run:
+    """Train with one strategy and spec; ``settings`` are the app's, ``_`` for ``-``."""
     import torch
 
-    torch.set_num_threads(1)
-    asked, path = experiment(seed, data_dir), FOLDER / f"adam-{seed}"
-    folder = RunFolder.open(path) if path.exists() else RunFolder.create(path, asked)
-    if folder.experiment != asked:
-        raise ConfigError(f"{path} is of other settings: move it away")
-    run_experiment(folder, lambda *_: None, lambda *_: None, lambda: False)
-    names = ("method", "algorithm", "seed", "final_accuracy", "uplink_bytes", "compression_ratio")
-    runs = json.loads((path / "summary.json").read_text())["runs"]
-    return [{"row": run["label"].partition(" · ")[0], **{name: run[name] for name in names}} for run in runs]
+    task, config = _example()
+    config |= {"data-dir": data_dir or "-", "seed": seed, **SETTINGS}
+    config |= {name.replace("_", "-"): value for name, value in settings.items()}
+    net = task.make_net(config)
+    arrays = {name: tensor.numpy() for name, tensor in net.state_dict().items()}  # they change as the tensors do
+    layout = gw.Layout.from_arrays(arrays)
+    model, compressor = layout.flatten(arrays), gw.parse(method)
+    clients = [gw.Client(compressor, layout, i, seed, ROUNDS) for i in range(CLIENTS)]
+    server = gw.Server(compressor, layout, seed, step=parse_algorithm(ROWS[row][0]).make_step(layout))
+    uplink_bytes = 0
+    for index in range(ROUNDS):
+        for client in clients:
+            net.load_state_dict({name: torch.as_tensor(a) for name, a in layout.unflatten(model).items()})
+            weight, _ = task.train(net, config, client.client_id, index + 1)
+            blob = client.compress(layout.flatten(arrays) - model, weight, index)
+            server.receive(blob, client.client_id, weight)
+            uplink_bytes += len(blob)
+        result = server.close_round()
+        for client in clients:
+            client.end_round(result.blob)
+        model = model + result.applied
+    net.load_state_dict({name: torch.as_tensor(a) for name, a in layout.unflatten(model).items()})
+    return {
+        "row": row,
+        "method": method,
+        "seed": seed,
+        "final_accuracy": task.accuracy(net, config),
+        "uplink_bytes": uplink_bytes,
+        "compression_ratio": 4 * layout.d * CLIENTS * ROUNDS / uplink_bytes,
+    }
+
+
+def _example() -> tuple[ModuleType, dict[str, Any]]:
+    """The example's module of data and training, and a copy of its settings."""
+    sys.path.insert(0, str(EXAMPLE))
+    try:
+        task = importlib.import_module("flower_mnist.task")
+    finally:
+        sys.path.remove(str(EXAMPLE))
+    config = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    return task, dict(config)
 
 
 def document(runs: list[Run]) -> str:
