@@ -21,7 +21,7 @@ def test_a_supernode_without_authentication(tmp_path, instant):
         net.kill("node1")
         if instant.startswith("closed"):
             net.supernode(1)
-            net.wait(lambda: len(net.node_ids(1)) == 2, "the node is back", 60)
+            net.wait(lambda: len(net.node_ids(1)) == 2, "the node is back", 200)
             net.release(instant)
         else:
             time.sleep(5)  # what it started ends with it
