@@ -17,20 +17,16 @@ def test_a_supernode_without_authentication(tmp_path, instant):
     with Net(tmp_path / "real") as net:
         net.hold(instant)
         run = net.start(APP, num_server_rounds=3)
-        net.wait_held(instant)
-        net.kill("node1")
-        if instant.startswith("closed"):
-            net.supernode(1)
-            net.wait(lambda: len(net.node_ids(1)) == 2, "the node is back", 200)
-            net.release(instant)
-        else:
-            time.sleep(5)  # what it started ends with it
-            net.release(instant)
-            net.supernode(1)
+        held = net.wait_held(instant)
+        net.kill("node1", *([held] if instant.startswith("train") else []))
+        net.supernode(1)
+        net.wait(lambda: len(net.node_ids(1)) == 2, "the node is back", 200)
+        net.release(instant)
         assert run.wait(timeout=500) == 0, net.log("run")
     first, second = net.node_ids(1)
     assert first != second
-    assert f"node {first} answered with an error" in net.log("run")
+    assert f"node {first} answered with an error: Error: Node Unavailable" in net.log("run")
+    assert len(list(net.books.glob("raw-1-*"))) == (3 if instant == "closed-1" else 2)
     assert net.summary()["rounds_done"] == 3
     counts = [line["num_received"] for line in net.rounds()]
     assert counts[0] == counts[-1] == 3
@@ -45,9 +41,7 @@ def test_a_supernode_with_tls_and_authentication(tmp_path):
     with Net(tmp_path / "real", secure=True) as net:
         net.hold("train-1-2")
         run = net.start(APP, num_server_rounds=3)
-        net.wait_held("train-1-2")
-        net.kill("node1")
-        time.sleep(5)
+        net.kill("node1", net.wait_held("train-1-2"))
         net.release("train-1-2")
         tries = 0
         until = time.monotonic() + 240
