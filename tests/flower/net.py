@@ -84,6 +84,7 @@ class Net:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT / "src"),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_worker_niceness": "0",  # 15 otherwise: on a busy machine its workers hardly start
             "TRIAL": str(self.books),
         }
 
@@ -104,6 +105,11 @@ class Net:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
+        mark = f"TRIAL={self.books}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):  # what they started in sessions of its own, Ray for one
+            with suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     @property
     def address(self) -> str:
