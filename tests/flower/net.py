@@ -84,6 +84,7 @@ class Net:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT / "src"),
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_worker_niceness": "0",  # 15 otherwise: on a busy machine its workers hardly start
             "TRIAL": str(self.books),
         }
 
@@ -104,6 +105,11 @@ class Net:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=30)
+        mark = f"TRIAL={self.books}".encode()
+        for entry in Path("/proc").glob("[0-9]*"):  # what they started in sessions of its own, Ray for one
+            with suppress(OSError):
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
 
     @property
     def address(self) -> str:
@@ -123,10 +129,12 @@ class Net:
         self._all.append(process)
         return process
 
-    def kill(self, name: str) -> None:
-        """SIGKILL, to that process alone."""
+    def kill(self, name: str, *pids: int) -> None:
+        """SIGKILL, to that process alone, and to others that go with it."""
         self.processes[name].kill()
         self.processes[name].wait()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
 
     def superlink(self) -> None:
         """Start it, the first time or again, and wait until it answers."""
@@ -214,8 +222,11 @@ class Net:
         """Have an instant of the app held: see the app's ``hooks.py``."""
         (self.books / f"hold-{name}").touch()
 
-    def wait_held(self, name: str) -> None:
-        self.wait((self.books / f"held-{name}").exists, f"{name} is reached", 200)
+    def wait_held(self, name: str) -> int:
+        """Wait until an instant is reached: the id of the process that is held there."""
+        held = self.books / f"held-{name}"
+        self.wait(held.exists, f"{name} is reached", 200)
+        return int(held.read_text())
 
     def release(self, name: str) -> None:
         (self.books / f"hold-{name}").unlink()

@@ -11,15 +11,15 @@ pytestmark = REAL
 
 def test_a_client_slower_than_the_timeout_round_after_round(tmp_path):
     """It gets the model once, then blobs; few payloads of it wait for a verdict, and none is lost."""
-    with Net(tmp_path / "real", traits={2: {"SLOW": "25"}}) as net:
-        net.run(APP, num_server_rounds=6, timeout=20.0)
+    with Net(tmp_path / "real", traits={2: {"SLOW": "30"}}) as net:
+        net.run(APP, num_server_rounds=6, timeout=25.0)
     rounds = net.rounds()
     assert len(rounds) == 6
     assert "client 2 answered late" in net.log("run")
     slow = [line["clients"].get("2", {}) for line in rounds]
     assert sum(line.get("other", 0) for line in slow[1:]) == 0, "no model after the first"
     member = member_of(net.state_dir(2), NAME, 2)
-    assert member.client.sequence >= 3
+    assert member.client.sequence >= 2
     assert len(member.client.pending_sequences) <= 3
     for client in range(3):
         assert missing(net, client) <= 1e-6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from net import REAL, Net
+from net import REAL, ROOT, Net
 from trial import APP, in_one_process, missing, models, with_plain_ends
 
 pytestmark = REAL
@@ -48,3 +48,16 @@ def test_the_simulation_engine_comes_to_the_same_models(tmp_path, expected):
     assert models(said) == expected
     for client in range(3):
         assert missing(net, client, net.folder / "home" / "gradwire") <= 1e-6
+
+
+def test_the_example_runs_as_it_is(tmp_path):
+    example = ROOT / "examples" / "flower-mnist"
+    with Net(tmp_path) as net:
+        said = net.run(
+            example, num_server_rounds=2, data="digits", timeout=300.0, state_file=str(tmp_path / "server.state")
+        )
+    run = net.summary()
+    assert said.count("gradwire: 3 counted") == run["rounds_done"] == 2
+    assert models(said)[-1] == run["model_sha256"][:12]
+    assert run["compression_ratio"] > 40
+    assert (tmp_path / "server.state").exists()

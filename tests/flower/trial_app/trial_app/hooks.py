@@ -1,10 +1,10 @@
 """Books of what is trained and counted, instants that a test holds, and bad behaviour.
 
-In the folder ``$TRIAL``: ``raw-CLIENT-*.npy``, each an update that was trained and remembered;
+In the folder ``$TRIAL``: ``raw-CLIENT-ROUND-*.npy``, each an update that was trained and remembered;
 ``counted-CLIENT-SEQUENCE.npy``, each one that the server counted into a round that it closed. While ``hold-NAME`` lies
-there an instant is held, which writes ``held-NAME`` then: ``train-CLIENT-ROUND`` in the midst of training,
-``closed-ROUND`` between two rounds. ``$SLOW``: seconds that each training of a node takes longer. ``$HOSTILE``: how a
-node lies, a word a round.
+there an instant is held, and the process that waits then writes its id to ``held-NAME``: ``train-CLIENT-ROUND`` in the
+midst of training, ``closed-ROUND`` between two rounds. ``$SLOW``: seconds that each training of a node takes longer.
+``$HOSTILE``: how a node lies, a word a round.
 """
 
 import os
@@ -33,7 +33,9 @@ def wait_while_held(name: str) -> None:
     """Stop here for as long as a test wants."""
     hold = place(f"hold-{name}")
     if hold.exists():
-        place(f"held-{name}").touch()
+        part = place(f"part-{name}")
+        part.write_text(str(os.getpid()))
+        part.replace(place(f"held-{name}"))
         while hold.exists():
             time.sleep(0.1)
 
