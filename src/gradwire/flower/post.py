@@ -85,12 +85,8 @@ class Post:
         client_id_of: Flower's node info -> client, where the server knows; None otherwise.
 
     Attributes:
-    <<<<<<< HEAD
         failing: nodes whose last answer was an error, or refused.
-        without_mod: replies to a train instruction that held nothing of gradwire's, so far.
-    =======
         without_mod: replies to a train instruction of nodes without ``CompressionMod``, so far.
-    >>>>>>> real
     """
 
     def __init__(
