@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import gradwire as gw
+from gradwire.aggregation import parse_aggregation
+from gradwire.aggregation.sharing import numbers_of
 from gradwire.payload import Dithered, Explicit, Multiples
 
 D = 20_000
@@ -232,3 +234,21 @@ def test_sums_of_one_step_are_exact_integers():
         sums.append(aggregator.mean() * 4 / np.float32(0.75))
     assert sums[0].tobytes() == sums[1].tobytes()
     assert not (sums[0] % 1).any()
+
+
+def test_what_fires_is_no_coordinate_that_clients_share():
+    layout = gw.Layout.flat(D)
+    with pytest.raises(gw.ConfigError, match="same coordinates"):
+        parse_aggregation("median()").make(layout, compressor=gw.dither(density=0.05))
+    payload = payload_of("dither(density=0.05)")
+    (own,) = numbers_of(payload, layout)
+    assert (own.num_shared, own.indices.size) == (0, payload.num_kept)
+    (whole,) = numbers_of(payload, layout, zeros_are_values=True)
+    assert whole.num_shared == D
+    assert whole.numbers.tobytes() == (gw.decompress(payload) + 0.0).tobytes()
+
+
+def test_clipping_scales_what_fired():
+    server = gw.Server(gw.dither(1.0), gw.Layout.flat(D), max_norm=2.0)
+    server.receive(gw.Client(gw.dither(1.0), gw.Layout.flat(D)).compress(NOISE))
+    assert np.linalg.norm(server.close_round().update.astype(np.float64)) == pytest.approx(2.0, rel=1e-5)

@@ -132,3 +132,18 @@ def test_packets_are_padded_too():
     assert max(map(len, blobs)) <= 400
     assert sum(gw.decode(blob).num_kept for blob in blobs) == 100_000
     assert any(blob[3] & PADDED for blob in blobs)
+
+
+def test_a_byte_pays_for_so_many_thresholds():
+    """Few fires among many coordinates: padded to a byte for 65,536, and refused by who allows fewer."""
+    d = 6_000_000
+    update = np.zeros(d, np.float32)
+    update[[5, d - 9]] = 8.0
+    blob = gw.Client(gw.dither(4.0), gw.Layout.flat(d)).compress(update)
+    assert len(blob) == -(-d // 65_536) + 4
+    assert blob[3] & PADDED
+    assert gw.decompress(gw.decode(blob)).tobytes() == update.tobytes()
+    with pytest.raises(gw.LimitExceeded, match="thresholds"):
+        gw.decode(blob, gw.Limits(max_expansion=MOST - 2))
+    with pytest.raises(gw.LimitExceeded, match="thresholds"):
+        gw.decode(blob[:-5] + struct.pack("<I", zlib.crc32(blob[:-5])))

@@ -11,7 +11,7 @@ from gradwire.compressors.compressor import Compressor, Vector, resolve
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.layout import Layout
-from gradwire.payload import Explicit, Known, Payload, Seeded
+from gradwire.payload import Dithered, Explicit, Known, Payload, Seeded
 
 __all__ = ["WHY_SHARED", "Numbers", "check_coordinates", "check_support", "numbers_of"]
 
@@ -94,13 +94,14 @@ def numbers_of(
         if not np.isfinite(numbers).all():
             raise ProtocolError(f"payload's numbers must be finite, part {len(found)}'s are not")
         num_shared = numbers.size
-        if isinstance(support, Explicit) and (zeros_are_values or start >= layout.num_parameters):
+        listed = isinstance(support, (Explicit, Dithered))
+        if listed and (zeros_are_values or start >= layout.num_parameters):
             numbers, indices = np.zeros(part.length, np.float32), np.arange(part.length, dtype=np.int64)
-            numbers[support.chosen] = part.numbers()
+            numbers[support.indices] = part.numbers()
             num_shared = part.length
         elif isinstance(support, Known):
             num_shared = support.count
-        elif isinstance(support, Explicit) or (isinstance(support, Seeded) and support.key.client is not None):
+        elif listed or (isinstance(support, Seeded) and support.key.client is not None):
             num_shared = 0
         found.append(Numbers(start, start + indices, numbers, num_shared))
         start += part.length
