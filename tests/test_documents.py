@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from benchmarks import documents, methods, results
+from benchmarks import documents, methods, nnc, results
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.documents import DOCUMENTS, Document, current
 
@@ -150,3 +150,24 @@ def test_what_the_readme_says_of_indices_was_measured():
     assert max(percent for (d, _), percent in above.items() if d == 25_557_032) <= 0.4
     assert all(2.9 <= percent <= 4 for (_, kept), percent in above.items() if kept == 100)
     assert all(25 <= percent <= 34 for (_, kept), percent in above.items() if kept == 10)
+
+
+def test_bytes_at_an_error_lie_between_the_points_of_the_front():
+    """Halfway between two errors, the geometric mean of their bytes; points that others beat count for nothing."""
+    points = [(100, 0.9), (400, 0.5), (150, 0.95), (1000, 0.6)]
+    found = dict(zip(nnc.TARGETS, nnc.bytes_at(points), strict=True))
+    assert found[0.9] == pytest.approx(100)
+    assert found[0.7] == pytest.approx(200)
+    assert found[0.5] == pytest.approx(400)
+    assert found[0.3] is found[0.1] is found[0.03] is None
+
+
+def test_nnc_says_where_its_updates_were_looked_for(tmp_path, capsys):
+    assert nnc.measure(str(tmp_path), ()) is None
+    assert str(tmp_path / "updates.npz") in capsys.readouterr().out
+
+
+def test_nnc_beats_its_peer_in_the_result_that_is_shown():
+    """At each error rd takes fewer bytes than NNCodec, of every update."""
+    for update in results.load("nnc")["updates"].values():
+        assert all(ours < theirs for ours, theirs in zip(update["rd"]["bytes"], update["nnc_bytes"], strict=True))

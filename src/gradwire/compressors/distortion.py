@@ -49,10 +49,10 @@ class rd(Sparsifier):
 
     Example:
         >>> import numpy as np, gradwire as gw
-        >>> compressor = gw.rd(0.5)
+        >>> compressor = gw.rd(0.1)
         >>> update = np.array([8, 0.25, -8, 0.125], np.float32)
         >>> payload, _ = compressor.compress(update, compressor.init(gw.Layout.flat(4)))
-        >>> gw.decompress(payload).tolist()
+        >>> [round(x, 1) for x in gw.decompress(payload).tolist()]
         [8.0, 0.0, -8.0, 0.0]
 
     Source: Sullivan and Wiegand 1998 (doi:10.1109/79.733497), Lagrangian rate-distortion optimisation; Kirchhoffer et
