@@ -97,12 +97,13 @@ def _tuning_text() -> str:
     )
     return (
         f"Every method is tuned over the same settings: server steps {', '.join(f'{s:g}' for s in STEPS)}, each with "
-        f"every momentum of: {momenta} (correction only in the place of `ef`). On {TUNED.title} all of them run for a "
-        f"quarter of the rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among "
-        f"these, to the end; the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that "
-        "were best there. All of that is judged on every tenth training example, which is not trained on; the figures "
-        f"below are of the test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after "
-        "training on all examples. The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
+        f"every momentum of: {momenta} (correction only in the place of `ef`; what needs the clients' mean as it is only "
+        f"takes step 1 and no momentum at the server). On {TUNED.title} all of them run for a quarter of the rounds with "
+        f"seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among these, to the end; the best "
+        f"{NUM_THIRD} with seed {second} too. Other tasks choose among the settings that were best there. All of that "
+        "is judged on every tenth training example, which is not trained on; the figures below are of the test set and "
+        f"of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after training on all examples. The "
+        "accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
     )
 
 
@@ -113,8 +114,8 @@ def _setup(found: dict[Job, Run], setup: Setup, counts: Sequence[tuple[int, int]
     hours = sum(run["seconds"] for run in runs) / 3600
     d = runs[0]["num_parameters"]
     text = f"{d:,} parameters, {setup.rounds} rounds. {done} of {planned} runs, {hours:.1f} hours."
-    if missing := [entry.level for entry in entries() if entry not in {row.entry for row in rows}]:
-        text += f" Not through yet: {', '.join(f'`{level}`' for level in missing)}."
+    if missing := [entry.spec(PLAIN) for entry in entries() if entry not in {row.entry for row in rows}]:
+        text += f" Not through yet: {', '.join(f'`{spec}`' for spec in missing)}."
     parts = [f"### {setup.title}", text]
     if rows:
         parts += [_results(rows), *_targets(rows)]
@@ -195,7 +196,7 @@ def _tuning(found: dict[Job, Run], setup: Setup, counts: Sequence[tuple[int, int
         ]
         lines.append(
             [
-                code(entry.level),
+                code(entry.spec(PLAIN)),
                 f"{done} of {planned}",
                 f"{sum(run['seconds'] for run in runs) / 60:.0f}",
                 *("" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in of_kind),
