@@ -99,11 +99,11 @@ def _tuning_text() -> str:
         f"Every method is tuned over the same settings: server steps {', '.join(f'{s:g}' for s in STEPS)}, each with "
         f"every momentum of: {momenta} (correction only in the place of `ef`; what needs the clients' mean as it is "
         f"takes step 1 alone and no momentum at the server). On {TUNED.title} all of them run for a quarter of the "
-        f"rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among these, to the end; the best "
-        f"{NUM_THIRD} with seed {second} too. Other tasks choose among the settings that were best there. All of that "
-        "is judged on every tenth training example, which is not trained on; the figures below are of the test set and "
-        f"of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after training on all examples. The "
-        "accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
+        f"rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among these, to the end; "
+        f"the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that were best there. All "
+        "of that is judged on every tenth training example, which is not trained on; the figures below are of the "
+        f"test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after training on all "
+        "examples. The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
     )
 
 
@@ -256,4 +256,4 @@ def _draw(axis: Any, rows: Sequence[Judged]) -> None:
     axis.set_ylabel("test accuracy (%)")
     axis.grid(alpha=0.3)
     if rows:
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best")
