@@ -95,6 +95,9 @@ def test_what_does_not_reach_says_so():
     assert page._needed(easy) == "<= 2.00 kB (2.00 kB to 2.00 kB)"
 
 
+LAYOUT = gw.Layout.from_arrays({"w": np.zeros((8, 40), np.float32), "b": np.zeros(8, np.float32)})
+
+
 # --- methods and settings ---------------------------------------------------------------------------
 
 
@@ -103,15 +106,18 @@ def test_every_method_is_one_and_tuned_over_the_same_settings():
     assert len(set(names)) == len(names)
     for entry in entries():
         settings = entry.settings()
-        assert set(settings) >= {s for s in SETTINGS if s.kind != "correction"}
+        mean = gw.parse(entry.level).needs_mean
+        assert set(settings) >= {s for s in SETTINGS if s.kind in ("none", "client") and (s.step == 1 or not mean)}
+        assert mean == (entry.family == "regtopk") == (len(settings) == 6)
         assert PLAIN in settings
         for setting in settings:
             compressor = gw.parse(entry.spec(setting))
             assert (type(compressor) is gw.momentum) == (setting.kind == "client")
             assert (type(compressor) is gw.momentum_correction) == (setting.kind == "correction")
-            assert (parse_algorithm(setting.algorithm).make_step(gw.Layout.flat(3)) is None) == (
-                setting.step == 1 and setting.kind != "server"
-            )
+            step = parse_algorithm(setting.algorithm).make_step(LAYOUT)
+            assert (step is None) == (setting.step == 1 and setting.kind != "server")
+            gw.Client(compressor, LAYOUT)
+            gw.Server(compressor, LAYOUT, step=step, num_clients=2)
 
 
 def test_a_family_is_tuned_at_its_first_level_before_any_at_its_second():

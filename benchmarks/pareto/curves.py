@@ -61,8 +61,8 @@ def needed(num_bytes: Sequence[float], accuracy: Sequence[float], target: float)
         The bytes; those of its cheapest point where that is there already, None where no point is.
 
     Example:
-        >>> needed([100.0, 10_000.0], [0.8, 0.9], 0.85), needed([100.0], [0.8], 0.7), needed([100.0], [0.8], 0.9)
-        (1000.0, 100.0, None)
+        >>> round(needed([100.0, 10_000.0], [0.8, 0.9], 0.85)), needed([100.0], [0.8], 0.7), needed([100.0], [0.8], 0.9)
+        (1000, 100.0, None)
     """
     points = sorted(zip(num_bytes, accuracy, strict=True))
     for number, (here, there) in enumerate(points):

@@ -72,8 +72,17 @@ class Entry:
         return self.family, self.level
 
     def settings(self) -> tuple[Setting, ...]:
-        """What it can be tuned over: momentum correction has a residual of its own, in the place of ``ef``'s."""
-        return tuple(s for s in SETTINGS if s.kind != "correction" or self.feedback == "ef")
+        """What it can be tuned over.
+
+        Momentum correction has a residual of its own, in the place of ``ef``'s. What needs the clients' mean as it is
+        takes neither another step nor momentum at the server.
+        """
+        mean = gw.parse(self.level).needs_mean
+        return tuple(
+            s
+            for s in SETTINGS
+            if (s.kind != "correction" or self.feedback == "ef") and (not mean or s.algorithm == PLAIN.algorithm)
+        )
 
     def spec(self, setting: Setting) -> str:
         """The compressor, as experiments write it."""

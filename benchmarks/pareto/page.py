@@ -97,12 +97,13 @@ def _tuning_text() -> str:
     )
     return (
         f"Every method is tuned over the same settings: server steps {', '.join(f'{s:g}' for s in STEPS)}, each with "
-        f"every momentum of: {momenta} (correction only in the place of `ef`). On {TUNED.title} all of them run for a "
-        f"quarter of the rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among "
-        f"these, to the end; the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that "
-        "were best there. All of that is judged on every tenth training example, which is not trained on; the figures "
-        f"below are of the test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after "
-        "training on all examples. The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
+        f"every momentum of: {momenta} (correction only in the place of `ef`; what needs the clients' mean as it is "
+        f"takes step 1 alone and no momentum at the server). On {TUNED.title} all of them run for a quarter of the "
+        f"rounds with seed {first}; {NUM_SECOND} of them, the best of every kind of momentum among these, to the end; "
+        f"the best {NUM_THIRD} with seed {second} too. Other tasks choose among the settings that were best there. All "
+        "of that is judged on every tenth training example, which is not trained on; the figures below are of the "
+        f"test set and of seeds {', '.join(map(str, REPORT_SEEDS))}, which tuning never saw, after training on all "
+        "examples. The accuracy of a run is the mean of those 5, 3, 1 and 0 rounds before its end."
     )
 
 
@@ -113,8 +114,8 @@ def _setup(found: dict[Job, Run], setup: Setup, counts: Sequence[tuple[int, int]
     hours = sum(run["seconds"] for run in runs) / 3600
     d = runs[0]["num_parameters"]
     text = f"{d:,} parameters, {setup.rounds} rounds. {done} of {planned} runs, {hours:.1f} hours."
-    if missing := [entry.level for entry in entries() if entry not in {row.entry for row in rows}]:
-        text += f" Not through yet: {', '.join(f'`{level}`' for level in missing)}."
+    if missing := [entry.spec(PLAIN) for entry in entries() if entry not in {row.entry for row in rows}]:
+        text += f" Not through yet: {', '.join(f'`{spec}`' for spec in missing)}."
     parts = [f"### {setup.title}", text]
     if rows:
         parts += [_results(rows), *_targets(rows)]
@@ -195,7 +196,7 @@ def _tuning(found: dict[Job, Run], setup: Setup, counts: Sequence[tuple[int, int
         ]
         lines.append(
             [
-                code(entry.level),
+                code(entry.spec(PLAIN)),
                 f"{done} of {planned}",
                 f"{sum(run['seconds'] for run in runs) / 60:.0f}",
                 *("" if accuracy is None else f"{100 * accuracy:.2f}" for accuracy in of_kind),
@@ -216,8 +217,12 @@ def _picture(found: dict[Job, Run]) -> str:
     from matplotlib import pyplot
 
     shown = [(setup, rows) for setup in SETUPS if (rows := judged(found, setup))] or [(TUNED, [])]
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(6.5 * len(shown), 5.5), squeeze=False)
-    for axis, (setup, rows) in zip(axes[0], shown, strict=True):
+    width = min(3, len(shown))
+    height = -(-len(shown) // width)
+    figure, axes = pyplot.subplots(height, width, figsize=(6.5 * width, 5.5 * height), squeeze=False)
+    for axis in axes.flat[len(shown) :]:
+        axis.remove()
+    for axis, (setup, rows) in zip(axes.flat, shown, strict=False):
         _draw(axis, rows)
         axis.set_title(setup.title)
     figure.tight_layout()
@@ -229,7 +234,7 @@ def _picture(found: dict[Job, Run]) -> str:
 
 def _draw(axis: Any, rows: Sequence[Judged]) -> None:
     names = list(dict.fromkeys(entry.family for entry in entries()))
-    for name in dict.fromkeys(row.entry.family for row in rows):
+    for name in dict.fromkeys(row.entry.family for row in rows if row.entry != DENSE):
         mine = sorted((row for row in rows if row.entry.family == name), key=lambda row: row.mean("uplink_bytes"))
         number = names.index(name)
         axis.errorbar(
@@ -237,7 +242,6 @@ def _draw(axis: Any, rows: Sequence[Judged]) -> None:
             [100 * row.accuracy.mean() for row in mine],
             yerr=[100 * row.accuracy.std(ddof=1) for row in mine],
             marker=_MARKERS[number % len(_MARKERS)],
-            linestyle="none" if name == DENSE.family else "-",
             color=f"C{number % 10}",
             capsize=2,
             linewidth=1,
@@ -245,10 +249,11 @@ def _draw(axis: Any, rows: Sequence[Judged]) -> None:
         )
     for row in rows:
         if row.entry == DENSE:
-            axis.axhline(100 * row.accuracy.mean(), color="0.6", linewidth=0.8, linestyle="--")
+            style, label = ("-.", "plain dense") if row.setting == PLAIN else ("--", "best dense")
+            axis.axhline(100 * row.accuracy.mean(), color="0.5", linewidth=1, linestyle=style, label=label)
     axis.set_xscale("log")
     axis.set_xlabel("uplink of all clients and rounds (kB, log scale)")
     axis.set_ylabel("test accuracy (%)")
     axis.grid(alpha=0.3)
     if rows:
-        axis.legend(fontsize=8, loc="lower right")
+        axis.legend(fontsize=8, loc="best")

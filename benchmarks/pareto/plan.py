@@ -182,5 +182,6 @@ def num_runs(found: Found, setup: Setup, entry: Entry) -> tuple[int, int]:
     done = sum(job in found for job in jobs)
     if best:
         return done, len(jobs)
-    tuning = setup.num_candidates or len(entry.settings()) + NUM_SECOND + NUM_THIRD
+    num = len(entry.settings())
+    tuning = setup.num_candidates or num + min(num, NUM_SECOND) + NUM_THIRD
     return done, tuning + len(REPORT_SEEDS) * (2 if entry == DENSE else 1)
