@@ -68,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = benchmark.measure(options.data_dir, options.only or benchmark.parts)
         if found is None:
             continue
-        if options.only:
+        rest_stays = bool(options.only) and results.is_there(name)
+        if rest_stays:
             found = benchmark.merge(results.load(name), found)
-        results.save(name, found, options.only)
+        results.save(name, found, options.only if rest_stays else [])
         documents.write_all({name})
 
 
