@@ -159,10 +159,16 @@ class Exchange:
 
     def start_sum(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
         """Begin to add a tensor up over all workers, in place, and return what will hold it."""
-        self.bytes_sent += tensor.nbytes
-        work = dist.all_reduce(tensor, group=self._group, async_op=True)
+        with self._exchanging(tensor.nbytes):
+            work = dist.all_reduce(tensor, group=self._group, async_op=True)
         future: torch.futures.Future[list[Tensor]] = work.get_future()
-        return future.then(lambda done: done.value()[0])
+        return future.then(self._only)
+
+    def _only(self, done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        try:
+            return done.value()[0]
+        except RuntimeError as error:
+            raise self._lost(error) from error
 
     def share(self, tensor: Tensor) -> None:
         """Give every worker the first one's tensor, in place."""
@@ -183,16 +189,19 @@ class Exchange:
         small, large = seconds.tolist()
         return link_of(small, large, 4 * (_LARGE - _SMALL), self.num_workers)
 
+    def _lost(self, error: RuntimeError) -> ProtocolError:
+        reason = str(error).strip().partition("\n")[0]
+        return ProtocolError(
+            f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {reason}"
+        )
+
     @contextmanager
     def _exchanging(self, num_bytes: int) -> Iterator[None]:
         start = time.perf_counter()
         try:
             yield
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ProtocolError(
-                f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {reason}"
-            ) from error
+            raise self._lost(error) from error
         finally:
             self.waited += time.perf_counter() - start
         self.bytes_sent += num_bytes

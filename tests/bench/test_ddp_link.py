@@ -1,0 +1,31 @@
+"""The benchmark of data-parallel steps: its figures and tables, and that it says why it cannot throttle."""
+
+import numpy as np
+import pytest
+from benchmarks import ddp_link
+
+
+def test_figures_are_of_the_steps_that_were_taken():
+    seconds = (np.arange(101) / 1000).tolist()
+    row = {"seconds": seconds, "cpu_seconds": [0.5, *seconds[1:]], "bytes": 101 * 7.0, "losses": [[1.0, 2.5]]}
+    found = ddp_link._figures(row)
+    expected = {"min": 0, "p10": 10, "p25": 25, "median": 50, "mean": 50, "cpu_min": 1, "bytes": 7}
+    assert {name: pytest.approx(found[name]) for name in expected} == expected
+    part = {"link": 100, "workers": 2, "model": "mlp", "runs": [{"d": 5000, "rows": {"sparse": found}}]}
+    heading, table = ddp_link._tables({"100": part, "1000": {"skipped": "no root"}})
+    assert heading == "### 2 workers over 100 Mbit/s, 5,000 parameters"
+    assert "| 0.0 | 10.0 | 25.0 | 50.0 | 50.0 | 1.0 | 7 B | 2.500 |" in table
+
+
+def test_where_nothing_can_be_throttled_it_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(ddp_link.os, "geteuid", lambda: 1000)
+    assert ddp_link.measure(None, ["100"]) == {
+        "parts": {"100": {"skipped": "a link of 100 Mbit/s needs root, ip and tc"}}
+    }
+    assert "skipped: a link of 100 Mbit/s" in capsys.readouterr().err
+
+
+def test_parts_are_measured_anew_one_by_one():
+    old = {"machine": "here", "parts": {"100": 1, "1000": 2}}
+    assert ddp_link.merge(old, {"parts": {"100": 3}}) == {"machine": "here", "parts": {"100": 3, "1000": 2}}
+    assert all(set(part.methods) <= set(ddp_link.METHODS) for part in ddp_link.PARTS.values())
