@@ -99,16 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = benchmark.measure(options.data_dir, options.only or benchmark.parts)
         if found is None:
             continue
-<<<<<<< HEAD
         if options.only:
             found = benchmark.merge(results.load(name) if results.is_there(name) else {}, found)
         results.save(name, found, options.only)
-=======
-        rest_stays = bool(options.only) and results.is_there(name)
-        if rest_stays:
-            found = benchmark.merge(results.load(name), found)
-        results.save(name, found, options.only if rest_stays else [])
->>>>>>> ddp
         documents.write_all({name})
 
 
