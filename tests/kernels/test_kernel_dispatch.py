@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from gradwire.errors import ConfigError
-from gradwire.kernels import cpu, jit, models, ops, reference
+from gradwire.kernels import cpu, fires, fires_reference, jit, models, ops, range_coder, range_reference, reference
+
+BACKENDS = (reference, cpu, models, range_reference, range_coder, fires_reference, fires)
 
 USE_ALL = """
 import sys
@@ -107,7 +109,7 @@ def test_unknown_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_same_signatures_everywhere() -> None:
     for name in ops.__all__:
-        backends = [module for module in (reference, cpu, models) if name in module.__all__]
+        backends = [module for module in BACKENDS if name in module.__all__]
         assert backends
         for module in backends:
             assert inspect.signature(getattr(module, name)) == inspect.signature(getattr(ops, name)), name
