@@ -33,8 +33,8 @@ def unchanged(what: str, end: gw.Server | gw.Client, attempt: Callable[[], objec
 
 
 def fresh(max_staleness: int = 0) -> tuple[gw.Server, bytes]:
-    """A server in round 2, and the blob that closed round 1."""
-    server = gw.Server(gw.dense(), LAYOUT, max_staleness=max_staleness)
+    """A server in round 2 whose clients lean on what they hold of round 1, and the blob that closed that."""
+    server = gw.Server(gw.tcs(0.5, 0.25), LAYOUT, max_staleness=max_staleness)
     for round_ in range(2):
         server.receive(gw.Client(gw.dense(), LAYOUT, client_id=9).compress(X, round=round_), 10 + round_)
         blob = server.close_round().blob

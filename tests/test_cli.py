@@ -363,7 +363,7 @@ def limited(folder, num_bytes, *arguments):
     ("num_bytes", "settings", "named"),
     [
         (20_000, 'methods = ["topk(0.1)"]\nrounds = 200\nclients = 2\nevaluate_every = 50\n', "run"),
-        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 12\nclients_on_disk = true\n', "members.sqlite"),
+        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 30\nclients_on_disk = true\n', "members.sqlite"),
     ],
     ids=["metrics", "clients"],
 )

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from xml.sax.saxutils import escape
 
 from tools.rooms import ROOT, imports_of_rooms, rooms, sizes, without_detours
@@ -91,6 +92,7 @@ def size_of(files: int, lines: int) -> str:
     return told if files == 1 else f"{files} files, {told}"
 
 
+@cache
 def groups() -> dict[str, list[str]]:
     """Rooms of rooms: the inner ones, with the room itself where it holds modules of its own."""
     found: dict[str, list[str]] = defaultdict(list)
@@ -145,6 +147,7 @@ def join(upper: Stop, lower: Stop) -> None:
     lower.above.append(upper)
 
 
+@cache
 def outer_on(floor: int) -> str:
     """The room of rooms that a floor passes through, or ""."""
     for outer, names in groups().items():
@@ -311,12 +314,13 @@ def layout() -> list[list[Stop]]:
             passed = {outer_on(f) for f in range(rooms()[end].floor + 1, rooms()[start].floor)} - {""}
             if passed - {inside.get(start), inside.get(end)}:
                 free.append((start, end))
-    tried = []
-    for choice in itertools.product((-1, 1), repeat=len(free)):
-        rows = ordered(stops_of(arrows, dict(zip(free, choice, strict=True))))
+    choices = itertools.product((-1, 1), repeat=len(free))
+    tried = [ordered(stops_of(arrows, dict(zip(free, choice, strict=True)))) for choice in choices]
+    least = min(map(crossings, tried))
+    best = [rows for rows in tried if crossings(rows) == least]
+    for rows in best:
         placed(rows)
-        tried.append((crossings(rows), length(rows), rows))
-    return min(tried, key=lambda t: t[:2])[2]
+    return min(best, key=length)
 
 
 # ---- drawing

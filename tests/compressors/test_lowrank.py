@@ -623,7 +623,7 @@ HOSTILE = {
     "overflow": (b"\5" + varint(2) + varint(1) + floats(1e20, 2, 3, 4, -1e20), gw.Malformed),
     "overflow of the sum": (b"\5" + varint(2) + varint(2) + floats(*[1.5e19] * 10), gw.Malformed),
     "unknown coder": (b"\x45" + GOOD, gw.UnknownCodec),
-    "unknown kind": (b"\x08" + GOOD, gw.UnknownCodec),
+    "unknown kind": (b"\x0f" + GOOD, gw.UnknownCodec),
     "broken stream": (b"\x25" + varint(2) + varint(1) + b"\xff" * 40, gw.DecodeError),
 }
 

@@ -14,9 +14,33 @@ import numpy as np
 import pytest
 
 from gradwire.errors import ConfigError
-from gradwire.kernels import cpu, fires, fires_reference, jit, models, ops, range_coder, range_reference, reference
+from gradwire.kernels import (
+    contexts,
+    contexts_reference,
+    cpu,
+    fires,
+    fires_reference,
+    jit,
+    models,
+    ops,
+    range_coder,
+    range_reference,
+    reference,
+    select_blocks,
+)
 
-BACKENDS = (reference, cpu, models, range_reference, range_coder, fires_reference, fires)
+BACKENDS = (
+    reference,
+    cpu,
+    models,
+    range_reference,
+    range_coder,
+    fires_reference,
+    fires,
+    contexts_reference,
+    contexts,
+    select_blocks,
+)
 
 USE_ALL = """
 import sys

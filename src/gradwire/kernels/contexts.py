@@ -65,15 +65,15 @@ Scalar = Any  # inside kernels: int64 but where noted
 
 
 def encode_levels(
-    levels: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
+    levels: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
 ) -> NDArray[np.uint8]:
     """Write levels."""
     return _written(WRITE, plain(levels, np.int32), lengths, columns, most, 0)[1]
 
 
 def choose_levels(
-    amounts: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
-) -> tuple[Levels, NDArray[np.uint8]]:
+    amounts: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Choose levels for numbers in steps times 256, by squared error and cost, and write them."""
     return _written(CHOOSE, amounts, lengths, columns, most, price)
 
@@ -94,7 +94,7 @@ def _written(
 
 def decode_levels(
     data: NDArray[np.uint8], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
-) -> Levels | None:
+) -> NDArray[np.int32] | None:
     """Read levels; None where the bytes are not exactly those of some."""
     levels = np.zeros(int(lengths.sum()), np.int32)
     right = _run(READ, levels, lengths, columns, most, 0, plain(data, np.uint8), np.empty(0, np.uint8))

@@ -51,7 +51,7 @@ _SQUASHED: list[int] = SQUASHED.tolist()
 
 
 def encode_levels(
-    levels: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
+    levels: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
 ) -> NDArray[np.uint8]:
     """Write levels.
 
@@ -75,8 +75,8 @@ def encode_levels(
 
 
 def choose_levels(
-    amounts: Levels, lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
-) -> tuple[Levels, NDArray[np.uint8]]:
+    amounts: NDArray[np.int32], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int, price: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Choose levels for numbers in steps times 256, by squared error and cost, and write them.
 
     Of a number the nearest level, one less, and none are weighed against each other, by what they cost just then; then
@@ -105,7 +105,7 @@ def choose_levels(
 
 def decode_levels(
     data: NDArray[np.uint8], lengths: NDArray[np.int64], columns: NDArray[np.int64], most: int
-) -> Levels | None:
+) -> NDArray[np.int32] | None:
     """Read levels written by ``encode_levels``.
 
     Args:
