@@ -81,7 +81,7 @@ def old_way(vector, num_kept, stages, key):
 
 
 @given(tensors(), st.floats(0.001, 1.0), st.booleans(), st.sampled_from([1, 3, 16, 1000]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_selection_is_that_of_a_top_k_in_memory(tmp_path_factory, vectors, density, whole, piece):
     with mock.patch.object(selection, "_PIECE", piece):
         found = select(vectors, density, tmp_path_factory.getbasetemp(), whole)

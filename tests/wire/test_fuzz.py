@@ -1,4 +1,4 @@
-"""Ten thousand damaged and forged containers; attacks/fuzz.py tries a million of the same."""
+"""Five thousand damaged and forged containers; attacks/fuzz.py tries a million of the same."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import gradwire as gw
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_only_payloads_and_decode_errors_come_out(seed):
-    found = fuzz.fuzz(10_000, seed, memory_every=25)
+    found = fuzz.fuzz(5_000, seed, memory_every=25)
     assert not found["failures"], found["failures"][:3]
-    assert found["cases"] == 10_000
-    assert found["outcomes"]["Payload"] > 1000, "the fuzzer gets through"
+    assert found["cases"] == 5_000
+    assert found["outcomes"]["Payload"] > 500, "the fuzzer gets through"
     errors = {"Malformed", "Truncated", "LimitExceeded", "UnknownCodec", "BadChecksum", "UnsupportedVersion"}
     assert errors <= set(found["outcomes"]), "and reaches every error"
-    assert found["outcomes"]["Payload beside the reference"] > 100
-    assert found["outcomes"]["Malformed beside the reference"] > 5
+    assert found["outcomes"]["Payload beside the reference"] > 50
+    assert found["outcomes"]["Malformed beside the reference"] > 2
     assert found["peak_memory_factor"] <= 1
 
 

@@ -64,6 +64,7 @@ def test_real_mnist(data_dir):
     assert abs(float(task.train_inputs.std()) - 1) < 1e-3
 
 
+@pytest.mark.slow
 def test_real_cifar10(data_dir):
     folder = data_dir / "cifar10"
     if not folder.is_dir():
