@@ -119,8 +119,10 @@ DENSE = Entry("dense", "dense()")
 FAMILIES = (
     Family(DENSE.family, (DENSE.level,)),
     Family("qsgd", ("qsgd(2)", "qsgd(1)", "qsgd(4)", "qsgd(8)")),
+    Family("dither", tuple(f"dither(density={p}, golden=True)" for p in (0.002, 0.001, 0.004, 0.008))),
     Family("topk", tuple(f"topk({p}) | fractional(16)" for p in (0.01, 0.003, 0.001)), "ef"),
     Family("tcs", ("tcs(0.01, 0.001) | fractional(16)", "tcs(0.003, 0.0003) | fractional(16)"), "ef"),
+    Family("rd", ("rd(10.0)", "rd(30.0)", "rd(3.0)"), "ef"),
     Family("ternary", ("ternary()",)),
     Family("ef21", ("topk(0.01) | fractional(16)", "topk(0.003) | fractional(16)"), "ef21"),
     Family("topk, signs", ("topk(0.01) | sign()", "topk(0.003) | sign()"), "ef"),
