@@ -293,6 +293,7 @@ def test_ctrl_c_twice_stops_at_once_and_what_is_left_can_be_resumed(tmp_path):
         assert not [f for f in everything(folder) if f.startswith(".")]
 
 
+@pytest.mark.slow
 def test_ctrl_c_just_after_the_folder_was_made_leaves_nothing_half_made(tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
@@ -363,7 +364,12 @@ def limited(folder, num_bytes, *arguments):
     ("num_bytes", "settings", "named"),
     [
         (20_000, 'methods = ["topk(0.1)"]\nrounds = 80\nclients = 2\nevaluate_every = 40\n', "run"),
-        (200_000, 'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 30\nclients_on_disk = true\n', "members.sqlite"),
+        pytest.param(
+            200_000,
+            'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 30\nclients_on_disk = true\n',
+            "members.sqlite",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["metrics", "clients"],
 )

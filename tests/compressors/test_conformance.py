@@ -227,7 +227,7 @@ def test_random_guarantee_holds_in_the_mean(row, name):
     update = cases.UPDATES[name](d)
     guarantee = row.build().guarantee(d)
     rarest = 1 / (1 + getattr(guarantee, "omega", 0))
-    draws = 600 if rarest == 1 else max(600, math.ceil(math.log(CHANCE) / math.log1p(-rarest)))
+    draws = 300 if rarest == 1 else max(300, math.ceil(math.log(CHANCE) / math.log1p(-rarest)))
     drawn, squared_errors = _errors(row, update, gw.Layout.flat(d), draws)
     norm = _squared(update)
     if isinstance(guarantee, gw.Contractive):
