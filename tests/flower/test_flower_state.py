@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import ModuleType
 
 import pytest
@@ -12,6 +14,7 @@ from fake_grid import FakeGrid
 from flwr.serverapp.strategy import FedAvg
 
 from gradwire.flower import CompressedStrategy, CompressionMod
+from gradwire.flower.state import FolderStore
 
 SPEC = "ef(topk(0.05))"
 
@@ -60,3 +63,19 @@ def test_both_ends_say_where_they_keep_what(tmp_path):
     lines = run(mod={"state": "context"})
     assert any("keeps what it did not send yet in Flower's context, in memory" in s for s in lines)
     assert any("in memory alone: state_file= lets a run that was killed go on" in s for s in lines)
+
+
+def test_clients_of_one_machine_begin_at_the_same_time(tmp_path):
+    """As many as there are open a conversation that is new to all, and each gets its state."""
+    num_clients, num_conversations = 8, 25
+    together = Barrier(num_clients, timeout=10)
+
+    def begin(client: int) -> int:
+        for number in range(num_conversations):
+            together.wait()
+            with FolderStore(tmp_path / "states").open(f"run-{number}", client) as place:
+                assert place.read() is None
+        return client
+
+    with ThreadPoolExecutor(num_clients) as pool:
+        assert list(pool.map(begin, range(num_clients))) == list(range(num_clients))

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -147,7 +147,7 @@ class FolderStore:
         """
         folder = self.folder / conversation
         try:
-            if not folder.is_dir():
+            with suppress(FileExistsError):  # clients of one machine begin at the same time
                 folder.mkdir(parents=True)
                 self._forget_old(folder)
             lock = (folder / f"client-{client_id}.lock").open("ab")
@@ -167,10 +167,11 @@ class FolderStore:
         for folder in self.folder.iterdir():
             if folder == new or not folder.is_dir() or folder.is_symlink():
                 continue
-            files = list(folder.iterdir())
-            ours = all(file.name.startswith("client-") and file.suffix in (".state", ".lock") for file in files)
-            if files and ours and all(file.stat().st_mtime < before for file in files):
-                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another process forgets it just now
+                files = list(folder.iterdir())
+                ours = all(file.name.startswith("client-") and file.suffix in (".state", ".lock") for file in files)
+                if files and ours and all(file.stat().st_mtime < before for file in files):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)
