@@ -396,12 +396,7 @@ class MirrorWorld(test_laws.World):
 @given(steps=st.lists(st.tuples(st.sampled_from(test_laws.ACTIONS), st.integers(0, 2)), min_size=10, max_size=60))
 def test_mirrors_agree_under_any_pattern(spec, shape, steps):
     world = MirrorWorld(spec, LAYOUTS[shape], 3)
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 def test_the_mirror_check_notices_a_loss():
@@ -519,12 +514,7 @@ CORRECTED = ["momentum_correction(topk(0.1))", "momentum_correction(topk(0.2) | 
 def test_momentum_corrected_updates_are_conserved(spec, shape, steps):
     world = test_laws.World(spec, LAYOUTS[shape], 3)
     world.hosts = [MomentumHost(gw.parse(spec), LAYOUTS[shape], i) for i in range(3)]
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 def test_momentum_helps_as_the_paper_says():

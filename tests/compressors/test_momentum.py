@@ -198,24 +198,14 @@ def test_what_feedback_inside_compresses_is_conserved(inner, shape, steps):
     spec = f"momentum({inner}, {MU})"
     world = test_laws.World(spec, LAYOUTS[shape], 3)
     world.hosts = [MomentumHost(gw.parse(spec), LAYOUTS[shape], i) for i in range(3)]
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 @settings(max_examples=20, deadline=None)
 @given(steps=STEPS)
 def test_mirrors_inside_agree_under_any_pattern(steps):
     world = test_feedback.MirrorWorld(f"momentum(ef21(topk(0.1)), {MU})", LAYOUTS["model"], 3)
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 def test_round_a_mirror_it_is_ef21_sgdm_in_numpy():

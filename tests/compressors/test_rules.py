@@ -159,12 +159,7 @@ WARM = ["warmup(ef(topk(0.1)), 3)", "ef(warmup(topk(0.1), 3))", "ef(warmup(topk(
 @given(steps=st.lists(st.tuples(st.sampled_from(test_laws.ACTIONS), st.integers(0, 2)), min_size=10, max_size=60))
 def test_warm_up_conserves(spec, steps):
     world = test_laws.World(spec, cases.model_layout(D), 3)
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 def test_warm_up_in_phases():
@@ -385,12 +380,7 @@ RULES = ["ef(by_tensor(topk(0.1), min_elements=2))",
 @given(steps=st.lists(st.tuples(st.sampled_from(test_laws.ACTIONS), st.integers(0, 2)), min_size=10, max_size=60))
 def test_by_tensor_conserves(spec, steps):
     world = test_laws.World(spec, layout_of(a=(4, 4), b=(3,), c=(2, 4), d=(5,), bn__running_var=(4,)), 3)
-    for action, number in steps:
-        world.step(action, number)
-    world.step("close", 0)
-    for number in range(3):
-        world.answer(number)
-    world.check()
+    world.play(steps)
 
 
 def test_packets_of_by_tensor():

@@ -133,6 +133,15 @@ class World:
             self.answer(number)
         self.check()
 
+    def play(self, steps: list[tuple[str, int]]) -> None:
+        """Take steps, each of which is checked; in the end everyone hears the last blob, and nothing is on its way."""
+        for action, number in steps:
+            self.step(action, number)
+        self.step("close", 0)
+        for number in range(len(self.hosts)):
+            self.answer(number)
+        self.check()
+
     def answer(self, number: int) -> None:
         """A client that hears the last blob sends again what is pending and is told what became of it."""
         host = self.hosts[number]
@@ -171,14 +180,8 @@ ACTIONS = ["compress", "compress", "compress", "send", "send", "close", "answer"
 def test_conservation_under_any_pattern(spec, shape, max_staleness, steps):
     """Clients have up to three payloads on the way, of which a server counts one a round."""
     world = World(spec, LAYOUTS[shape], 3, max_staleness)
-    for action, number in steps:
-        world.step(action, number)
-    # in the end everyone hears the last blob: nothing is in flight any more
-    world.step("close", 0)
-    for number, host in enumerate(world.hosts):
-        world.answer(number)
-        assert not host.client.pending
-    world.check()
+    world.play(steps)
+    assert not any(host.client.pending for host in world.hosts)
 
 
 # without a contraction the residual grows without bound, and with it float32's rounding: not for 120 rounds
