@@ -480,8 +480,11 @@ def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
         load_task("mnist", tmp_path)
 
 
-@pytest.mark.parametrize("module", ["torch", "sklearn.datasets"])
+@pytest.mark.parametrize("module", ["torch", "sklearn"])
 def test_missing_extra_is_named(monkeypatch, module):
-    monkeypatch.setitem(sys.modules, module, None)
+    if module == "sklearn":
+        monkeypatch.setattr("gradwire.federated.data.digits.find_spec", lambda name: None)
+    else:
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'gradwire\[sim\]'"):
         load_task("digits")

@@ -215,7 +215,7 @@ def test_sampling_draws_the_share_asked_for(digits):
 )
 def test_nothing_is_lost_on_bad_links(digits, monkeypatch, method, settings):
     road = Road(monkeypatch, gw.Region if "regions" in settings else Server)
-    sim = simulation(digits, method, rounds=12, **settings)
+    sim = simulation(digits, method, rounds=8, **settings)
     metrics = run(sim)
     assert sum(m.num_duplicates for m in metrics) > 0
     f = sim.federation

@@ -17,7 +17,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from gradwire.federated.data.task import Task
 
-__all__ = ["MODEL_NAMES", "accuracy", "build_model", "cross_entropy", "loss_and_metric"]
+__all__ = ["MODEL_NAMES", "accuracy", "build_model", "cross_entropies", "cross_entropy", "loss_and_metric"]
 
 
 def build_model(name: str, task: Task, seed: int) -> nn.Module:
@@ -78,6 +78,28 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     Deviations: none.
     """
     return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each of several clients.
+
+    Args:
+        logits: (n, ..., num_classes) float.
+        targets: (n, ...) int64 labels.
+
+    Returns:
+        (n,) of the logits' dtype, in nats; it carries gradients.
+
+    Example:
+        >>> [round(float(x), 4) for x in cross_entropies(torch.zeros(3, 2, 4), torch.tensor([[0, 3]] * 3))]
+        [1.3863, 1.3863, 1.3863]
+
+    Source: none.
+
+    Deviations: none.
+    """
+    each = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    return each.reshape(len(targets), -1).mean(1)
 
 
 def accuracy(logits: Tensor, targets: Tensor) -> Tensor:

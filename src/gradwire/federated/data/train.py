@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
-from gradwire.federated.data.models import cross_entropy
+from gradwire.federated.data.models import cross_entropies, cross_entropy
 from gradwire.federated.data.task import Task
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
@@ -199,15 +199,13 @@ class Trainer:
         losses = torch.zeros(len(batches), device=self.device)
         sums = losses
 
-        def loss_of(
-            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor, targets: Tensor
+        def apply(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], inputs: Tensor
         ) -> tuple[Tensor, dict[str, Tensor]]:
             moved = {name: buffer.clone() for name, buffer in buffers.items()}
-            with self._autocast():
-                logits = functional_call(self.model, (parameters, moved), (inputs,))
-                return cross_entropy(logits, targets), moved
+            return functional_call(self.model, (parameters, moved), (inputs,)), moved
 
-        step = vmap(grad_and_value(loss_of, has_aux=True))
+        apply_all = vmap(apply)
         self.model.train()
         for i in range(rows.shape[1]):
             if local_steps is not None and (going := sum(k > i for k in local_steps)) < len(rows):
@@ -218,11 +216,18 @@ class Trainer:
                     for pieces in (views, statistics, origins, added)
                 )
             inputs, targets = self._examples(rows[:, i], None if moves is None else moves[:, i])
-            gradients, (loss, moved) = step(views, statistics, inputs, targets)
-            for name, statistic in statistics.items():
-                statistic.copy_(moved[name])
-            self._descend(views, gradients, learning_rate, proximal, origins, added)
-            sums += loss / (rows.shape[1] if num_steps is None else num_steps[: len(rows)])
+            leaves = {name: view.detach().requires_grad_() for name, view in views.items()}
+            with self._autocast():
+                logits, moved = apply_all(leaves, statistics, inputs)
+                loss = cross_entropies(logits, targets)
+            # a client's parameters move its own loss alone: the sum's gradients are each one's
+            slopes = torch.autograd.grad(loss.sum(), list(leaves.values()))
+            with torch.no_grad():
+                for name, statistic in statistics.items():
+                    statistic.copy_(moved[name])
+                gradients = dict(zip(leaves, slopes, strict=True))
+                self._descend(views, gradients, learning_rate, proximal, origins, added)
+                sums += loss / (rows.shape[1] if num_steps is None else num_steps[: len(rows)])
         updates = models - starts
         if local_steps is None:
             return updates, losses
