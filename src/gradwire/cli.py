@@ -160,7 +160,6 @@ def run(
     from gradwire.federated.experiment import Experiment, read_settings
     from gradwire.federated.folder import RunFolder
     from gradwire.federated.paths import with_whole_paths
-    from gradwire.federated.runs import prepare
     from gradwire.report.page import import_report
 
     import_report()
@@ -173,6 +172,8 @@ def run(
         settings = read_settings(experiment) if experiment else {}
         here = with_whole_paths(_with_data_dir({**settings, **given}), Path.cwd())
         checked = Experiment.build(here, str(experiment) if experiment else "options")
+        from gradwire.federated.runs import prepare  # torch, which a misspelt method need not wait for
+
         task = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
         return _run(folder, task, interruption)
