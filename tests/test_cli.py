@@ -278,6 +278,7 @@ def test_ctrl_c_leaves_a_valid_result_that_resume_goes_on_with(tmp_path, here):
     assert everything(folder) == everything(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_stops_at_once_and_what_is_left_can_be_resumed(tmp_path):
     folder = tmp_path / "run"
     process = started(folder, "--method", "dense()")
@@ -363,7 +364,7 @@ def limited(folder, num_bytes, *arguments):
 @pytest.mark.parametrize(
     ("num_bytes", "settings", "named"),
     [
-        (20_000, 'methods = ["topk(0.1)"]\nrounds = 80\nclients = 2\nevaluate_every = 40\n', "run"),
+        (8_000, 'methods = ["topk(0.1)"]\nrounds = 30\nclients = 2\nevaluate_every = 15\n', "run"),
         pytest.param(
             200_000,
             'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 30\nclients_on_disk = true\n',

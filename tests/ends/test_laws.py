@@ -172,7 +172,7 @@ ACTIONS = ["compress", "compress", "compress", "send", "send", "close", "answer"
 
 @pytest.mark.parametrize("spec", CONSERVING)
 @pytest.mark.parametrize("shape", LAYOUTS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     max_staleness=st.sampled_from([0, 0, 2]),
     steps=st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 2)), min_size=10, max_size=60),
@@ -184,13 +184,13 @@ def test_conservation_under_any_pattern(spec, shape, max_staleness, steps):
     assert not any(host.client.pending for host in world.hosts)
 
 
-# without a contraction the residual grows without bound, and with it float32's rounding: not for 120 rounds
+# without a contraction the residual grows without bound, and with it float32's rounding: not for 90 rounds
 @pytest.mark.parametrize("spec", [s for s in CONSERVING if "unchecked" not in s])
 def test_conservation_over_many_lossy_rounds(spec):
-    """120 rounds at 30 % loss and old blobs that come again: what arrived plus the residuals is what was put in."""
+    """90 rounds at 30 % loss and old blobs that come again: what arrived plus the residuals is what was put in."""
     rng = np.random.default_rng(4)
     world = World(spec, LAYOUTS["model"], 2)
-    for _ in range(120):
+    for _ in range(90):
         for number in range(2):
             if rng.random() < 0.8:
                 world.step("compress", number)
@@ -201,7 +201,7 @@ def test_conservation_over_many_lossy_rounds(spec):
         for number in range(2):
             if rng.random() < 0.9:
                 world.step("answer", number)
-    assert sum(len(c) for c in world.counted) > 90
+    assert sum(len(c) for c in world.counted) > 65
     assert world.num_forgotten > 0
     assert all(len(runs) <= 9 for _, runs, *_ in world.server.state_dict()["counted"])
 
