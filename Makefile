@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all lint bench docs clean help
+.PHONY: kernels demo test test-all lint bench docs clean help
 
 help:
 	@echo "make demo      set up, train ten clients on real images with several compressors, show table and report"
@@ -17,7 +17,7 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradwire needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --no-compile -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -28,12 +28,18 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+kernels: $(STAMP)
+	$(BIN)/python -m gradwire.kernels
+
+# types and kernels, which take a core each for as long, beside each other;
 # two workers with one torch thread each: more threads than cores only wait for one another; hypothesis draws the same
 # examples every time (its profile "ci"), so that a run depends on the code alone, and new ones in test-all
-test: lint
+test: $(STAMP)
+	$(MAKE) --jobs=2 lint kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --hypothesis-profile=ci
 
-test-all: lint
+test-all: $(STAMP)
+	$(MAKE) --jobs=2 lint kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(STAMP)

@@ -28,6 +28,7 @@ from gradwire.kernels import (
     reference,
     select_blocks,
 )
+from gradwire.kernels.__main__ import compile_all
 
 BACKENDS = (
     reference,
@@ -164,3 +165,12 @@ def test_slow_compilation_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog
     assert [record.getMessage() for record in caplog.records] == [
         "compiling kernels; later processes load them from Numba's cache"
     ]
+
+
+def test_all_kernels_are_compiled_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the sources mark; ``torch_ops`` has none."""
+    compiled: list[object] = []
+    monkeypatch.setattr(jit.Kernel, "compile", lambda kernel: compiled.append(kernel))
+    folder = Path(jit.__file__).parent
+    marked = sum(path.read_text().count("\n@kernel(") for path in folder.glob("*.py"))
+    assert compile_all() == marked == len(set(map(id, compiled))) > 50

@@ -122,10 +122,11 @@ class Kernel(Generic[P, R]):
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the kernel."""
-        compiled = self._compiled or self._compile()
+        compiled = self._compiled or self.compile()
         return compiled(*args, **kwargs)
 
-    def _compile(self) -> Callable[P, R]:
+    def compile(self) -> Callable[P, R]:
+        """Compile, or load what an earlier process compiled, where this one did neither yet."""
         global _told
         with _lock:
             if self._compiled is not None:
