@@ -1,4 +1,4 @@
-"""Compile all kernels now, ``python -m gradwire.kernels``, so that no first round has to: when an image is built, say."""
+"""Compile all kernels beforehand, ``python -m gradwire.kernels``, so that no first round has to."""
 
 from __future__ import annotations
 
