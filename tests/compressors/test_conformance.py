@@ -221,7 +221,9 @@ def _check_unbiased(drawn: np.ndarray, update: np.ndarray, omega: float) -> None
 
 
 @pytest.mark.parametrize("row", KEYED, ids=lambda row: row.spec)
-@pytest.mark.parametrize("name", ["normal", "equal", "ties", "spike"])
+@pytest.mark.parametrize(
+    "name", ["equal", "spike", *(pytest.param(n, marks=pytest.mark.slow) for n in ("normal", "ties"))]
+)
 def test_random_guarantee_holds_in_the_mean(row, name):
     d = 100
     update = cases.UPDATES[name](d)
