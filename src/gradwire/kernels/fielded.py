@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def _type_reached(context: Any, lasts: Any, start: Any, low: Any, high: Any, off
 _reached: Any = intrinsic(_type_reached)
 
 
+@lru_cache(maxsize=LEVELS)
 def _tables(level: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Of each sum of a row's and a column's level, from the least on: the coordinate's level, its largest threshold."""
     levels = np.clip(np.arange(level - _BELOW, level + _BELOW + 1), 0, LEVELS - 1)
