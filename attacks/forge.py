@@ -151,6 +151,8 @@ class RangeCode:
 
 FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
 FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
+FIELDED_FIRES = [31800, 31600, 31400, 31000, 30600, 30000, 29300, 28200, 25500, 23000, 19500, 14500]
+FIELDED_FIRES += [9900, 6050, 2950, 1050, 240, 50, 14]
 
 
 def thresholds(d: int, seed: int, round: int, client: int, golden: bool) -> list[int]:
@@ -182,7 +184,7 @@ def dithered(
     for i, t in enumerate(thresholds(d, seed, round, client, golden)):
         e = t.bit_length()
         octave = 2 * e + (t << 32 - e >= 3037000500) - min(max(level + said[i], 0), 127)
-        if octave <= 10:
+        if octave <= len(fires) - 13:
             code.bit(int(i in indices), counts[max(0, octave + 12)])
         elif i in indices:
             apart.append(i)
@@ -191,10 +193,11 @@ def dithered(
     return head + varint(seed) + varint(client) + digest + varint(len(apart)) + listed + code.end()
 
 
-def field_of(shapes: Sequence[tuple[int, int]], levels: Sequence[int]) -> tuple[bytes, bytes, list[int]]:
+def field_of(shapes: Sequence[tuple[int, int]], levels: Sequence[int], width: int = 3) -> tuple[bytes, bytes, list[int]]:
     """Write a field of (length, columns) of each stretch: its bytes, its hash, and what it says of each coordinate."""
     data = varint(len(shapes)) + b"".join(varint(n) + varint(c) for n, c in shapes)
-    data += b"\0" + pack([x + 31 for x in levels], 6)
+    stream = encode_levels(np.array(levels, np.int32), np.array([len(levels)]), np.array([width]), 31).tobytes()
+    data += varint(1) + varint(width) + varint(len(stream)) + stream
     text = b"".join(struct.pack("<QQ", n, c) for n, c in shapes) + bytes(x % 256 for x in levels)
     said, at = [], 0
     for n, c in shapes:

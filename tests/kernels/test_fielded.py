@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from gradwire.fields import Field, num_levels
 from gradwire.kernels import fielded, fielded_reference, fires_reference, ops
 from gradwire.kernels.fielded_reference import FIELD_ONES
-from gradwire.kernels.fires_reference import DEPTH, REACH, WEIGHT, Thresholds
+from gradwire.kernels.fires_reference import DEPTH, WEIGHT, Thresholds
 
+REACH = 6
 BACKENDS = [fielded_reference, fielded]
 SHAPES = {
     "a vector": [(70, 70)],
@@ -89,18 +90,6 @@ def _log2_beta(a: float, b: float) -> float:
     return (math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)) / math.log(2)
 
 
-def test_a_field_of_nothing_codes_like_none_but_for_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fielded_reference, "FIELD_ONES", fires_reference.ONES)
-    monkeypatch.setattr(fielded_reference, "FIELD_ZEROS", fires_reference.ZEROS)
-    field = Field((4000, 13), (50, 13), np.zeros(80 + 50 + 1, np.int8))
-    which = drawn(3)
-    indices, _ = fires_reference.round_known(np.random.default_rng(0).laplace(size=4013).astype(np.float32), 30, which)
-    level = fires_reference.half_octave(2**32 // 30)
-    inside = indices[~fires_reference.outside(indices, level, which)]
-    beside = fielded_reference.encode_fires(4013, inside, level, which, field)
-    assert beside.tobytes() == fires_reference.encode_fires(4013, inside, level, which).tobytes()
-
-
 def test_what_a_field_is_worth() -> None:
     """Magnitudes that differ by rows and columns: told them, a fire costs as much as of a plain Laplacian again."""
     field = field_of([(400 * 500, 500)], 1, 4.0)
@@ -136,7 +125,7 @@ def test_coordinates_beyond_32_bits() -> None:
     indices = np.array([3, 2**32 - 6, 2**32 - 5, 2**32, 2**33 + 17], np.int64)
     for level in (20, 40, 55):
         expected = [
-            int(fires_reference.thresholds(which, i, i + 1)[0]) > fires_reference.last_candidate(level + said)
+            int(fires_reference.thresholds(which, i, i + 1)[0]) > fires_reference.last_candidate(level + said, REACH)
             for i, said in zip(indices.tolist(), field.at(indices).tolist(), strict=True)
         ]
         assert all(b.outside(indices, level, which, field).tolist() == expected for b in BACKENDS)

@@ -8,7 +8,8 @@ from itertools import accumulate, pairwise
 
 FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
 FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
-FIELDED = FIRES  # TODO
+FIELDED = [31800, 31600, 31400, 31000, 30600, 30000, 29300, 28200, 25500, 23000, 19500, 14500]
+FIELDED += [9900, 6050, 2950, 1050, 240, 50, 14]
 
 
 class RangeCode:
@@ -265,7 +266,8 @@ class Reader:
         listed = self.golomb(apart, length) if apart else []
         code, words = RangeCode(self.take(self.varint())), []
         made = self.words(seed, [0, 0, 0 if golden else round_, client], b"thresholds")
-        out, counts = [], [[32768 - n, n] for n in (FIELDED if field else FIRES)]
+        fires = FIELDED if field else FIRES
+        out, counts, reach = [], [[32768 - n, n] for n in fires], len(fires) - 13
         for i in range(length):
             words += [next(made)] if i % 2**32 == 0 else []
             x = (i * 0x9E3779B1 + words[-1]) % 2**32
@@ -274,9 +276,9 @@ class Reader:
             x = ((x ^ x >> 16) + golden * round_ * 0x9E3779B9) % 2**32
             e = x.bit_length()
             octave = 2 * e + (x << 32 - e >= 3037000500) - clip(level + said[i], 127)
-            assert octave > 10 or i not in listed, "a candidate is listed"
+            assert octave > reach or i not in listed, "a candidate is listed"
             out += (
-                [i] if (octave > 10 and i in listed) or (octave <= 10 and code.bit(counts[max(0, octave + 12)])) else []
+                [i] if (octave > reach and i in listed) or (octave <= reach and code.bit(counts[max(0, octave + 12)])) else []
             )
         code.end()
         assert len(out) == k, "count"
@@ -305,6 +307,7 @@ class Reader:
         if codec == 3:
             return [i for i, bit in enumerate(self.fields(length, 1)) if bit]
         if codec in (10, 12):
+            assert codec == 10 or field, "no field"
             return self.dithered(length, round_, field if codec == 12 else None)
         if codec == 4:
             return self.seeded(length, self.varint(1, length), self.varint(), [0, 0, round_, self.varint()])

@@ -28,7 +28,8 @@ HELD = 16
 _FADING = 0.95  # what a round leaves of the sums
 _PRIOR = 1.0  # entries of mean size that each row, column and tensor is held to have had beside what it had
 _CHUNK = 1 << 20
-_BOUNDS = 2.0 ** ((np.arange(-MOST + 1, MOST + 1) - 0.5) / 2)  # from which on the nearest half octave is the next one
+_UNITS = (1, 2, 3, 4)  # half octaves that levels may be multiples of
+_USUAL = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +44,7 @@ class Estimate:
         entries: how many numbers these are of, fading.
         regret: bytes that payloads took more than they would have with what was known since the last field was shipped.
         rounds: how many rounds that was.
+        seen: rounds since the run began.
     """
 
     lengths: tuple[int, ...]
@@ -51,6 +53,7 @@ class Estimate:
     entries: float = 0.0
     regret: float = 0.0
     rounds: int = 0
+    seen: int = 0
 
     @classmethod
     def of(cls, layout: Layout) -> Estimate:
@@ -63,7 +66,11 @@ class Estimate:
     def after(
         self, update: Vector, sample: Payload | None, reference: Reference | None, num_received: int, left: int | None
     ) -> tuple[Estimate, Field | None]:
-        """Learn from a round.
+        """Learn from a round, and tell what to ship now.
+
+        A field pays where what its lack has cost a round, over all rounds to come, is more than it takes itself. Its
+        error falls as one over the rounds it was learnt from: where these are the square root of those to come,
+        learning on costs more than it brings. Where nobody knows how many will come, as many as there were are expected.
 
         Args:
             update: (d,) float32: the mean of what arrived.
@@ -73,29 +80,34 @@ class Estimate:
             left: rounds to come, where that is known.
 
         Returns:
-            The next estimate, and the field to ship now: None where that does not pay.
+            The next estimate, and the field to ship: None where that does not pay.
         """
-        regret = max(0.0, self.regret + num_received * self._saved(sample, reference))
-        rounds, (sums, entries) = self.rounds + 1, self._seen(update)
-        following = Estimate(self.lengths, self.columns, sums, entries, regret, rounds)
-        if not regret:
+        support = None if sample is None else self._support(sample, reference)
+        saved = 0
+        if support is not None and sample is not None and self.entries:
+            saved = len(encode_support(sample.parts[0].support)[1]) - _size_beside(support, self.field())
+        (sums, entries), rounds, seen = self._after(update), self.rounds + 1, self.seen + 1
+        regret = max(0.0, self.regret + num_received * saved)
+        following = Estimate(self.lengths, self.columns, sums, entries, regret, rounds, seen)
+        left = seen if left is None else left
+        if support is None or not regret or rounds**2 < left:
             return following, None
-        field = following.field()
-        cost = num_received * len(encode_field(field))
-        if regret < cost or (left is not None and regret * left < cost * rounds):
+        if regret * left < num_received * len(encode_field(following.field())) * rounds:
             return following, None
-        return Estimate(self.lengths, self.columns, sums, entries), field
 
-    def _saved(self, sample: Payload | None, reference: Reference | None) -> int:
-        """How many bytes fewer a payload would have taken beside what was known before it came."""
-        if sample is None or not self.entries:
-            return 0
-        sent, found = sample.parts[0].support, resolve(sample, reference)[0].support
-        if not isinstance(found, Dithered) or found.length != sum(self.lengths):
-            return 0
-        return len(encode_support(sent)[1]) - len(encode_fielded(beside_field(found, self.field())))
+        def cost(unit: int) -> int:
+            field = self.field(unit)
+            return len(encode_field(field)) + left * _size_beside(support, field)
 
-    def _seen(self, update: Vector) -> tuple[NDArray[np.float64], float]:
+        shipped = following.field(min(_UNITS, key=cost))
+        return Estimate(self.lengths, self.columns, sums, entries, seen=seen), shipped
+
+    def _support(self, sample: Payload, reference: Reference | None) -> Dithered | None:
+        """What fired in a payload; None where it is of another kind."""
+        found = resolve(sample, reference)[0].support
+        return found if isinstance(found, Dithered) and found.length == sum(self.lengths) else None
+
+    def _after(self, update: Vector) -> tuple[NDArray[np.float64], float]:
         """The sums and the number of entries after a round."""
         sums, entries, start, first = self.sums * _FADING, self.entries * _FADING, 0, 0
         for length, columns in zip(self.lengths, self.columns, strict=True):
@@ -111,8 +123,8 @@ class Estimate:
             start, first = start + length, first + num_levels(length, columns)
         return sums, entries
 
-    def field(self) -> Field:
-        """Make the field of what is known."""
+    def field(self, unit: int = _USUAL) -> Field:
+        """Make the field of what is known, of levels that are multiples of a unit."""
         levels, first = np.empty(self.sums.size, np.int8), 0
         shapes = list(zip(self.lengths, self.columns, strict=True))
         totals = self._totals()
@@ -124,11 +136,11 @@ class Estimate:
             of_rows = np.full(rows, columns * mean)
             of_rows[-1] = (length - (rows - 1) * columns) * mean
             if rows == 1:
-                levels[first] = _nearest(ratio)
+                levels[first] = _nearest(ratio, unit)
             else:
                 sums = self.sums[first : first + rows + columns]
-                levels[first : first + rows] = _nearest(_ratio(sums[:rows], of_rows, prior) * ratio)
-                levels[first + rows : first + rows + columns] = _nearest(_ratio(sums[rows:], whole / columns, prior))
+                levels[first : first + rows] = _nearest(_ratio(sums[:rows], of_rows, prior) * ratio, unit)
+                levels[first + rows : first + rows + columns] = _nearest(_ratio(sums[rows:], whole / columns, prior), unit)
             first += num_levels(length, columns)
         return Field(self.lengths, self.columns, levels)
 
@@ -142,14 +154,15 @@ class Estimate:
 
     def saved(self) -> dict[str, Any]:
         """All of it that changes, for a state."""
-        return {"sums": self.sums.copy(), "entries": self.entries, "regret": self.regret, "rounds": self.rounds}
+        names = ("entries", "regret", "rounds", "seen")
+        return {"sums": self.sums.copy(), **{name: getattr(self, name) for name in names}}
 
     def read(self, saved: dict[str, Any]) -> Estimate:
         """Read what ``saved`` gave, or raise StateError."""
         sums = saved["sums"]
         if not isinstance(sums, np.ndarray) or sums.shape != self.sums.shape or sums.dtype != np.float64:
             raise StateError(f"state's sums must be {self.sums.shape} float64, got {np.shape(sums)}")
-        numbers = float(saved["entries"]), float(saved["regret"]), int(saved["rounds"])
+        numbers = float(saved["entries"]), float(saved["regret"]), int(saved["rounds"]), int(saved["seen"])
         if not (np.isfinite(sums).all() and (sums >= 0).all() and all(0 <= n < np.inf for n in numbers)):
             raise StateError("state's sums of rows and columns must be finite and 0 or more")
         return Estimate(self.lengths, self.columns, sums.copy(), *numbers)
@@ -160,9 +173,16 @@ def _ratio(sums: NDArray[np.float64], expected: NDArray[np.float64] | float, pri
     return np.asarray((sums + prior) / np.maximum(expected + prior, 1e-300))
 
 
-def _nearest(ratios: NDArray[np.float64]) -> NDArray[np.int8]:
-    """The nearest half octaves of some ratios."""
-    return (np.searchsorted(_BOUNDS, ratios, side="right") - MOST).astype(np.int8)
+def _nearest(ratios: NDArray[np.float64], unit: int) -> NDArray[np.int8]:
+    """The multiples of so many half octaves that are nearest to some ratios."""
+    most = MOST // unit
+    bounds = 2.0 ** ((np.arange(1 - most, most + 1) - 0.5) * unit / 2)  # from which on the next one is nearer
+    return (unit * (np.searchsorted(bounds, ratios, side="right") - most)).astype(np.int8)
+
+
+def _size_beside(support: Dithered, field: Field) -> int:
+    """The bytes that a support takes beside a field."""
+    return len(encode_fielded(beside_field(support, field)))
 
 
 def check_field(field: Field | None, layout: Layout) -> Field | None:

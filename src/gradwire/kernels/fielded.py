@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gradwire.fields import MOST, Field
 from gradwire.kernels.blocks import BLOCK
-from gradwire.kernels.fielded_reference import FIELD_ONES, FIELD_ZEROS
+from gradwire.kernels.fielded_reference import FIELD_ONES, FIELD_ZEROS, NARROWER
 from gradwire.kernels.fires import (
     chances_of,
     emit_thresholds,
@@ -24,7 +24,7 @@ from gradwire.kernels.fires import (
     stream_ended,
     threshold_at,
 )
-from gradwire.kernels.fires_reference import DEPTH, LEVELS, Thresholds, last_candidate
+from gradwire.kernels.fires_reference import DEPTH, LEVELS, REACH, Thresholds, last_candidate
 from gradwire.kernels.jit import array, inline, kernel, plain, trailing_zeros
 from gradwire.kernels.range_coder import CODE, LEAST, LOW, SPAN, chance_of_one, has_room, new_state, refill, widen
 from gradwire.kernels.range_reference import COUNT
@@ -64,7 +64,7 @@ _reached: Any = intrinsic(_type_reached)
 def _tables(level: int) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """Of each sum of a row's and a column's level, from the least on: the coordinate's level, its largest threshold."""
     levels = np.clip(np.arange(level - _BELOW, level + _BELOW + 1), 0, LEVELS - 1)
-    return levels, np.array([last_candidate(found) for found in levels.tolist()], np.uint32)
+    return levels, np.array([last_candidate(found, REACH - NARROWER) for found in levels.tolist()], np.uint32)
 
 
 def _arrays(field: Field) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int8]]:

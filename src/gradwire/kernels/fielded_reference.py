@@ -9,24 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.fields import Field
-from gradwire.kernels.fires_reference import DEPTH, LEVELS, WEIGHT, Thresholds, chunks, last_candidate, octaves_of
+from gradwire.kernels.fires_reference import DEPTH, LEVELS, REACH, WEIGHT, Thresholds, chunks, last_candidate, octaves_of
 from gradwire.kernels.fires_reference import thresholds as thresholds_from
 from gradwire.kernels.range_reference import decode_bits as read_bits
 from gradwire.kernels.range_reference import encode_bits as write_bits
 
-__all__ = ["FIELD_ONES", "FIELD_ZEROS", "decode_fires", "encode_fires", "outside"]
+__all__ = ["FIELD_ONES", "FIELD_ZEROS", "NARROWER", "decode_fires", "encode_fires", "outside"]
 
-# fires among so many coordinates, by the distance of their thresholds: as in updates of a small network on MNIST
+# fires among so many coordinates, by the distance of their thresholds: nearly a Laplacian's
 FIELD_ONES = np.array(
     [
-        *(23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994),  # below the level
-        *(7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15),
+        *(31800, 31600, 31400, 31000, 30600, 30000, 29300, 28200, 25500, 23000, 19500, 14500),  # below the level
+        *(9900, 6050, 2950, 1050, 240, 50, 14),
     ],
     np.uint64,
 )
 """Initial counts of fires in each context."""
 FIELD_ZEROS = np.uint64(WEIGHT) - FIELD_ONES
 """Initial counts of others."""
+NARROWER = 4
+"""Half octaves above the level that are told apart beside no field, but not here, where levels are nearer the truth."""
 
 
 def _levels_at(indices: NDArray[np.int64], level: int, field: Field) -> NDArray[np.int64]:
@@ -35,7 +37,7 @@ def _levels_at(indices: NDArray[np.int64], level: int, field: Field) -> NDArray[
 
 def _lasts(levels: NDArray[np.int64]) -> NDArray[np.int64]:
     """The largest threshold that is coded, for each of some levels."""
-    return np.array([last_candidate(level) for level in range(LEVELS)], np.int64)[levels]
+    return np.array([last_candidate(level, REACH - NARROWER) for level in range(LEVELS)], np.int64)[levels]
 
 
 def outside(

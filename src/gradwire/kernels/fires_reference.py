@@ -122,9 +122,9 @@ def first_of(octave: int) -> int:
     return -(-_ROOT_TWO >> (32 - e)) if upper else 1 << (e - 1)
 
 
-def last_candidate(level: int) -> int:
-    """Return the largest threshold that is coded at a level."""
-    octave = level + REACH + 1
+def last_candidate(level: int, reach: int = REACH) -> int:
+    """Return the largest threshold that is coded at a level, so many half octaves above it."""
+    octave = level + reach + 1
     return (1 << 32) - 1 if octave >= 66 else first_of(octave) - 1
 
 
