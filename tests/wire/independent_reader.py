@@ -243,16 +243,18 @@ class Reader:
 
     def levels(self, d):
         """Section 18: a field's hash, and what it says of each of its coordinates."""
-        shapes, left = [], d
+        shapes, said, at = [], [], 0
         for _ in range(self.varint(1)):
-            shapes.append((self.varint(1, left), self.varint(1)))
-            left -= shapes[-1][0]
+            shapes.append((self.varint(1, d - sum(n for n, _ in shapes)), self.varint(1)))
             assert shapes[-1][1] <= shapes[-1][0], "columns"
-        rows = [-(-n // c) for n, c in shapes]
-        sizes = [r + c if r > 1 else 1 for r, (_, c) in zip(rows, shapes, strict=True)]
-        levels, said, at = [s - 31 for s in self.symbols(self.field(8), sum(sizes), 63)], [], 0
-        for r, size, (n, c) in zip(rows, sizes, shapes, strict=True):
-            said += [levels[at + i // c] + (levels[at + r + i % c] if r > 1 else 0) for i in range(n)]
+        sizes = [-(-n // c) + c if n > c else 1 for n, c in shapes]
+        unit, width = self.varint(1, 31), self.varint(1, min(sum(sizes), 65536))
+        contexts = Contexts(self.take(self.varint()), 31 // unit)
+        contexts.stretch(sum(sizes), width)
+        contexts.code.end()
+        levels = [unit * x for x in contexts.integers]
+        for size, (n, c) in zip(sizes, shapes, strict=True):
+            said += [levels[at + i // c] + (levels[at + size - c + i % c] if n > c else 0) for i in range(n)]
             at += size
         text = b"".join(struct.pack("<QQ", n, c) for n, c in shapes) + bytes(x % 256 for x in levels)
         return hashlib.sha256(text).hexdigest()[:8], said
