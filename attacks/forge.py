@@ -193,7 +193,9 @@ def dithered(
     return head + varint(seed) + varint(client) + digest + varint(len(apart)) + listed + code.end()
 
 
-def field_of(shapes: Sequence[tuple[int, int]], levels: Sequence[int], width: int = 3) -> tuple[bytes, bytes, list[int]]:
+def field_of(
+    shapes: Sequence[tuple[int, int]], levels: Sequence[int], width: int = 3
+) -> tuple[bytes, bytes, list[int]]:
     """Write a field of (length, columns) of each stretch: its bytes, its hash, and what it says of each coordinate."""
     data = varint(len(shapes)) + b"".join(varint(n) + varint(c) for n, c in shapes)
     stream = encode_levels(np.array(levels, np.int32), np.array([len(levels)]), np.array([width]), 31).tobytes()

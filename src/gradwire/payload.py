@@ -264,7 +264,9 @@ class Fielded(Support):
     def indices(self) -> NDArray[np.int64]:
         """(num_kept,) int64, increasing, relative to the start of the part."""
         if self.chosen is None:
-            raise StaleReference(f"this support is known only beside field {self.field_digest.hex()}, and none was given")
+            raise StaleReference(
+                f"this support is known only beside field {self.field_digest.hex()}, and none was given"
+            )
         return self.chosen
 
 

@@ -187,9 +187,7 @@ def test_a_payload_needs_exactly_its_field():
     with pytest.raises(gw.StaleReference):
         gw.decompress(payload, np.zeros(LAYOUT.d, np.float32))
     found = gw.decompress(payload, gw.Reference.beside(right, None, LAYOUT.d))
-    expected, _ = PLAIN.compress(
-        update_of(25, 0), PLAIN.init(LAYOUT), gw.Round(index=25, key=gw.Key(3, 25, 0))
-    )
+    expected, _ = PLAIN.compress(update_of(25, 0), PLAIN.init(LAYOUT), gw.Round(index=25, key=gw.Key(3, 25, 0)))
     assert found.tobytes() == gw.decompress(expected).tobytes()
     other = gw.Server(SPEC, LAYOUT, seed=3)  # one that begins anew
     with pytest.raises(gw.ProtocolError):
@@ -234,9 +232,7 @@ def test_states_that_hold_another_field_are_refused():
 def test_a_field_of_another_model_is_refused():
     nothing = Part(Explicit(LAYOUT.d, np.empty(0, np.int64)), Floats(np.empty(0, np.float32)))
     field = Field((LAYOUT.d - 1,), (LAYOUT.d - 1,), np.zeros(1, np.int8))
-    payload = Payload(
-        LAYOUT.d, (nothing,), layout_digest=LAYOUT.digest, sum_weights=1.0, shipped_field=field
-    )
+    payload = Payload(LAYOUT.d, (nothing,), layout_digest=LAYOUT.digest, sum_weights=1.0, shipped_field=field)
     client = gw.Client(SPEC, LAYOUT)
     with pytest.raises(gw.ProtocolError, match="parameters"):
         client.end_round(gw.encode(payload))
@@ -262,7 +258,7 @@ def test_what_is_lost_comes_back_into_a_residual():
 
 
 def test_momentum_in_front_and_packets():
-    server, clients, sent, results = play(gw.momentum(SPEC, 0.8), 25)
+    server, clients, sent, _ = play(gw.momentum(SPEC, 0.8), 25)
     assert codec_of(sent[-1][0]) == "fielded"
     packets = clients[0].packets(update_of(25, 0), 80)
     assert len(packets) > 1
@@ -275,7 +271,7 @@ def test_momentum_in_front_and_packets():
 
 def test_regions_hold_the_field_of_a_server_that_ships_one():
     """A region reads what its clients code beside a field that came down through it."""
-    server, _, _, results = play(SPEC, 25)
+    _, _, _, results = play(SPEC, 25)
     index = max(i for i, field in enumerate(fields_in(results)) if field is not None)
     region = gw.Region(SPEC, LAYOUT, seed=3)
     client = gw.Client(SPEC, LAYOUT, client_id=0, seed=3)
@@ -303,9 +299,7 @@ def test_levels_are_half_octaves_of_what_was_seen():
     estimate = Estimate.of(layout)
     a = np.outer([1, 4, 16], [1, 1, 1, 1]) * np.array([8, 1, 1, 2])
     for _ in range(200):
-        estimate, field = estimate.after(
-            np.append(a * 1e3, [0, 2e3]).astype(np.float32), None, None, 1, None
-        )
+        estimate, field = estimate.after(np.append(a * 1e3, [0, 2e3]).astype(np.float32), None, None, 1, None)
         assert field is None
     found = estimate.field(unit=1)
     assert found.columns == (4, 2)

@@ -43,8 +43,8 @@ def levels_of(field: Field) -> list[int]:
     at = 0
     for n, c in zip(field.lengths, field.columns, strict=True):
         rows = math.ceil(n / c)
-        for i in range(n):
-            said.append(int(field.levels[at + i // c]) + (int(field.levels[at + rows + i % c]) if rows > 1 else 0))
+        levels = field.levels[at:].tolist()
+        said += [levels[i // c] + (levels[rows + i % c] if rows > 1 else 0) for i in range(n)]
         at += rows + c if rows > 1 else 1
     return said
 

@@ -279,9 +279,8 @@ class Reader:
             e = x.bit_length()
             octave = 2 * e + (x << 32 - e >= 3037000500) - clip(level + said[i], 127)
             assert octave > reach or i not in listed, "a candidate is listed"
-            out += (
-                [i] if (octave > reach and i in listed) or (octave <= reach and code.bit(counts[max(0, octave + 12)])) else []
-            )
+            if i in listed if octave > reach else code.bit(counts[max(0, octave + 12)]):
+                out.append(i)
         code.end()
         assert len(out) == k, "count"
         return out
@@ -419,7 +418,7 @@ def read_container(blob, reference=None, field=None):
     assert blob[:3] + blob[-4:] == b"GW\x01" + struct.pack("<I", zlib.crc32(blob[:-4])), "no container"
     source, all_indices, all_values, start = Reader(blob[:-4]), [], [], 0
     flags = source.take(4)[3]
-    assert flags < 64 and (flags & 1 or not flags & 32), "flags"
+    assert flags < (64 if flags & 1 else 32), "flags"
     header = {name: source.varint() for name in ("d", "round", "sequence")} | {"layout": source.take(4).hex()}
     header["reference"] = source.take(8).hex() if flags & 2 else None
     header["sum_weights"] = struct.unpack("<d", source.take(8))[0] if flags & 1 else None
@@ -438,7 +437,7 @@ def read_container(blob, reference=None, field=None):
     if flags & 32:
         header["field"] = source.levels(header["d"])
     padding = source.take(len(source.data) - source.at // 8)
-    assert (start, bool(padding), any(padding)) == (header["d"], flags & 16 > 0, False), "parts do not fit, or left over"
+    assert (start, bool(padding), any(padding)) == (header["d"], flags & 16 > 0, False), "parts, or left over"
     return header, all_indices, all_values
 
 

@@ -23,7 +23,10 @@ from gradwire.payload import THRESHOLDS_PURPOSE, Dithered, Every, Explicit, Fiel
 from gradwire.wire import encode
 from gradwire.wire.dithering import beside_field, encode_dithered, encode_fielded, thresholds_of
 
-__all__ = ["dither"]
+__all__ = ["NOISY_BITS", "dither", "noisy_dither"]
+
+NOISY_BITS = 0.02
+"""Bits a parameter below which a server's momentum makes the noise of rounding grow, in experiments without end."""
 
 _LARGE = 1 << 20  # parameters from which time counts more than the last bytes
 _NARROWER = (4, 2)  # half octaves that are not coded then, where few fires are in them
@@ -167,6 +170,24 @@ class dither(Compressor):
             layout_digest=layout.digest,
             sum_weights=round.sum_weights,
         )
+
+
+def noisy_dither(compressor: Compressor, d: int | None = None) -> dither | None:
+    """Find a dither of fewer than ``NOISY_BITS`` bits a parameter, itself or inside.
+
+    Args:
+        compressor: any.
+        d: number of parameters; None where it is not known, and numbers of bytes say nothing then.
+
+    Returns:
+        The first one; None where there is none.
+    """
+    if isinstance(compressor, dither):
+        bits = None if compressor.density is None else _BITS_A_FIRE * compressor.density
+        if compressor.num_bytes is not None and d:
+            bits = 8 * compressor.num_bytes / d
+        return compressor if bits is not None and bits < NOISY_BITS else None
+    return next((found for inner in compressor.inside if (found := noisy_dither(inner, d))), None)
 
 
 def _as_float32(step: float) -> np.float32:

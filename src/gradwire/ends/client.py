@@ -192,7 +192,10 @@ class Client:
             self._standing = replace(
                 before,
                 state=State(self.layout, after.memory),
-                pending=(*before.pending, _Pending(before.sequence, blobs, leans_on, before.field if fielded else None)),
+                pending=(
+                    *before.pending,
+                    _Pending(before.sequence, blobs, leans_on, before.field if fielded else None),
+                ),
                 sequence=before.sequence + 1,
                 round=max(before.round, payload.round),
             )

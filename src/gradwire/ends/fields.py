@@ -70,7 +70,8 @@ class Estimate:
 
         A field pays where what its lack has cost a round, over all rounds to come, is more than it takes itself. Its
         error falls as one over the rounds it was learnt from: where these are the square root of those to come,
-        learning on costs more than it brings. Where nobody knows how many will come, as many as there were are expected.
+        learning on costs more than it brings. Where nobody knows how many will come, as many as there were are
+        expected.
 
         Args:
             update: (d,) float32: the mean of what arrived.
@@ -140,7 +141,9 @@ class Estimate:
             else:
                 sums = self.sums[first : first + rows + columns]
                 levels[first : first + rows] = _nearest(_ratio(sums[:rows], of_rows, prior) * ratio, unit)
-                levels[first + rows : first + rows + columns] = _nearest(_ratio(sums[rows:], whole / columns, prior), unit)
+                levels[first + rows : first + rows + columns] = _nearest(
+                    _ratio(sums[rows:], whole / columns, prior), unit
+                )
             first += num_levels(length, columns)
         return Field(self.lengths, self.columns, levels)
 

@@ -96,7 +96,8 @@ class Server(Inbox):
         aggregator: what adds payloads up, made from the layout: ``Aggregator``, a weighted mean, when None.
         max_norm: the longest a payload may be, in the Euclidean norm of its entries, all its packets together; longer
             ones are scaled down to it, and ``result.clipped`` says so. None for any length.
-        num_rounds: rounds of the whole run, for a ``downlink`` with a schedule and for when a field still pays, or None.
+        num_rounds: rounds of the whole run, for a ``downlink`` with a schedule and to tell whether a field still pays;
+            or None.
         payloads_per_round: how many payloads of one client and round are counted, the first ones that come; None for
             any number, as asynchronous clients need it, who send again before a round ends.
 
@@ -230,8 +231,8 @@ class Server(Inbox):
             ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32,
             weighted and not divided; for ``ef21`` of all mirrors, with ``num_clients``), ``sum_weights``,
             ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory,
-            the past ``references`` and ``fields``, and the ``estimate`` that fields are made of. The step's own state is
-            the caller's.
+            the past ``references`` and ``fields``, and the ``estimate`` that fields are made of. The step's own state
+            is the caller's.
         """
         memory = copy_memory(self._downlink_state.memory)
         return to_saved(

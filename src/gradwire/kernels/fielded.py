@@ -71,9 +71,7 @@ def _arrays(field: Field) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray
     return np.array(field.lengths, np.int64), np.array(field.columns, np.int64), plain(field.levels, np.int8)
 
 
-def outside(
-    indices: NDArray[np.int64], level: int, which: Thresholds, field: Field
-) -> NDArray[np.bool_]:
+def outside(indices: NDArray[np.int64], level: int, which: Thresholds, field: Field) -> NDArray[np.bool_]:
     """Tell which coordinates have thresholds above what is coded; see ``fielded_reference.outside``."""
     indices = plain(indices, np.int64)
     found = np.empty(indices.size, np.uint8)

@@ -1,6 +1,6 @@
 """The code of what fired beside a field of row and column levels, in NumPy: what ``fielded.py`` computes bit for bit.
 
-As in ``fires_reference.py``, but each coordinate has a level of its own: the payload's, plus its row's and its column's.
+As in ``fires_reference.py``, but each coordinate has a level of its own: the payload's, plus its row's and column's.
 """
 
 from __future__ import annotations
@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.fields import Field
-from gradwire.kernels.fires_reference import DEPTH, LEVELS, REACH, WEIGHT, Thresholds, chunks, last_candidate, octaves_of
+from gradwire.kernels.fires_reference import (
+    DEPTH,
+    LEVELS,
+    REACH,
+    WEIGHT,
+    Thresholds,
+    chunks,
+    last_candidate,
+    octaves_of,
+)
 from gradwire.kernels.fires_reference import thresholds as thresholds_from
 from gradwire.kernels.range_reference import decode_bits as read_bits
 from gradwire.kernels.range_reference import encode_bits as write_bits
@@ -40,9 +49,7 @@ def _lasts(levels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.array([last_candidate(level, REACH - NARROWER) for level in range(LEVELS)], np.int64)[levels]
 
 
-def outside(
-    indices: NDArray[np.int64], level: int, which: Thresholds, field: Field
-) -> NDArray[np.bool_]:
+def outside(indices: NDArray[np.int64], level: int, which: Thresholds, field: Field) -> NDArray[np.bool_]:
     """Tell which coordinates have thresholds above what is coded.
 
     Args:

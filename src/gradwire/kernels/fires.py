@@ -342,6 +342,7 @@ def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thr
 
 @kernel(types.void, _OUT_U64)
 def start_stream(state: NDArray[np.uint64]) -> None:
+    """Begin to write a stream."""
     start_writing(state)
 
 
@@ -420,11 +421,13 @@ def decode_fires(
 
 @kernel(types.void, _OUT_U64, _U8)
 def start_reading_stream(state: NDArray[np.uint64], data: Bytes) -> None:
+    """Begin to read a stream."""
     start_reading(state, data)
 
 
 @kernel(types.boolean, _OUT_U64, _U8)
 def stream_ended(state: NDArray[np.uint64], data: Bytes) -> Any:
+    """Tell whether a stream ends where it must."""
     return ended(state, data)
 
 

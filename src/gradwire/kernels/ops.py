@@ -411,9 +411,7 @@ def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None
     return reference.occupied(values, most)
 
 
-def outside(
-    indices: NDArray[np.int64], level: int, which: Thresholds, field: Field | None = None
-) -> NDArray[np.bool_]:
+def outside(indices: NDArray[np.int64], level: int, which: Thresholds, field: Field | None = None) -> NDArray[np.bool_]:
     """Tell which coordinates have thresholds above what ``encode_fires`` codes."""
     if _compiled(indices.size, LOOP_FROM):
         import gradwire.kernels.fielded as fielded

@@ -31,7 +31,8 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     of the entries inside a packet is that of their coordinates. The packets' entries are the payload's.
 
     Args:
-        payload: the indices of a seeded or known support then travel, so that no packet leans on a reference or a field.
+        payload: the indices of a seeded or known support then travel, so that no packet leans on a reference; nor does
+            one lean on a field.
         mtu: most bytes of a packet, container included.
 
     Returns:
