@@ -70,27 +70,16 @@ def _measure(d: int) -> list[dict[str, Any]]:
         update[row * COLUMNS : (row + 256) * COLUMNS] = whole.reshape(-1)[: d - row * COLUMNS]
     layout, out = gw.Layout.flat(d), np.zeros(d, np.float32)
     addition = _shortest(lambda: np.add(out, update, out=out))
+    small = gw.Layout.flat(300_000)
     runs = []
     for density in DENSITIES:
         for held in (None, field):
             compressor = gw.dither(density=density, field=held is not None)
-            reference = gw.Reference.beside(held, None, d)
-            state = compressor.init(layout)
-            agreed = Round(index=1, key=gw.Key(1, 1, 0), held_field=held)
-            small = gw.Layout.flat(300_000)  # loads what is compiled
-            gw.encode(compressor.compress(update[: small.d], compressor.init(small), agreed)[0])
+            few = None if held is None else Field((small.d,), (small.d,), np.zeros(1, np.int8))
+            _coded(compressor, small, update[: small.d], few, np.zeros(small.d, np.float32))  # loads what is compiled
             before = _peak()
-            found: dict[str, Any] = {}
-
-            def encode(c: gw.Compressor = compressor, found: dict[str, Any] = found) -> None:
-                found["blob"] = gw.encode(c.compress(update, state, agreed)[0])
-
-            def decode(reference: gw.Reference | None = reference, found: dict[str, Any] = found) -> None:
-                gw.accumulate(out, gw.decode(found["blob"]), 1.0, reference)
-
-            encoding = _shortest(encode)
-            decoding = _shortest(decode)
-            facts = gw.inspect(found["blob"])
+            encoding, decoding, blob = _coded(compressor, layout, update, held, out)
+            facts = gw.inspect(blob)
             runs.append(
                 {
                     "d": d,
@@ -105,6 +94,18 @@ def _measure(d: int) -> list[dict[str, Any]]:
                 }
             )
     return runs
+
+
+def _coded(
+    compressor: gw.Compressor, layout: gw.Layout, update: np.ndarray, held: Field | None, out: np.ndarray
+) -> tuple[float, float, bytes]:
+    """Seconds to compress and encode, and to decode and add; and the blob."""
+    agreed = Round(index=1, key=gw.Key(1, 1, 0), held_field=held)
+    reference, state = gw.Reference.beside(held, None, layout.d), compressor.init(layout)
+    blob = gw.encode(compressor.compress(update, state, agreed)[0])
+    encoding = _shortest(lambda: gw.encode(compressor.compress(update, state, agreed)[0]))
+    decoding = _shortest(lambda: gw.accumulate(out, gw.decode(blob), 1.0, reference))
+    return encoding, decoding, blob
 
 
 def _shortest(call: Callable[[], object]) -> float:
