@@ -102,7 +102,7 @@ def _tail(apart: NDArray[np.int64], code: bytes) -> bytes:
 class _Head(NamedTuple):
     """What both kinds of supports begin with."""
 
-    count: int
+    num_kept: int
     key: Key
     level: int
     golden: bool
@@ -145,11 +145,11 @@ def decode_dithered(length: int, round: int, reader: Reader, limits: Limits) -> 
         DecodeError: on anything docs/format.md does not allow.
     """
     head = _read_head(length, round, reader, limits)
-    apart, code = _read_tail(length, head.count, reader)
+    apart, code = _read_tail(length, head.num_kept, reader)
     which = thresholds_of(head.key, head.golden, length)
     if not ops.outside(apart, head.level, which).all():
         raise Malformed("indices apart must have thresholds that are not coded")
-    data, num_fires = np.frombuffer(code, np.uint8), head.count - apart.size
+    data, num_fires = np.frombuffer(code, np.uint8), head.num_kept - apart.size
     found = ops.decode_fires(data, length, num_fires, head.level, which)
     return Dithered(length, _joined(found, apart, num_fires, length), *head[1:])
 
@@ -158,7 +158,7 @@ def decode_fielded(length: int, round: int, reader: Reader, limits: Limits) -> F
     """Read a support that was coded beside a field, as far as that goes without it; see ``decode_dithered``."""
     head = _read_head(length, round, reader, limits)
     digest = bytes(reader.take(4, "hash of the field"))
-    return Fielded(length, *head, digest, *_read_tail(length, head.count, reader))
+    return Fielded(length, *head, digest, *_read_tail(length, head.num_kept, reader))
 
 
 def read_beside(support: Fielded, field: Field | None) -> Dithered:
