@@ -5,6 +5,7 @@ Malformed (or Truncated, UnknownCodec where it says so).
 """
 
 import forge
+import numpy as np
 from forge import container, decoding, floats, golomb, refused, varint
 
 import gradwire as gw
@@ -58,6 +59,8 @@ def attacks() -> None:
     support("segments of nothing", forge.SEGMENTS, varint(2) + varint(5) + varint(0) + varint(0))
     support("an index in the next segment", forge.SEGMENTS, varint(2) + varint(5) + varint(1) + golomb([5], 3) + b"\0")
     dithered_supports()
+    fields()
+    fielded_supports()
     context_parts()
     for codec in (31, 255):
         support(f"support codec {codec}", codec, b"\0\0", error=gw.UnknownCodec)
@@ -109,6 +112,84 @@ def dithered_supports() -> None:
     dithered(
         "many fires that never come", head + varint(300) + fields[1 + len(size) :] + varint(0) + varint(1) + b"\xff"
     )
+
+
+def fields() -> None:
+    """Stretches that do not fit, levels that are none, and many for a few bytes."""
+    shapes, levels = [(60, 12), (40, 40)], [1, -2, 0, 5, 3, *range(-6, 6), 31]
+    honest, _, said = forge.field_of(shapes, levels)
+    down = forge.DOWNLINK | forge.FIELD
+    payload = gw.decode(container(100, b"\0" + honest, flags=down))
+    assert payload.shipped_field is not None
+    assert payload.shipped_field.at(np.arange(100)).tolist() == said
+    stream = honest[7:]
+
+    def field(what: str, data: bytes, error=gw.Malformed, d: int = 100, flags: int = down) -> None:
+        refused(what, decoding(container(d, b"\0" + data, flags=flags)), error)
+
+    field("a client's field", honest, flags=forge.FIELD)
+    field("no stretches", varint(0) + stream)
+    field("an empty stretch", varint(1) + varint(0) + varint(1) + stream)
+    field("no columns", varint(1) + varint(100) + varint(0) + stream)
+    field("more columns than coordinates", varint(1) + varint(20) + varint(21) + stream)
+    field("more coordinates than there are", honest, d=99)
+    field("2^64 - 1 coordinates", varint(1) + varint(2**64 - 1) + varint(1) + stream)
+    field("more stretches than are allowed", varint(2**14 + 1) + stream, gw.LimitExceeded)
+    field("stretches that never come", varint(2**14) + stream, gw.Truncated)
+    for unit, width in ((0, 3), (32, 3), (1, 0), (1, 19)):
+        field(f"unit {unit}, width {width}", honest[:5] + varint(unit) + varint(width) + stream)
+    field("levels beyond 31 by their unit", honest[:5] + varint(2) + honest[6:])
+    field("levels of another width", honest[:6] + varint(4) + honest[7:], gw.DecodeError)
+    field("levels cut", honest[:-1], gw.Truncated)
+    field("a byte behind the levels", honest + b"\7")
+    field("levels with more behind", honest[:7] + varint(stream[0] + 1) + stream[1:] + b"\7")
+    for columns in (1, 2**29):
+        field(f"levels of 2^30 in rows of {columns}", varint(1) + varint(2**30) + varint(columns) + varint(1) * 2
+              + varint(1) + b"\1", gw.LimitExceeded, 2**30)  # fmt: skip
+
+
+def fielded_supports() -> None:
+    """What can be seen without the field, and what beside it alone: then it is refused when decompressing."""
+    d, level = 300, 52
+    data, digest, said = forge.field_of([(300, 20)], [*range(-7, 8), *range(-10, 10)])
+    held = gw.decode(container(d, b"\0" + data, flags=forge.DOWNLINK | forge.FIELD)).shipped_field
+    beside = gw.Reference.beside(held, None, d)
+    drawn = forge.thresholds(d, 0, 0, 1, False)
+    indices = [i for i, t in enumerate(drawn) if t < 2**28 * 2 ** (said[i] / 2)]
+    values = forge.multiples([1] * len(indices), 1.0)
+    honest = forge.dithered(d, indices, level, field=(digest, said))
+    assert np.flatnonzero(gw.decompress(gw.decode(container(d, honest + values)), beside)).tolist() == indices
+    size = varint(len(indices))
+    head, rest = honest[: 1 + len(size)], honest[1 + len(size) + 3 + 4 :]
+    fields, code = head + bytes([level, 0, 1]) + digest, rest[1:]
+
+    def read(data: bytes, reference: object = beside):
+        return lambda: gw.decompress(gw.decode(container(d, data + values)), reference)
+
+    refused("a field that is not held", read(honest, None), gw.StaleReference)
+    refused("a vector in place of a field", read(honest, np.zeros(d, np.float32)), gw.StaleReference)
+    for wrong in (bytes(4), digest[::-1]):
+        refused("another field", read(head + bytes([level, 0, 1]) + wrong + rest), gw.StaleReference)
+    refused("count 0 beside a field", decoding(container(d, honest[:1] + varint(0) + honest[2:])), gw.DecodeError)
+    refused("the hash of a field cut", decoding(container(d, head + bytes([level, 0, 1]) + digest[:3])), gw.Truncated)
+    for count in (len(indices) - 1, len(indices) + 1):
+        numbers = forge.multiples([1] * count, 1.0)
+        what = honest[:1] + varint(count) + honest[1 + len(size) :] + numbers
+        refused(f"{count} fires where there are {len(indices)}",
+                lambda what=what: gw.decompress(gw.decode(container(d, what)), beside), gw.Malformed)  # fmt: skip
+    refused("a candidate listed", read(fields + varint(1) + golomb([indices[0]], 5) + code), gw.Malformed)
+    refused("range code with a zero behind", read(fields + varint(0) + varint(code[0] + 1) + code[1:] + b"\0"),
+            gw.Malformed)  # fmt: skip
+    refused("range code cut", read(fields + varint(0) + varint(code[0] - 1) + code[1:-1]), gw.DecodeError)
+    longer = gw.Reference.beside(held, None, d + 1)
+    refused("a part longer than its field", lambda: gw.decompress(gw.decode(container(d + 1, honest + values)), longer),
+            gw.Malformed)  # fmt: skip
+    scaled = bytes([forge.CENTRED]) + varint(3) + varint(7) + floats(1.0)
+    refused("block scales beside a field", decoding(container(d, honest + scaled)), gw.Malformed)
+    few = honest[:1] + varint(1) + bytes([level]) + varint(0) + varint(1) + digest + varint(0) + varint(1) + b"\1"
+    for huge in (2**26, 2**34):
+        refused(f"{huge} thresholds beside a field",
+                decoding(container(huge, few + forge.multiples([1], 1.0))), gw.LimitExceeded)  # fmt: skip
 
 
 def context_parts() -> None:

@@ -6,6 +6,7 @@ Nothing here checks anything: that is the point. ``tests/golden/make_golden.py``
 from __future__ import annotations
 
 import functools
+import hashlib
 import struct
 import sys
 import time
@@ -18,8 +19,8 @@ import numpy as np
 import gradwire as gw
 from gradwire.kernels.contexts_reference import encode_levels
 
-DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED = 1, 2, 4, 8, 16
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT = range(12)
+DOWNLINK, REFERENCE, SEVERAL, PACKET, PADDED, FIELD = 1, 2, 4, 8, 16, 32
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT, FIELDED = range(13)
 FLOAT32, FLOAT16, BFLOAT16, CENTRED, LEVELS, LOW_RANK, AFFINE, GROUPED, MULTIPLES = range(9)
 PACKED, HUFFMAN, ANS, RLE = (16 * i for i in range(4))
 
@@ -150,6 +151,8 @@ class RangeCode:
 
 FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
 FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
+FIELDED_FIRES = [31800, 31600, 31400, 31000, 30600, 30000, 29300, 28200, 25500, 23000, 19500, 14500]
+FIELDED_FIRES += [9900, 6050, 2950, 1050, 240, 50, 14]
 
 
 def thresholds(d: int, seed: int, round: int, client: int, golden: bool) -> list[int]:
@@ -165,20 +168,45 @@ def thresholds(d: int, seed: int, round: int, client: int, golden: bool) -> list
 
 
 def dithered(
-    d: int, indices: Sequence[int], level: int, seed: int = 0, round: int = 0, client: int = 1, golden: bool = False
+    d: int,
+    indices: Sequence[int],
+    level: int,
+    seed: int = 0,
+    round: int = 0,
+    client: int = 1,
+    golden: bool = False,
+    field: tuple[bytes, Sequence[int]] | None = None,
 ) -> bytes:
-    """Write a dithered support, with its codec."""
-    code, counts, apart = RangeCode(), [[32768 - n, n] for n in FIRES], []
+    """Write a dithered support, with its codec; a fielded one beside (hash, what a field says of each coordinate)."""
+    fires = FIRES if field is None else FIELDED_FIRES
+    digest, said = (b"", [0] * d) if field is None else field
+    code, counts, apart = RangeCode(), [[32768 - n, n] for n in fires], []
     for i, t in enumerate(thresholds(d, seed, round, client, golden)):
         e = t.bit_length()
-        octave = 2 * e + (t << 32 - e >= 3037000500) - level
-        if octave <= 10:
+        octave = 2 * e + (t << 32 - e >= 3037000500) - min(max(level + said[i], 0), 127)
+        if octave <= len(fires) - 13:
             code.bit(int(i in indices), counts[max(0, octave + 12)])
         elif i in indices:
             apart.append(i)
     listed = golomb(gaps_of(apart), max(1, d // 20)) if apart else b""
-    head = bytes([DITHERED]) + varint(len(indices)) + bytes([level + 128 * golden]) + varint(seed) + varint(client)
-    return head + varint(len(apart)) + listed + code.end()
+    head = bytes([DITHERED if field is None else FIELDED]) + varint(len(indices)) + bytes([level + 128 * golden])
+    return head + varint(seed) + varint(client) + digest + varint(len(apart)) + listed + code.end()
+
+
+def field_of(
+    shapes: Sequence[tuple[int, int]], levels: Sequence[int], width: int = 3
+) -> tuple[bytes, bytes, list[int]]:
+    """Write a field of (length, columns) of each stretch: its bytes, its hash, and what it says of each coordinate."""
+    data = varint(len(shapes)) + b"".join(varint(n) + varint(c) for n, c in shapes)
+    stream = encode_levels(np.array(levels, np.int32), np.array([len(levels)]), np.array([width]), 31).tobytes()
+    data += varint(1) + varint(width) + varint(len(stream)) + stream
+    text = b"".join(struct.pack("<QQ", n, c) for n, c in shapes) + bytes(x % 256 for x in levels)
+    said, at = [], 0
+    for n, c in shapes:
+        rows = -(-n // c)
+        said += [levels[at + i // c] + (levels[at + rows + i % c] if rows > 1 else 0) for i in range(n)]
+        at += rows + c if rows > 1 else 1
+    return data, hashlib.sha256(text).digest()[:4], said
 
 
 def multiples(counts: Sequence[int], step: float) -> bytes:

@@ -2,8 +2,8 @@
 
 ``python attacks/fuzz.py --cases 1000000 --seed 0 --out FILE.json``. Each case is honest blobs damaged (bits flipped,
 fields and lengths edited, two blobs spliced, pieces cut, moved or repeated) or random bytes behind an honest header;
-most have their checksum repaired, so that the parser is reached. What decodes is decompressed, beside a reference where
-it leans on one, and encoded again.
+most have their checksum repaired, so that the parser is reached. What decodes is decompressed, beside a reference or
+field where it leans on one, and encoded again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ import numpy as np
 from forge import repaired, varint
 
 import gradwire as gw
+from gradwire.payload import Fielded
 
 LIMITS = gw.Limits(max_parameters=2**20, max_parts=256)
 GOLDEN = Path(__file__).parent.parent / "tests" / "golden" / "v1"
 NUMBERS = (0, 1, 2, 127, 128, 255, 4095, 4096, 4097, 2**14, 2**16, 2**20, 2**32 - 1, 2**34, 2**48, 2**63, 2**64 - 1)
 FACTOR = 50
 REFERENCE = np.random.default_rng(1).integers(-50, 51, 2**20).astype(np.float32)  # with ties, and zeros
+HELD = gw.decode((GOLDEN / "field.blob").read_bytes()).shipped_field
 ENTRY_BYTES = 64  # what an entry of a payload may cost while it is read and decompressed
 SPECS = (
     "dense()", "fp16()", "bf16() | ans()", "uniform(1) | rle()", "uniform(3, scope=64)", "uniform(4) | huffman()",
@@ -100,21 +102,37 @@ def forged(rng: random.Random) -> bytes:
     """Make a container whose fields fit each other, mostly, but which no writer would write."""
     parts, total = [], 0
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        length = rng.choice((0, 1, 2, 7, 64, 300, 5000, 200_000, rng.randrange(1, 2**18)))
+        length = rng.choice((0, 1, 2, 7, 64, 300, HELD.length, 5000, 200_000, rng.randrange(1, 2**18)))
         total += length
         parts.append((length, forged_part(length, rng)))
-    flags = rng.choice((0, 0, 0, 1, 2, 3, 8, 10))
+    flags = rng.choice((0, 0, 0, 1, 2, 3, 8, 10, 33, 35))
     fields = {"round": rng.choice(NUMBERS), "sequence": rng.choice(NUMBERS), "flags": flags, "reference": bytes(8)}
     several = len(parts) > 1
     pieces = [(varint(length) if several else b"") + part for length, part in parts]
+    if flags & forge.FIELD:
+        pieces[-1] += forged_field(total, rng)
     return forge.container(total + (rng.random() < 0.02), *pieces, **fields)
+
+
+def forged_field(d: int, rng: random.Random) -> bytes:
+    """Make a field of at most d coordinates, or of what claims to be many."""
+    shapes, left = [], d
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        length = rng.randrange(1, max(1, min(left, 3000)) + 1)
+        shapes.append((length, rng.choice((1, max(1, length // 30), length))))
+        left -= length
+    if rng.random() < 0.1:
+        return varint(1) + varint(max(1, d)) + varint(1) + varint(1) * 2 + varint(1) + b"\1"
+    sizes = [-(-n // c) + c if n > c else 1 for n, c in shapes]
+    levels = [rng.choice((0, 0, 1, -1, 3, -5, 31)) for _ in range(sum(sizes))]
+    return forge.field_of(shapes, levels, rng.randrange(1, len(levels) + 1))[0]
 
 
 def forged_part(length: int, rng: random.Random) -> bytes:
     """Make a support and values."""
     few = sorted(rng.sample(range(max(1, length)), min(max(1, length), rng.choice((1, 2, 3, 20, 60)))))
     gaps, m = forge.gaps_of(few), rng.choice((1, 2, 3, 8, 100, max(1, length), rng.randrange(1, 500)))
-    codec = rng.randrange(12)
+    codec = rng.randrange(13)
     count = len(few)
     if max(gaps) > 2000 * m:
         m = max(1, length)
@@ -140,6 +158,9 @@ def forged_part(length: int, rng: random.Random) -> bytes:
             rng.random() < 0.5,
         )
         data = forge.dithered(length, few, *where)[1:]
+    elif codec == forge.FIELDED and length == HELD.length:
+        field = rng.choice((HELD.digest, HELD.digest, HELD.digest, bytes(4))), HELD.at(np.arange(length)).tolist()
+        data = forge.dithered(length, few, rng.choice((0, 30, 50, 62, 127)), field=field)[1:]
     elif codec == forge.CONTEXT and 0 < length < 6000:
         most, cut, columns = rng.choice((1, 2, 3, 20)), rng.randrange(length), rng.choice((1, 5, 40, length))
         integers = [rng.choice((0, 0, 0, 1, -1, most)) * (i % 7 < 3) for i in range(length)]
@@ -223,9 +244,16 @@ def use(blob: bytes) -> str:
     except gw.DecodeError as error:
         return type(error).__name__ if str(error) else "FAILED an error says what is wrong"
     assert isinstance(payload, gw.Payload)
+    named = {part.support.field_digest for part in payload.parts if isinstance(part.support, Fielded)}
     leans = payload.reference_digest is not None
+    held = gw.Reference(payload.d, REFERENCE[: payload.d]) if leans else None
+    leans = leans or bool(named)
     try:
-        dense = gw.decompress(payload, REFERENCE[: payload.d] if leans else None)
+        dense = gw.decompress(payload, gw.Reference.beside(HELD if named else None, held, payload.d))
+    except gw.StaleReference:
+        if named <= {HELD.digest}:
+            raise
+        return "StaleReference beside a field"
     except gw.DecodeError as error:
         assert leans, "what decodes decompresses"
         return f"{type(error).__name__} beside the reference"

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError, StaleReference
+from gradwire.fields import Field
 from gradwire.rng import Key
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Every",
     "Explicit",
     "Factors",
+    "Fielded",
     "Floats",
     "Grouped",
     "Known",
@@ -56,7 +58,7 @@ class _Frozen:
 
 @dataclass(frozen=True, eq=False)
 class Support(_Frozen):
-    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded, Cyclic, Known, Dithered.
+    """Which of ``length`` coordinates are sent. One of Every, Explicit, Seeded, Cyclic, Known, Dithered, Fielded.
 
     Attributes:
         length: number of coordinates the part covers.
@@ -226,6 +228,45 @@ class Dithered(Support):
     @property
     def indices(self) -> NDArray[np.int64]:
         """(num_kept,) int64, increasing, relative to the start of the part."""
+        return self.chosen
+
+
+@dataclass(frozen=True, eq=False)
+class Fielded(Support):
+    """Coordinates that fired, coded beside a field of row and column levels that both ends hold.
+
+    Attributes:
+        count: how many.
+        key: as of ``Dithered``.
+        level: as of ``Dithered``: the level of a coordinate is this, and what the field says of it.
+        golden: as of ``Dithered``.
+        field_digest: four bytes that name the field.
+        apart: int64, strictly increasing: those that the code leaves out.
+        code: the range code of all others.
+        chosen: (count,) int64 increasing, or None until they are read beside the field.
+    """
+
+    count: int
+    key: Key
+    level: int
+    golden: bool
+    field_digest: bytes
+    apart: NDArray[np.int64]
+    code: bytes
+    chosen: NDArray[np.int64] | None = field(default=None, compare=False)
+
+    @property
+    def num_kept(self) -> int:
+        """Number of coordinates sent."""
+        return self.count
+
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """(num_kept,) int64, increasing, relative to the start of the part."""
+        if self.chosen is None:
+            raise StaleReference(
+                f"this support is known only beside field {self.field_digest.hex()}, and none was given"
+            )
         return self.chosen
 
 
@@ -630,6 +671,7 @@ class Payload(_Frozen):
         packet: (number, count) where this is one of several packets of a payload, else None.
         coder: how symbols are coded: ``"auto"`` (the cheapest), ``"packed"``, ``"huffman"``, ``"ans"``,
             ``"rle"``; or ``"context"``, contexts where they take fewer bytes; not part of the message.
+        shipped_field: downlink only: levels that payloads may lean on from now on, or None.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -647,6 +689,7 @@ class Payload(_Frozen):
     sum_weights: float | None = None
     packet: tuple[int, int] | None = None
     coder: str = field(default="auto", compare=False)
+    shipped_field: Field | None = None
 
     def __post_init__(self) -> None:
         covered = 0

@@ -204,3 +204,24 @@ def test_packets_need_no_contexts():
     assert len(blobs) > 3
     total = sum(gw.decompress(gw.decode(blob)) for blob in blobs)
     assert total.tobytes() == gw.decompress(gw.decode(blob_of("rd(0.2)", x))).tobytes()
+
+
+@pytest.mark.parametrize("inner", ["rd(1.0)", "rd(num_bytes=300)"])
+def test_behind_momentum_correction_nothing_is_lost(inner):
+    """u = m u + g, v = v + u, and u = 0 where something is sent: what arrived plus v is the sum of all u."""
+    client = gw.Client(gw.parse(f"momentum_correction({inner}, momentum=0.9)"), LAYOUT)
+    u, total, arrived = (np.zeros(LAYOUT.d) for _ in range(3))
+    for index in range(6):
+        gradient = like_a_layer(index)
+        u = np.float32(0.9) * u + gradient
+        total += u
+        blob = client.compress(gradient)
+        assert len(blob) <= 300 or inner == "rd(1.0)"
+        sent = gw.decompress(gw.decode(blob)).astype(np.float64)
+        assert np.any(sent)
+        u[sent != 0] = 0
+        delivered = index != 2
+        arrived += sent * delivered
+        client.settle(delivered)
+        left = client.state_dict()["residual"]
+        assert np.allclose(arrived + left, total, rtol=1e-5, atol=1e-4)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 
 import pytest
 import torch
 
+import gradwire as gw
 from gradwire.errors import ConfigError
+from gradwire.federated.algorithms import parse_algorithm
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.simulate import Simulation
-from gradwire.federated.together import NEEDS
+from gradwire.federated.together import NEEDS, warn_of_noise
 
 SMALL = {"clients": 4, "rounds": 3, "local_steps": 3, "batch_size": 8, "methods": ["ef(topk(0.1))"]}
 PACKETS = {"mtu": 200, "links": ["lte()"]}
@@ -143,3 +146,25 @@ def test_what_runs_have_in_common_is_checked_in_each_of_them():
 def test_parameters_that_do_nothing_are_refused_too(text):
     with pytest.raises(ConfigError, match="does nothing where staleness is"):
         Experiment.build({"algorithms": [text]})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "spec", "said"),
+    [
+        ("fedavgm(0.5)", "dither(density=0.001)", "by 2"),
+        ("fedavgm(0.8, 0.5)", "momentum(dither(density=0.003, golden=True), 0.8)", "by 2.5"),
+        ("fedavgm(0.5)", "dither(num_bytes=60)", "by 2"),
+        ("fedavgm(0.5, 0.5)", "dither(density=0.001)", None),
+        ("fedavgm(0.5)", "dither(density=0.004)", None),
+        ("fedavgm(0.5)", "dither(num_bytes=100)", None),
+        ("fedavgm(0.5)", "dither(0.01)", None),
+        ("fedavgm(0.5)", "qsgd(2)", None),
+        ("fedavgm(0.0)", "dither(density=0.001)", None),
+        ("fedavg(2.0)", "dither(density=0.001)", None),
+    ],
+)
+def test_momentum_beside_large_noise_is_warned_of(algorithm, spec, said):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        warn_of_noise(parse_algorithm(algorithm), gw.parse(spec), 30_000)
+    assert [said in str(w.message) for w in found] == ([True] if said else [])

@@ -99,6 +99,12 @@ def test_what_is_gathered_wants_a_tau_of_its_own_size():
         (FedAvgM(server_momentum=0.9), "dense()", []),
         (FedAvgM(), "ef(topk(0.01))", []),
         (FedAvg(), "ef(topk(0.01))", []),
+        (FedAvg(), "dither(density=0.001)", []),
+        (FedAvgM(server_momentum=0.5), "dither(density=0.001)", ["rounding noise of dither(density=0.001)"]),
+        (FedAvgM(server_momentum=0.5), "momentum(dither(num_bytes=20), 0.8)", ["noise of dither(num_bytes=20)"]),
+        (FedAvgM(server_momentum=0.5), "dither(density=0.004)", []),
+        (FedAvgM(server_momentum=0.5), "dither(num_bytes=30)", []),
+        (FedAdam(), "dither(density=0.001)", []),
         (
             DifferentialPrivacyServerSideFixedClipping(FedAdam(), 1.0, 1.0, 2),
             "topk(0.01)",
@@ -109,6 +115,6 @@ def test_what_is_gathered_wants_a_tau_of_its_own_size():
 )
 def test_what_is_said_of_it(inner, spec, said):
     """Of strategies that others wrap, too."""
-    warnings = warnings_of(inner, gw.parse(spec))
+    warnings = warnings_of(inner, gw.parse(spec), 10_000)
     assert len(warnings) == len(said)
     assert all(part in warning for part, warning in zip(said, warnings, strict=True))

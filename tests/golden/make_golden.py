@@ -30,7 +30,7 @@ from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402
 
 V1 = HERE / "v1"
 SUPPORTS = ["none", "every", "golomb", "bitmap", "seeded", "known", "runs", "entropy", "segments", "cyclic", "dithered"]
-SUPPORTS += ["context"]
+SUPPORTS += ["context", "fielded"]
 KINDS = ["float32", "float16", "bfloat16", "centred", "levels", "low_rank", "affine", "grouped", "multiples"]
 CODERS = ["packed", "huffman", "ans", "rle", "context"]
 
@@ -319,12 +319,42 @@ def dithered():
         numbers = [f32(n * step) for n in counts]
         add(f"support-dithered-{name}", forge.container(d, part, round=round_), [(10, 8)], d, indices, numbers,
             round=round_)  # fmt: skip
+    fielded(rng)
     counts = [1, -(2**24), 7, -1, 300, 1, 1]
     part = b"\1" + forge.multiples(counts, f32(2.0**-149))
     numbers = [f32(n * 2.0**-149) for n in counts]
     add("values-multiples", forge.container(7, part), [(1, 8)], 7, range(7), numbers)
     part = b"\1" + forge.multiples([1, -1, -1], 0.75)
     add("values-multiples-signs", forge.container(3, part), [(1, 8)], 3, range(3), [0.75, -0.75, -0.75])
+
+
+def fielded(rng):
+    """A downlink blob with a field, and payloads that lean on it."""
+    shapes = [(60, 12), (7, 7), (200, 31), (1, 1), (132, 1)]
+    levels = [rng.randint(-6, 6) for n, c in shapes for _ in range(-(-n // c) + c if n > c else 1)]
+    levels[0], levels[5], levels[-1] = 31, -31, 20
+    data, digest, said = forge.field_of(shapes, levels)
+    zeros = forge.container(400, b"\0" + data, flags=forge.DOWNLINK | forge.FIELD, round=8, sum_weights=2.5)
+    add("field", zeros, [(0, None)], 400, [], [], round=8, sum_weights=2.5)
+    two = forge.varint(390) + b"\0", forge.varint(10) + b"\1" + plain([float(i) for i in range(10)]) + data
+    blob = forge.container(400, *two, flags=forge.DOWNLINK | forge.FIELD, sum_weights=1.0)
+    add("field-behind-parts", blob, [(0, None), (1, 0)], 400, range(390, 400), [float(i) for i in range(10)],
+        sum_weights=1.0)  # fmt: skip
+    for name, level, round_, client, golden, mean in (
+        ("client", 52, 9, 7, False, 0.03),
+        ("golden", 56, 10, 0, True, 0.1),
+        ("listed", 30, 2**40, 1, False, 0.1),
+        ("high", 127, 9, 2, False, 40.0),
+    ):
+        drawn = forge.thresholds(400, 5, round_, client, golden)
+        scaled = [rng.expovariate(1 / mean) * 2 ** ((min(max(level + x, 0), 127) - level) / 2) for x in said]
+        counts = [int(a) + (t < (a - int(a)) * 2**32) for a, t in zip(scaled, drawn, strict=True)]
+        found = [(i, n if rng.random() < 0.5 else -n) for i, n in enumerate(counts) if n]
+        indices, counts = [i for i, _ in found], [n for _, n in found]
+        step = f32(rng.expovariate(1))
+        part = forge.dithered(400, indices, level, 5, round_, client, golden, (digest, said))
+        add(f"support-fielded-{name}", forge.container(400, part + forge.multiples(counts, step), round=round_),
+            [(12, 8)], 400, indices, [f32(n * step) for n in counts], "field.blob", round=round_)  # fmt: skip
 
 
 def contexts():

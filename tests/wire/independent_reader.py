@@ -8,6 +8,8 @@ from itertools import accumulate, pairwise
 
 FIRES = [23593, 22938, 22282, 21627, 20644, 19333, 18022, 16712, 15401, 13435, 11633, 9994]
 FIRES += [7209, 5472, 3670, 2556, 1573, 885, 469, 229, 111, 46, 15]
+FIELDED = [31800, 31600, 31400, 31000, 30600, 30000, 29300, 28200, 25500, 23000, 19500, 14500]
+FIELDED += [9900, 6050, 2950, 1050, 240, 50, 14]
 
 
 class RangeCode:
@@ -239,13 +241,35 @@ class Reader:
             found[next(words) * d >> 64] = None
         return sorted({*range(d if k > d // 2 else 0)} ^ {*list(found)[: min(k, d - k)]})
 
-    def dithered(self, length, round_):
+    def levels(self, d):
+        """Section 18: a field's hash, and what it says of each of its coordinates."""
+        shapes, said, at = [], [], 0
+        for _ in range(self.varint(1)):
+            shapes.append((self.varint(1, d - sum(n for n, _ in shapes)), self.varint(1)))
+            assert shapes[-1][1] <= shapes[-1][0], "columns"
+        sizes = [-(-n // c) + c if n > c else 1 for n, c in shapes]
+        unit, width = self.varint(1, 31), self.varint(1, min(sum(sizes), 65536))
+        contexts = Contexts(self.take(self.varint()), 31 // unit)
+        contexts.stretch(sum(sizes), width)
+        contexts.code.end()
+        levels = [unit * x for x in contexts.integers]
+        for size, (n, c) in zip(sizes, shapes, strict=True):
+            said += [levels[at + i // c] + (levels[at + size - c + i % c] if n > c else 0) for i in range(n)]
+            at += size
+        text = b"".join(struct.pack("<QQ", n, c) for n, c in shapes) + bytes(x % 256 for x in levels)
+        return hashlib.sha256(text).hexdigest()[:8], said
+
+    def dithered(self, length, round_, field=None):
         k, head, seed, client = self.varint(1, length), self.field(8), self.varint(), self.varint()
+        named, said = (None, [0] * length) if field is None else field
+        assert field is None or self.take(4).hex() == named, "not that field"
+        assert len(said) == length, "a field of other coordinates"
         level, golden, apart = head % 128, head > 127, self.varint(0, k)
         listed = self.golomb(apart, length) if apart else []
         code, words = RangeCode(self.take(self.varint())), []
         made = self.words(seed, [0, 0, 0 if golden else round_, client], b"thresholds")
-        out, counts = [], [[32768 - n, n] for n in FIRES]
+        fires = FIELDED if field else FIRES
+        out, counts, reach = [], [[32768 - n, n] for n in fires], len(fires) - 13
         for i in range(length):
             words += [next(made)] if i % 2**32 == 0 else []
             x = (i * 0x9E3779B1 + words[-1]) % 2**32
@@ -253,11 +277,10 @@ class Reader:
             x = (x ^ x >> 15) * 0x846CA68B % 2**32
             x = ((x ^ x >> 16) + golden * round_ * 0x9E3779B9) % 2**32
             e = x.bit_length()
-            octave = 2 * e + (x << 32 - e >= 3037000500) - level
-            assert octave > 10 or i not in listed, "a candidate is listed"
-            out += (
-                [i] if (octave > 10 and i in listed) or (octave <= 10 and code.bit(counts[max(0, octave + 12)])) else []
-            )
+            octave = 2 * e + (x << 32 - e >= 3037000500) - clip(level + said[i], 127)
+            assert octave > reach or i not in listed, "a candidate is listed"
+            if i in listed if octave > reach else code.bit(counts[max(0, octave + 12)]):
+                out.append(i)
         code.end()
         assert len(out) == k, "count"
         return out
@@ -276,7 +299,7 @@ class Reader:
         assert max(out) == largest, "largest"
         return out
 
-    def support(self, codec, length, round_, reference):
+    def support(self, codec, length, round_, reference, field=None):
         if codec in (0, 1, 9):
             k = self.varint(1, length) if codec == 9 else length * codec
             return sorted((round_ * k + j) % length for j in range(k))
@@ -284,8 +307,9 @@ class Reader:
             return self.golomb(self.varint(1, length), length)
         if codec == 3:
             return [i for i, bit in enumerate(self.fields(length, 1)) if bit]
-        if codec == 10:
-            return self.dithered(length, round_)
+        if codec in (10, 12):
+            assert codec == 10 or field, "no field"
+            return self.dithered(length, round_, field if codec == 12 else None)
         if codec == 4:
             return self.seeded(length, self.varint(1, length), self.varint(), [0, 0, round_, self.varint()])
         if codec == 5:
@@ -388,12 +412,13 @@ def context_part(source, length):
     return indices, list(struct.unpack(f"<{len(numbers)}f", struct.pack(f"<{len(numbers)}f", *numbers)))
 
 
-def read_container(blob, reference=None):
-    """(header, indices, values), values in the order of the indices; ``reference`` is a list of d floats."""
+def read_container(blob, reference=None, field=None):
+    """(header, indices, values), values in the order of the indices; ``reference`` is a list of d floats, ``field`` is
+    what a header with one has under that name."""
     assert blob[:3] + blob[-4:] == b"GW\x01" + struct.pack("<I", zlib.crc32(blob[:-4])), "no container"
     source, all_indices, all_values, start = Reader(blob[:-4]), [], [], 0
     flags = source.take(4)[3]
-    assert flags < 32, "flags"
+    assert flags < (64 if flags & 1 else 32), "flags"
     header = {name: source.varint() for name in ("d", "round", "sequence")} | {"layout": source.take(4).hex()}
     header["reference"] = source.take(8).hex() if flags & 2 else None
     header["sum_weights"] = struct.unpack("<d", source.take(8))[0] if flags & 1 else None
@@ -405,12 +430,14 @@ def read_container(blob, reference=None):
             indices, numbers = context_part(source, length)
             all_values += numbers
         else:
-            indices = source.support(codec, length, header["round"], (reference or [])[start : start + length])
+            indices = source.support(codec, length, header["round"], (reference or [])[start : start + length], field)
             all_values += source.values(source.field(4), source.field(4), indices) if indices else []
         all_indices += [start + i for i in indices]
         start += length
+    if flags & 32:
+        header["field"] = source.levels(header["d"])
     padding = source.take(len(source.data) - source.at // 8)
-    assert (start, bool(padding), any(padding)) == (header["d"], flags > 15, False), "parts do not fit, or left over"
+    assert (start, bool(padding), any(padding)) == (header["d"], flags & 16 > 0, False), "parts, or left over"
     return header, all_indices, all_values
 
 

@@ -42,12 +42,16 @@ def hex_bits(numbers) -> list[str]:
 
 
 @cache
-def reference_of(name: str) -> np.ndarray | None:
+def reference_of(name: str) -> gw.Reference | None:
+    """The vector that a downlink blob gives, and the field in it."""
     other = EXPECTED[name]["reference_file"]
-    return gw.decompress(gw.decode(read(other))) if other else None
+    if not other:
+        return None
+    payload = gw.decode(read(other))
+    return gw.Reference.beside(payload.shipped_field, gw.Reference.of(payload), payload.d)
 
 
-def content_of(payload: gw.Payload, reference: np.ndarray | None) -> tuple[list[int], list[str]]:
+def content_of(payload: gw.Payload, reference: gw.Reference | None) -> tuple[list[int], list[str]]:
     from gradwire.compressors.compressor import resolve
 
     indices, bits, start = [], [], 0

@@ -18,12 +18,14 @@ from gradwire.checks import LARGEST
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
+from gradwire.fields import Field
 from gradwire.journal import Journal
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.named import Named
-from gradwire.payload import Every, Known, Part, Payload
+from gradwire.payload import Every, Fielded, Known, Part, Payload
 from gradwire.rng import Key
+from gradwire.wire.dithering import read_beside
 
 __all__ = [
     "LARGEST_UPDATE",
@@ -89,6 +91,7 @@ class Round:
         largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
         occupied: where a vector is not zero, of use where the update is that very array; or None.
+        held_field: levels of rows and columns that both ends hold, of use to what ``uses_field``; or None.
 
     Example:
         >>> import gradwire as gw
@@ -110,6 +113,7 @@ class Round:
     num_workers: int = 1
     largest: tuple[NDArray[np.int64], Vector] | None = None
     occupied: Occupied | None = None
+    held_field: Field | None = None
 
     def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
         """Return this round with other ``largest``."""
@@ -188,6 +192,11 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     def uses_reference(self) -> bool:
         """Whether ``Round.reference`` is read."""
         return False
+
+    @property
+    def uses_field(self) -> bool:
+        """Whether ``Round.held_field`` is read, here or inside."""
+        return any(inner.uses_field for inner in self.inside)
 
     @property
     def needs_mean(self) -> bool:
@@ -351,7 +360,7 @@ def _is_one(value: object) -> TypeGuard[Compressor]:
 
 
 def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
-    """Find what a payload's known supports stand for.
+    """Find what a payload's known and fielded supports stand for.
 
     Args:
         payload: from ``compress`` or ``decode``.
@@ -365,15 +374,16 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
         ProtocolError: when the reference has another length than the payload.
         StaleReference: when a reference is needed and not given.
     """
+    parts = _beside_field(payload, reference)
     if payload.reference_digest is None:
-        return list(payload.parts)
+        return parts
     if reference is None:
         raise StaleReference(f"the payload leans on reference {payload.reference_digest.hex()}, none given")
     if (held := as_reference(reference)).d != payload.d:
         raise ProtocolError(f"reference must have shape ({payload.d},), got ({held.d},)")
-    parts: list[Part] = []
+    found: list[Part] = []
     start = 0
-    for part in payload.parts:
+    for part in parts:
         support = part.support
         if isinstance(support, Known) and support.known is None:
             known = held.largest(start, part.length, support.count)
@@ -382,9 +392,18 @@ def resolve(payload: Payload, reference: Vector | Reference | None) -> list[Part
             if (ops.find(known, support.extra) >= 0).any():
                 raise Malformed("support names a coordinate that the reference gives already")
             part = Part(Known(part.length, support.count, support.extra, known), part.values)
-        parts.append(part)
+        found.append(part)
         start += part.length
-    return parts
+    return found
+
+
+def _beside_field(payload: Payload, reference: Vector | Reference | None) -> list[Part]:
+    """The parts, those that were coded beside a field read with what the reference has of one."""
+    field = reference.held_field if isinstance(reference, Reference) else None
+    return [
+        Part(read_beside(part.support, field), part.values) if isinstance(part.support, Fielded) else part
+        for part in payload.parts
+    ]
 
 
 def accumulate(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -14,14 +15,18 @@ from gradwire.compressors.compressor import Compressor, Round, State, Vector
 from gradwire.compressors.guarantee import Guarantee, Unbiased, Unknown
 from gradwire.compressors.pipeline import pruned
 from gradwire.errors import ConfigError, UpdateError
+from gradwire.fields import Field
 from gradwire.kernels import ops
 from gradwire.kernels.fires_reference import LARGEST_COUNT, LEVELS, half_octave
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import THRESHOLDS_PURPOSE, Dithered, Every, Explicit, Floats, Multiples, Part, Payload
+from gradwire.payload import THRESHOLDS_PURPOSE, Dithered, Every, Explicit, Fielded, Floats, Multiples, Part, Payload
 from gradwire.wire import encode
-from gradwire.wire.dithering import thresholds_of
+from gradwire.wire.dithering import beside_field, encode_dithered, encode_fielded, thresholds_of
 
-__all__ = ["dither"]
+__all__ = ["NOISY_BITS", "dither", "noisy_dither"]
+
+NOISY_BITS = 0.02
+"""Bits a parameter below which a server's momentum makes the noise of rounding grow, in experiments without end."""
 
 _LARGE = 1 << 20  # parameters from which time counts more than the last bytes
 _NARROWER = (4, 2)  # half octaves that are not coded then, where few fires are in them
@@ -51,6 +56,9 @@ class dither(Compressor):
         golden: a coordinate's threshold is not new each round, but moves on by 0.618... of the whole, so that those of
             a few rounds are spread evenly: what one round rounds down the next ones round up. Over all seeds an update
             is then still right on average; but whoever knows the past of a coordinate knows its next threshold.
+        field: lean on how large numbers have been in each row and column of a matrix, where the server has shipped that
+            and it saves bytes: ``Server`` ships it, now and then, once not having it has cost as much as sending it. A
+            client that does not have it sends the same numbers without.
 
     Raises:
         ConfigError: on a value outside these, or more than one of step, num_bytes and density.
@@ -70,10 +78,11 @@ class dither(Compressor):
         of 2^-32 steps. No number is more than 2^23 steps: where one would be, the step is larger.
     """
 
-    step: float | None = field(default=None, metadata={"positional": True})
+    step: float | None = dataclasses.field(default=None, metadata={"positional": True})
     num_bytes: int | None = None
     density: float | None = None
     golden: bool = False
+    field: bool = False
 
     summary: ClassVar[str] = "random rounding to one step; thresholds both ends know make it cheap to code"
     citation: ClassVar[str] = "after Ziv 1985 and Zamir and Feder 1992; UVeQFed, arXiv:2006.03262"
@@ -91,11 +100,17 @@ class dither(Compressor):
             object.__setattr__(self, "density", check_density(self.density))
         object.__setattr__(self, "num_bytes", check_bytes(self.num_bytes))
         check_flag("golden", self.golden)
+        check_flag("field", self.field)
 
     @property
     def checks_update(self) -> bool:
         """Whether ``compress`` refuses what is not finite: yes, in the pass that finds the mean magnitude."""
         return True
+
+    @property
+    def uses_field(self) -> bool:
+        """Whether the field is leant on, where there is one."""
+        return self.field
 
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
@@ -142,6 +157,8 @@ class dither(Compressor):
         layout = state.layout
         d = layout.num_parameters
         parts = [_part(update[:d], round, mean, step, self.golden)]
+        if self.field and isinstance(support := parts[0].support, Dithered):
+            parts[0] = Part(_shorter(support, round.held_field), parts[0].values)
         if d < layout.d:
             statistics = update[d:]
             parts.append(pruned(Part(Every(statistics.size), Floats(statistics.copy()))))
@@ -153,6 +170,24 @@ class dither(Compressor):
             layout_digest=layout.digest,
             sum_weights=round.sum_weights,
         )
+
+
+def noisy_dither(compressor: Compressor, d: int | None = None) -> dither | None:
+    """Find a dither of fewer than ``NOISY_BITS`` bits a parameter, itself or inside.
+
+    Args:
+        compressor: any.
+        d: number of parameters; None where it is not known, and numbers of bytes say nothing then.
+
+    Returns:
+        The first one; None where there is none.
+    """
+    if isinstance(compressor, dither):
+        bits = None if compressor.density is None else _BITS_A_FIRE * compressor.density
+        if compressor.num_bytes is not None and d:
+            bits = 8 * compressor.num_bytes / d
+        return compressor if bits is not None and bits < NOISY_BITS else None
+    return next((found for inner in compressor.inside if (found := noisy_dither(inner, d))), None)
 
 
 def _as_float32(step: float) -> np.float32:
@@ -184,6 +219,14 @@ def _part(values: Vector, round: Round, mean: float, step: float, golden: bool) 
             level -= narrower
             break
     return Part(Dithered(values.size, found[0], key, level, golden), multiples)
+
+
+def _shorter(support: Dithered, field: Field | None) -> Dithered | Fielded:
+    """The support as it is, or coded beside a field, whichever takes fewer bytes."""
+    if field is None or field.length != support.length:
+        return support
+    beside = beside_field(support, field)
+    return beside if len(encode_fielded(beside)) < len(encode_dithered(support)) else support
 
 
 def _fitting(payload: Callable[[float], Payload], total: float, least: float, num_bytes: int) -> Payload:

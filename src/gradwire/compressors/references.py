@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradwire.fields import Field
 from gradwire.kernels import ops
 from gradwire.payload import Every, Payload
 
@@ -26,6 +27,7 @@ class Reference:
         d: its length.
         numbers: (k,) float32; (d,) where all coordinates are listed.
         indices: (k,) int64 increasing, or None where all coordinates are listed.
+        held_field: levels of rows and columns that a payload leans on, or None.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -38,6 +40,7 @@ class Reference:
     d: int
     numbers: NDArray[np.float32]
     indices: NDArray[np.int64] | None = None
+    held_field: Field | None = None
     _selected: dict[tuple[int, int, int], NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -57,6 +60,24 @@ class Reference:
         starts = np.cumsum([0, *(part.length for part in payload.parts)])
         indices = [start + p.support.indices for start, p in zip(starts, payload.parts, strict=False)]
         return cls(payload.d, joined, np.concatenate(indices))
+
+    @classmethod
+    def beside(cls, field: Field | None, reference: Reference | None, d: int) -> Reference | None:
+        """Join what a payload leans on.
+
+        Args:
+            field: the field, or None.
+            reference: the reference, or None.
+            d: length of the update.
+
+        Returns:
+            Both, zeros standing for the vector where there is none; None where there is nothing to lean on.
+        """
+        if field is None:
+            return reference
+        if reference is None:
+            return cls(d, np.empty(0, np.float32), np.empty(0, np.int64), field)
+        return cls(d, reference.numbers, reference.indices, field)
 
     def largest(self, start: int, length: int, k: int) -> NDArray[np.int64]:
         """Select the k entries of largest magnitude of a stretch, never zeros; ties go to the lower index.

@@ -14,9 +14,11 @@ from gradwire.aggregation.aggregator import check_weight
 from gradwire.checks import check_bytes, check_integer
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
 from gradwire.compressors.references import Reference
+from gradwire.ends.fields import check_field, read_field, saved_field
 from gradwire.errors import ConfigError, ProtocolError, StateError
+from gradwire.fields import Field
 from gradwire.layout import Layout, as_update
-from gradwire.payload import Payload
+from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode, encode
@@ -35,6 +37,7 @@ class _Pending:
     sequence: int
     blobs: tuple[bytes, ...]
     held: _Held | None
+    field: Field | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class _Standing:
     state: State
     pending: tuple[_Pending, ...] = ()
     reference: _Held | None = None
+    field: Field | None = None
     synced: int = 0
     round: int = 0
     sequence: int = 0
@@ -184,10 +188,14 @@ class Client:
             payload, after = self._compress(update, weight, round, num_bytes, state)
             blobs = write(payload)
             leans_on = None if payload.reference_digest is None else before.reference
+            fielded = any(isinstance(part.support, Fielded) for part in payload.parts)
             self._standing = replace(
                 before,
                 state=State(self.layout, after.memory),
-                pending=(*before.pending, _Pending(before.sequence, blobs, leans_on)),
+                pending=(
+                    *before.pending,
+                    _Pending(before.sequence, blobs, leans_on, before.field if fielded else None),
+                ),
                 sequence=before.sequence + 1,
                 round=max(before.round, payload.round),
             )
@@ -216,6 +224,7 @@ class Client:
             num_bytes=num_bytes,
             num_rounds=self.num_rounds,
             sequence=self.sequence,
+            held_field=standing.field,
         )
         return self.compressor.compress(vector, state, agreed)
 
@@ -251,10 +260,12 @@ class Client:
             raise ProtocolError(
                 f"blob is of round {payload.round}, which ended before; expected {standing.synced} or later"
             )
+        shipped = check_field(payload.shipped_field, self.layout) if self.compressor.uses_field else None
         applied = decompress(payload)
         state, pending = self._settled(delivered)
         held, next_round = self._hold(bytes(blob), payload), payload.round + 1
-        self._standing = _Standing(state, pending, held, next_round, next_round, standing.sequence)
+        field = standing.field if shipped is None else shipped
+        self._standing = _Standing(state, pending, held, field, next_round, next_round, standing.sequence)
         return applied
 
     def settle(self, delivered: Delivered | Mapping[int, Delivered]) -> None:
@@ -325,7 +336,8 @@ class Client:
             fate = fates.get(sent.sequence, True)
             for number, blob in enumerate(sent.blobs):
                 if not (number in fate if isinstance(fate, Set) else fate):
-                    reference = None if sent.held is None else sent.held.reference
+                    leant_on = None if sent.held is None else sent.held.reference
+                    reference = Reference.beside(sent.field, leant_on, self.layout.d)
                     state = self.compressor.restore(decode(blob), state, reference)
         return state, tuple(p for p in standing.pending if p.sequence not in fates)
 
@@ -340,8 +352,8 @@ class Client:
         Returns:
             ``format``, ``spec``, ``layout`` (hash), ``client_id``, ``seed``, ``num_rounds``, ``round``, ``sequence``,
             ``residual`` ((d,) float32 as of now, or None without error feedback), ``pending`` (blobs as uint8 arrays
-            with their sequence), ``reference`` (the last downlink blob, or None) and ``scheme`` (the compressor's
-            other memory).
+            with their sequence), ``reference`` (the last downlink blob, or None), ``field`` (the last
+            one shipped, or None) and ``scheme`` (the compressor's other memory).
         """
         standing = self._standing
         memory = copy_memory(standing.state.memory)
@@ -360,10 +372,12 @@ class Client:
                     "sequence": p.sequence,
                     "blobs": [np.frombuffer(b, np.uint8).copy() for b in p.blobs],
                     "reference": None if p.held is None else p.held.saved(),
+                    "field": saved_field(p.field),
                 }
                 for p in standing.pending
             ],
             "reference": None if standing.reference is None else standing.reference.saved(),
+            "field": saved_field(standing.field),
             "scheme": memory,
         }
         return to_saved(state)
@@ -391,6 +405,7 @@ class Client:
                 blob = to_bytes(state["reference"])
                 payload = decode(blob)
                 reference, synced = self._hold(blob, payload), payload.round + 1
+            field = read_field(state["field"], self.layout)
             pending = tuple(self._read_pending(p, reference) for p in state["pending"])
             sequences = [p.sequence for p in pending]
             if sequences != sorted(set(sequences)):
@@ -400,7 +415,7 @@ class Client:
             round_index = check_integer("round", state["round"], 0, 2**63 - 1)
             sequence = check_integer("sequence", state["sequence"], 0, 2**63 - 1)
         self.seed, self.num_rounds = seed, num_rounds
-        self._standing = _Standing(State(self.layout, memory), pending, reference, synced, round_index, sequence)
+        self._standing = _Standing(State(self.layout, memory), pending, reference, field, synced, round_index, sequence)
 
     def _read_pending(self, saved: Mapping[str, Any], current: _Held | None) -> _Pending:
         """Read a pending payload of a state; what it leans on is mostly the current reference."""
@@ -411,7 +426,8 @@ class Client:
         blobs = tuple(map(to_bytes, saved["blobs"]))
         for blob in blobs:
             decode(blob)
-        return _Pending(check_integer("sequence", saved["sequence"], 0, 2**63 - 1), blobs, held)
+        sequence = check_integer("sequence", saved["sequence"], 0, 2**63 - 1)
+        return _Pending(sequence, blobs, held, read_field(saved["field"], self.layout))
 
 
 def _check_num_rounds(value: Any) -> int | None:

@@ -17,15 +17,17 @@ from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
 from gradwire.ends.client import reference_digest
 from gradwire.ends.counted import Counted
+from gradwire.ends.fields import HELD, read_field, saved_field
 from gradwire.ends.locking import Lock, locked
 from gradwire.ends.pieces import Pieces
 from gradwire.errors import ConfigError, Duplicate, Forgotten, ProtocolError, StaleReference
+from gradwire.fields import Field
 from gradwire.journal import Journal
 from gradwire.layout import Layout
-from gradwire.payload import Payload
+from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_state, from_saved, reading_state, to_bytes, to_saved
-from gradwire.wire import Limits, decode
+from gradwire.wire import Limits, decode, encode
 from gradwire.wire.packets import most_packets
 
 __all__ = ["Clipped", "Inbox"]
@@ -129,6 +131,9 @@ class Inbox:
         self._began: _Known | None = None
         self._references: dict[bytes, bytes] = {}
         self._decoded: tuple[bytes, Reference] | None = None
+        self._fields: dict[bytes, Field] = {}
+        # of the open round, the payload that came last, whole, where a field may make the next ones shorter
+        self._sample: Payload | None = None
 
     def _new_aggregator(self) -> Aggregator:
         if self.compressor.mirrored and self.num_clients is not None:
@@ -156,7 +161,7 @@ class Inbox:
             Forgotten: on one of a round that is over for good, when it is not known any more whether it was counted.
                 The eight newest payloads of a client are always known: one that asks before it has made more than that
                 many always learns the truth, however late.
-            StaleReference: on one that leans on a reference not held here any more.
+            StaleReference: on one that leans on a reference or field not held here any more.
             ProtocolError: on another layout, a round that is closed or not open yet, more payloads of a client than a
                 round may have, a coordinate that comes twice, or a downlink blob; by a region also on what comes
                 between ``forward`` and ``end_round``. It was not counted; what is refused as too old or as one too many
@@ -213,6 +218,8 @@ class Inbox:
             journal.append(self._accepted, name)
             journal.put(self._arrived, name, set())
         packet = None if payload.packet is None else payload.packet[0]
+        if packet is None and self.compressor.uses_field:
+            self._sample = payload
         if packet is not None:
             journal.note(partial(self._arrived[name].discard, packet))
             self._arrived[name].add(packet)
@@ -226,8 +233,8 @@ class Inbox:
             journal.note(partial(self._pieces.__setitem__, name, self._pieces[name]))
             del self._pieces[name]
 
-    def _follow(self, blob: bytes) -> None:
-        """Go into the round after the one a server's blob closed, which may now be leant on.
+    def _follow(self, blob: bytes, shipped: Field | None) -> None:
+        """Go into the round after the one a server's blob closed, which may now be leant on, and its field.
 
         What there was is left as it is: whoever kept it can go back to it.
         """
@@ -243,7 +250,9 @@ class Inbox:
         leant_on = self.compressor.uses_reference
         references = {**self._references, reference_digest(blob): blob} if leant_on else {}
         self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
-        self._accepted, self._arrived, self._clipped = [], {}, []
+        fields = self._fields if shipped is None else {**self._fields, shipped.digest: shipped}
+        self._fields = dict(list(fields.items())[-HELD:])
+        self._accepted, self._arrived, self._clipped, self._sample = [], {}, [], None
         self._pieces, self._senders = pieces, senders
         self._counted = {**self._counted, **counted}
         self._began = None
@@ -285,7 +294,7 @@ class Inbox:
             if self._began is not None:
                 self._pieces, self._senders, self._counted = self._began
             self._accepted, self._arrived, self._clipped, self._began = [], {}, [], None
-            self._aggregator, self._limited = self._new_aggregator(), False
+            self._aggregator, self._limited, self._sample = self._new_aggregator(), False, None
         except BaseException:
             vars(self).update(before)
             raise
@@ -357,17 +366,28 @@ class Inbox:
             )
 
     def reference_of(self, payload: Payload) -> Reference | None:
-        """Find the reference a payload leans on.
+        """Find what a payload leans on.
 
         Args:
             payload: of a client.
 
         Returns:
-            The reference; None where it leans on none.
+            The reference, and the field where it leans on one; None where it leans on nothing.
 
         Raises:
             StaleReference: when it is not held here any more.
         """
+        return Reference.beside(self._field_of(payload), self._vector_of(payload), self.layout.d)
+
+    def _field_of(self, payload: Payload) -> Field | None:
+        digests = {part.support.field_digest for part in payload.parts if isinstance(part.support, Fielded)}
+        for digest in digests - self._fields.keys():
+            raise StaleReference(f"payload leans on field {digest.hex()}, which is not held here")
+        if len(digests) > 1:
+            raise ProtocolError(f"payload leans on {len(digests)} fields, one at most is allowed")
+        return self._fields[digests.pop()] if digests else None
+
+    def _vector_of(self, payload: Payload) -> Reference | None:
         if payload.reference_digest is None:
             return None
         blob = self._references.get(payload.reference_digest)
@@ -392,6 +412,8 @@ class Inbox:
             **_state_of((self._pieces, self._senders, self._counted)),
             "began": None if self._began is None else _state_of(self._began),
             "references": [np.frombuffer(blob, np.uint8).copy() for blob in self._references.values()],
+            "fields": [saved_field(field) for field in self._fields.values()],
+            "sample": None if self._sample is None else np.frombuffer(encode(self._sample), np.uint8).copy(),
         }
         return to_saved(state)
 
@@ -415,12 +437,16 @@ class Inbox:
             blobs = [to_bytes(blob) for blob in state["references"]]
             for blob in blobs:
                 decode(blob)
+            fields = [read_field(saved, self.layout) for saved in state["fields"]]
+            sample = None if state["sample"] is None else decode(to_bytes(state["sample"]))
             seed, round_index = Key(state["seed"]).seed, check_integer("round", state["round"], 0, 2**63 - 1)
 
         def take_over() -> None:
             self._aggregator, self._accepted, self._arrived, self._clipped = aggregator, accepted, arrived, clipped
             (self._pieces, self._senders, self._counted), self._began = known, began
             self._references = {reference_digest(blob): blob for blob in blobs}
+            self._fields = {field.digest: field for field in fields if field is not None}
+            self._sample = sample
             self.seed, self.round, self._limited = seed, round_index, False
 
         return take_over

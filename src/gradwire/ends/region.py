@@ -13,6 +13,7 @@ from gradwire.compressors.feedback import ef
 from gradwire.compressors.sparsify import dense
 from gradwire.ends.client import Client, Delivered
 from gradwire.ends.comparing import check_mean
+from gradwire.ends.fields import check_field
 from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.ends.locking import locked
 from gradwire.ends.pieces import Pieces
@@ -21,6 +22,7 @@ from gradwire.layout import Layout
 from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.saved import reading_state
+from gradwire.wire import decode
 
 __all__ = ["Forwarded", "Region"]
 
@@ -177,10 +179,11 @@ class Region(Inbox):
             raise ProtocolError(
                 f"round {self.round} holds {self._aggregator.num_received} payloads: forward them first"
             )
+        shipped = check_field(decode(blob).shipped_field, self.layout) if self.compressor.uses_field else None
         before, standing = dict(vars(self)), self._up._standing
         try:
             applied = self._up.end_round(blob, delivered)
-            self._follow(bytes(blob))
+            self._follow(bytes(blob), shipped)
             self.round, self._forwarded, self._first = self._up.round, False, self._up.sequence
         except BaseException:  # an interrupt or no memory, too
             vars(self).update(before)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -13,9 +13,11 @@ from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Occupied, Round, State, Vector, decompress
 from gradwire.compressors.sparsify import dense
 from gradwire.ends.comparing import check_mean
+from gradwire.ends.fields import Estimate
 from gradwire.ends.inbox import Clipped, Inbox
 from gradwire.ends.locking import locked
 from gradwire.errors import ConfigError, StateError
+from gradwire.fields import Field
 from gradwire.kernels import ops
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Floats, Payload
@@ -94,7 +96,8 @@ class Server(Inbox):
         aggregator: what adds payloads up, made from the layout: ``Aggregator``, a weighted mean, when None.
         max_norm: the longest a payload may be, in the Euclidean norm of its entries, all its packets together; longer
             ones are scaled down to it, and ``result.clipped`` says so. None for any length.
-        num_rounds: rounds of the whole run, for a ``downlink`` with a schedule, or None.
+        num_rounds: rounds of the whole run, for a ``downlink`` with a schedule and to tell whether a field still pays;
+            or None.
         payloads_per_round: how many payloads of one client and round are counted, the first ones that come; None for
             any number, as asynchronous clients need it, who send again before a round ends.
 
@@ -143,6 +146,7 @@ class Server(Inbox):
         self.step = step
         self.num_rounds = None if num_rounds is None else check_integer("num_rounds", num_rounds, 1)
         self._downlink_state = downlink.init(layout)
+        self._estimate = Estimate.of(layout) if compressor.uses_field else None
 
     @locked
     def close_round(self) -> Result:
@@ -160,9 +164,9 @@ class Server(Inbox):
         undo_step = self.step.undo_point() if isinstance(self.step, ServerStep) else None
         state = self._downlink_state.attempt()
         try:
-            result, after = self._closed(state)
+            result, after, shipped = self._closed(state)
             self._downlink_state = State(self.layout, after.memory)
-            self._follow(result.blob)
+            self._follow(result.blob, shipped)
             self.round += 1
         except BaseException:  # an interrupt or no memory, too
             vars(self).update(before)
@@ -172,8 +176,8 @@ class Server(Inbox):
             raise
         return result
 
-    def _closed(self, state: State) -> tuple[Result, State]:
-        """What closing the round comes to, and the downlink's next state."""
+    def _closed(self, state: State) -> tuple[Result, State, Field | None]:
+        """What closing the round comes to, the downlink's next state, and the field that is shipped."""
         update = delta = self._aggregator.mean()
         if self.step is not None:
             delta = as_update(self.step(update.copy()), self.layout.d, what="what step gives", layout=self.layout)
@@ -187,7 +191,8 @@ class Server(Inbox):
             occupied=occupied,
         )
         payload, state = self.downlink.compress(delta, state, agreed)
-        blob = encode(payload)
+        shipped = self._learn(update)
+        blob = encode(payload if shipped is None else replace(payload, shipped_field=shipped))
         result = Result(
             update=update,
             applied=update if delta is update and _is(payload, occupied) else decompress(payload),
@@ -199,7 +204,18 @@ class Server(Inbox):
             round=self.round,
             clipped=tuple(self._clipped),
         )
-        return result, state
+        return result, state, shipped
+
+    def _learn(self, update: Vector) -> Field | None:
+        """Take in what the round says of rows and columns; return the field to ship, where it pays."""
+        if self._estimate is None:
+            return None
+        sample = self._sample
+        reference = None if sample is None else self.reference_of(sample)
+        left = None if self.num_rounds is None else max(0, self.num_rounds - self.round - 1)
+        num_received = self._aggregator.num_received
+        self._estimate, field = self._estimate.after(update, sample, reference, num_received, left)
+        return field
 
     def _set_limits(self) -> None:
         room = self.downlink.largest_update(self._downlink_state)
@@ -214,11 +230,19 @@ class Server(Inbox):
         Returns:
             ``format``, ``spec``, ``downlink``, ``layout``, ``seed``, ``round``, the open round's ``sum`` ((d,) float32,
             weighted and not divided; for ``ef21`` of all mirrors, with ``num_clients``), ``sum_weights``,
-            ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory and
-            the past ``references``. The step's own state is the caller's.
+            ``num_received``, ``accepted``, what was ``counted`` of each client, the downlink's ``scheme`` memory,
+            the past ``references`` and ``fields``, and the ``estimate`` that fields are made of. The step's own state
+            is the caller's.
         """
         memory = copy_memory(self._downlink_state.memory)
-        return to_saved(super().state_dict() | {"downlink": str(self.downlink), "scheme": memory})
+        return to_saved(
+            super().state_dict()
+            | {
+                "downlink": str(self.downlink),
+                "scheme": memory,
+                "estimate": None if self._estimate is None else self._estimate.saved(),
+            }
+        )
 
     @locked
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -238,8 +262,10 @@ class Server(Inbox):
         with reading_state():
             memory = copy_memory(state["scheme"])
             check_memory(memory, self.downlink.init(self.layout).memory, self.layout.num_parameters)
+            estimate = None if self._estimate is None else self._estimate.read(state["estimate"])
         take_over()
         self._downlink_state = State(self.layout, memory)
+        self._estimate = estimate
 
 
 def _is(payload: Payload, occupied: Occupied) -> bool:

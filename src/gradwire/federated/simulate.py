@@ -23,6 +23,7 @@ from gradwire.federated.rounds.federation import Federation
 from gradwire.federated.rounds.saving import load_federation, save_federation
 from gradwire.federated.rounds.stopwatch import Stopwatch
 from gradwire.federated.rounds.synchronous import synchronous_round
+from gradwire.federated.together import warn_of_noise
 from gradwire.layout import Layout
 from gradwire.saved import reading_state, saved_integer, saved_number
 
@@ -162,6 +163,7 @@ class Simulation:
         self.label = str(compressor) if label is None else label
         self.federation = Federation(experiment, compressor, task, seed, batched, folder)
         self.totals = Totals()
+        warn_of_noise(self.federation.algorithm, compressor, self.layout.num_parameters)
         self._events = AsynchronousRounds(self.federation) if self.federation.algorithm.asynchronous else None
 
     @property

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
+from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.dithering import NOISY_BITS, noisy_dither
 from gradwire.errors import ConfigError
-from gradwire.federated.algorithms import parse_algorithm
+from gradwire.federated.algorithms import fedavgm, parse_algorithm
+from gradwire.federated.algorithms.algorithm import Algorithm
 from gradwire.federated.settings import Settings
 
-__all__ = ["NEEDS", "check_needs", "check_together"]
+__all__ = ["NEEDS", "check_needs", "check_together", "warn_of_noise"]
 
 _LOSSES = ("packet_loss", "packet_duplication", "packet_reordering", "disconnection")
 
@@ -103,3 +107,24 @@ def check_together(made: Settings, source: str) -> None:
     reason = next((text for wrong, text in refused if wrong), None)
     if reason is not None:
         raise ConfigError(f"{source}: {reason}")
+
+
+def warn_of_noise(algorithm: Algorithm, compressor: Compressor, d: int) -> None:
+    """Warn where a server's momentum would multiply rounding noise that is large already.
+
+    Args:
+        algorithm: the run's.
+        compressor: its method.
+        d: number of parameters.
+    """
+    found = noisy_dither(compressor, d)
+    if found is None or not isinstance(algorithm, fedavgm) or not algorithm.momentum:
+        return
+    gain = algorithm.server_learning_rate / (1 - algorithm.momentum)
+    if gain > 1:
+        warnings.warn(
+            f"{algorithm} multiplies the rounding noise of {found} by {gain:g}, and below {NOISY_BITS:g} bits a "
+            "parameter that may grow until training is lost: take 0.02 to 0.04 bits, as dither(density=0.004) to "
+            "dither(density=0.008), or a server_learning_rate of at most 1 - momentum",
+            stacklevel=3,
+        )

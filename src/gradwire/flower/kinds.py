@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import (
 )
 
 from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.dithering import NOISY_BITS, noisy_dither
 from gradwire.compressors.papers.regtopk import regtopk
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import dense, topk
@@ -101,12 +102,13 @@ def check_asynchronous(inner: Strategy, spec: Compressor) -> None:
         raise ConfigError(f"{spec} compares what it sent with the clients' mean, and late payloads are not averaged")
 
 
-def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
+def warnings_of(inner: Strategy, spec: Compressor, d: int | None = None) -> list[str]:
     """Say what works and not as well as one might think.
 
     Args:
         inner: the strategy.
         spec: what compresses the way up.
+        d: number of parameters, where it is known.
 
     Returns:
         A line for each.
@@ -117,6 +119,13 @@ def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
         said.append(f"{name} has a start of its own, which is not run: CompressedStrategy's is")
     if not takes_mean(inner):
         said.append(f"{name} looks at each reply, which is made dense for it: that takes a model's memory a client")
+    noisy, momentum = noisy_dither(spec, d), _momentum(inner, "server_momentum")
+    if noisy is not None and momentum:
+        said.append(
+            f"{name} has a momentum of {momentum:g}, which multiplies the rounding noise of {noisy}: below "
+            f"{NOISY_BITS:g} bits a parameter that may grow until training is lost; take 0.02 to 0.04 bits, as "
+            "dither(density=0.004) to dither(density=0.008), or no momentum"
+        )
     sparse = any(isinstance(part, Sparsifier) and not isinstance(part, dense) for part in _parts(spec))
     if not sparse:
         return said
@@ -126,7 +135,7 @@ def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
             "meanwhile is divided away, and training is slower than without compression; take a tau of about the root "
             "mean square of a round's mean, and eta some ten times that: 0.01 and 0.1 in docs/flower.md"
         )
-    if momentum := _momentum(inner):
+    if momentum := _momentum(inner, "beta_1", "server_momentum"):
         said.append(
             f"{name} has a momentum of {momentum:g}: what {spec} sends comes late already, and momentum spreads it "
             "over the rounds after; without it (beta_1=0, server_momentum=0) training is faster"
@@ -134,9 +143,8 @@ def warnings_of(inner: Strategy, spec: Compressor) -> list[str]:
     return said
 
 
-def _momentum(inner: Strategy) -> float:
+def _momentum(inner: Strategy, *names: str) -> float:
     """What a strategy, or one that it wraps, keeps of its last step; 0 for nothing."""
-    names = ("beta_1", "server_momentum")
     found = (getattr(strategy, name, None) for strategy in _chain(inner) for name in names)
     return next((float(value) for value in found if value), 0.0)
 

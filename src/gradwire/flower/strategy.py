@@ -435,7 +435,7 @@ class CompressedStrategy(Strategy):
         model = conversation.model
         sample = (Key(self.seed, purpose="sample").words(model.layout.d) / 2**63 - 1).astype(np.float32)
         blob = Client(self.spec, model.layout, seed=self.seed, num_rounds=self._num_rounds).compress(sample)
-        for warning in warnings_of(self.inner, self.spec):
+        for warning in warnings_of(self.inner, self.spec, model.layout.num_parameters):
             _log.warning("gradwire: %s", warning)
         _log.info(
             "gradwire: conversation %r: %s up, some %d bytes a client and round in place of %d; %s down; %d parameters",

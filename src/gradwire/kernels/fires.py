@@ -44,7 +44,21 @@ from gradwire.kernels.range_coder import (
 )
 from gradwire.kernels.range_reference import COUNT
 
-__all__ = ["decode_fires", "encode_fires", "outside", "round_known", "sum_magnitudes"]
+__all__ = [
+    "chances_of",
+    "decode_fires",
+    "emit_thresholds",
+    "encode_fires",
+    "finish_stream",
+    "half_octave_of",
+    "outside",
+    "round_known",
+    "start_reading_stream",
+    "start_stream",
+    "stream_ended",
+    "sum_magnitudes",
+    "threshold_at",
+]
 
 U, W = np.uint64, np.uint32
 _0, _1, _16, _COUNT = U(0), U(1), U(16), U(COUNT)
@@ -78,7 +92,7 @@ def _all(builder: Any, value: Any, vector: Any) -> Any:
     return builder.shuffle_vector(first, nothing, ir.Constant(_LANES, [0] * BLOCK))
 
 
-def _emit_thresholds(builder: Any, start: Any, low: Any, high: Any, offset: Any) -> Any:
+def emit_thresholds(builder: Any, start: Any, low: Any, high: Any, offset: Any) -> Any:
     """The thresholds of the 64 coordinates from ``start`` on; see ``fires_reference.thresholds``."""
     first = builder.add(builder.mul(start, ir.Constant(_LANE, _GOLDEN)), low)
     steps = ir.Constant(_LANES, [_GOLDEN * i & _LOW_WORD for i in range(BLOCK)])
@@ -93,7 +107,7 @@ def _emit_thresholds(builder: Any, start: Any, low: Any, high: Any, offset: Any)
 
 
 def _emit_low(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    found = _emit_thresholds(builder, *args[:4])
+    found = emit_thresholds(builder, *args[:4])
     return builder.bitcast(builder.icmp_unsigned("<=", found, _all(builder, args[4], _LANES)), _MASK)
 
 
@@ -110,7 +124,7 @@ def _emit_perhaps(context: Any, builder: Any, signature: Any, args: Any) -> Any:
     data = context.make_array(signature.args[0])(context, builder, bits).data
     values = builder.load(builder.bitcast(builder.gep(data, [at]), _LANES.as_pointer()), align=4)
     magnitudes = builder.bitcast(builder.and_(values, _constant(_SIGNLESS)), _REALS)
-    found = builder.lshr(_emit_thresholds(builder, *rest), _constant(8))
+    found = builder.lshr(emit_thresholds(builder, *rest), _constant(8))
     reached = builder.fmul(magnitudes, _all(builder, scale, _REALS))
     return builder.bitcast(builder.fcmp_ordered(">", reached, builder.sitofp(found, _REALS)), _MASK)
 
@@ -124,7 +138,7 @@ _perhaps: Any = intrinsic(_type_perhaps)
 
 
 @inline
-def _threshold(at: Scalar, low: Scalar, high: Scalar, offset: Scalar) -> Scalar:
+def threshold_at(at: Scalar, low: Scalar, high: Scalar, offset: Scalar) -> Scalar:
     """One threshold: uint32 in, uint32 out."""
     x = W(at * W(_GOLDEN) + low)
     x = W(x ^ (x >> W(16)))
@@ -247,7 +261,7 @@ def _round(
                 return -1, found
             whole = np.floor(scaled)
             rest = np.floor((scaled - whole) * _2_32)
-            count = np.int32(whole) + np.int32(np.float64(_threshold(W(i), low, high, offset)) < rest)
+            count = np.int32(whole) + np.int32(np.float64(threshold_at(W(i), low, high, offset)) < rest)
             if count:
                 places[found] = i
                 counts[found] = -count if values[i] < 0 else count
@@ -270,7 +284,7 @@ def _outside(indices: NDArray[np.int64], words: NDArray[np.uint64], offset: Scal
     for i in range(indices.size):
         at = U(indices[i])
         word = words[at >> U(_WORD_BITS)]
-        found[i] = _threshold(W(at), W(word), W(word >> U(_WORD_BITS)), offset) > last
+        found[i] = threshold_at(W(at), W(word), W(word >> U(_WORD_BITS)), offset) > last
 
 
 def _emit_bit_length(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -287,15 +301,21 @@ _bit_length: Any = intrinsic(_type_bit_length)
 
 
 @inline
-def _context(value: Scalar, level: Any) -> Any:
-    """The context of a threshold; see ``fires_reference.context_of``."""
+def half_octave_of(value: Scalar) -> Any:
+    """Return the half octave of a uint32, int64; see ``fires_reference.half_octave``."""
     e = U(_bit_length(value))
     upper = U(value) << (U(32) - e) >= _ROOT_TWO
-    return U(max(2 * np.int64(e) + np.int64(upper) - level + DEPTH, 0))
+    return 2 * np.int64(e) + np.int64(upper)
+
+
+@inline
+def _context(value: Scalar, level: Any) -> Any:
+    """The context of a threshold; see ``fires_reference.context_of``."""
+    return U(max(half_octave_of(value) - level + DEPTH, 0))
 
 
 @maker
-def _chances(ones: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> Any:
+def chances_of(ones: NDArray[np.uint64], zeros: NDArray[np.uint64]) -> Any:
     """The probabilities of all contexts: a division takes long, and is done before it is needed."""
     chances = np.empty(ones.size, np.uint64)
     for at in range(ones.size):
@@ -309,24 +329,25 @@ def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thr
     out = np.empty(4 * BLOCK + indices.size, np.uint8)
     while True:
         state, ones, zeros = new_state(), ONES.copy(), ZEROS.copy()
-        _start_writing(state)
+        start_stream(state)
         done = 0
         for start, stop, made_of in _stretches(length, which):
             done = int(_encode(start, stop, *made_of, last, level, indices, done, ones, zeros, state, out))
             if done < 0:
                 break
-        if done >= 0 and (size := _finish(state, out)):
+        if done >= 0 and (size := finish_stream(state, out)):
             return out[1:size]
         out = np.empty(2 * out.size, np.uint8)
 
 
 @kernel(types.void, _OUT_U64)
-def _start_writing(state: NDArray[np.uint64]) -> None:
+def start_stream(state: NDArray[np.uint64]) -> None:
+    """Begin to write a stream."""
     start_writing(state)
 
 
 @kernel(types.int64, _OUT_U64, _OUT_U8)
-def _finish(state: NDArray[np.uint64], out: Bytes) -> Any:
+def finish_stream(state: NDArray[np.uint64], out: Bytes) -> Any:
     """End a stream: its size; 0 where there is no room."""
     return np.int64(finish_writing(state, out)) if has_room(state, out, 1) else 0
 
@@ -352,7 +373,7 @@ def _encode(
 ) -> Any:
     """Write a stretch: how many of the indices are done, below 0 where there is no room."""
     following = indices[done] if done < indices.size else -1
-    span, least, chances = state[SPAN], state[LOW], _chances(ones, zeros)
+    span, least, chances = state[SPAN], state[LOW], chances_of(ones, zeros)
     for block in range(start, stop, BLOCK):
         mask = _low(W(block), low, high, offset, last)
         if stop - block < BLOCK:
@@ -362,7 +383,7 @@ def _encode(
         while mask != _0:
             i = block + np.int64(trailing_zeros(mask))
             mask &= mask - _1
-            at = _context(_threshold(W(i), low, high, offset), level)
+            at = _context(threshold_at(W(i), low, high, offset), level)
             bound = (span >> _16) * chances[at]
             if i == following:
                 span = bound
@@ -389,22 +410,24 @@ def decode_fires(
     data, last = plain(data, np.uint8), last_candidate(level)
     state, ones, zeros = new_state(), ONES.copy(), ZEROS.copy()
     indices = np.empty(num_fires, np.int64)
-    _start_reading(state, data)
+    start_reading_stream(state, data)
     done = 0
     for start, stop, made_of in _stretches(length, which):
         done = int(_decode(data, start, stop, *made_of, last, level, indices, done, ones, zeros, state))
         if done < 0:
             return None
-    return indices if done == num_fires and _ended(state, data) else None
+    return indices if done == num_fires and stream_ended(state, data) else None
 
 
 @kernel(types.void, _OUT_U64, _U8)
-def _start_reading(state: NDArray[np.uint64], data: Bytes) -> None:
+def start_reading_stream(state: NDArray[np.uint64], data: Bytes) -> None:
+    """Begin to read a stream."""
     start_reading(state, data)
 
 
 @kernel(types.boolean, _OUT_U64, _U8)
-def _ended(state: NDArray[np.uint64], data: Bytes) -> Any:
+def stream_ended(state: NDArray[np.uint64], data: Bytes) -> Any:
+    """Tell whether a stream ends where it must."""
     return ended(state, data)
 
 
@@ -428,7 +451,7 @@ def _decode(
     state: NDArray[np.uint64],
 ) -> Any:
     """Read a stretch: how many fires there are up to its end, below 0 where they are more than there is room for."""
-    span, code, chances = state[SPAN], state[CODE], _chances(ones, zeros)
+    span, code, chances = state[SPAN], state[CODE], chances_of(ones, zeros)
     for block in range(start, stop, BLOCK):
         mask = _low(W(block), low, high, offset, last)
         if stop - block < BLOCK:
@@ -436,7 +459,7 @@ def _decode(
         while mask != _0:
             i = block + np.int64(trailing_zeros(mask))
             mask &= mask - _1
-            at = _context(_threshold(W(i), low, high, offset), level)
+            at = _context(threshold_at(W(i), low, high, offset), level)
             bound = (span >> _16) * chances[at]
             if code < bound:
                 span = bound

@@ -29,14 +29,17 @@ __all__ = [
     "ONES",
     "REACH",
     "SUMMED",
+    "WEIGHT",
     "ZEROS",
     "Thresholds",
+    "chunks",
     "context_of",
     "decode_fires",
     "encode_fires",
     "first_of",
     "half_octave",
     "last_candidate",
+    "octaves_of",
     "outside",
     "round_known",
     "sum_magnitudes",
@@ -119,21 +122,27 @@ def first_of(octave: int) -> int:
     return -(-_ROOT_TWO >> (32 - e)) if upper else 1 << (e - 1)
 
 
-def last_candidate(level: int) -> int:
-    """Return the largest threshold that is coded at a level."""
-    octave = level + REACH + 1
+def last_candidate(level: int, reach: int = REACH) -> int:
+    """Return the largest threshold that is coded at a level, so many half octaves above it."""
+    octave = level + reach + 1
     return (1 << 32) - 1 if octave >= 66 else first_of(octave) - 1
+
+
+def octaves_of(values: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Return the half octaves of some integers."""
+    bounds = np.array([first_of(octave) for octave in range(2, 66)], np.uint64)
+    octaves = np.searchsorted(bounds, values.astype(np.uint64), side="right") + 1
+    octaves[values == 0] = 0
+    return octaves.astype(np.int64)
 
 
 def context_of(values: NDArray[np.uint32], level: int) -> NDArray[np.uint32]:
     """Return the contexts of some thresholds, none of which is above ``last_candidate(level)``."""
-    bounds = np.array([first_of(octave) for octave in range(2, 66)], np.uint64)
-    octaves = np.searchsorted(bounds, values.astype(np.uint64), side="right") + 1
-    octaves[values == 0] = 0
-    return np.maximum(octaves - level + DEPTH, 0).astype(np.uint32)
+    return np.maximum(octaves_of(values) - level + DEPTH, 0).astype(np.uint32)
 
 
-def _chunks(length: int) -> Iterator[tuple[int, int]]:
+def chunks(length: int) -> Iterator[tuple[int, int]]:
+    """Cut coordinates into ranges that are worked on at a time."""
     return ((start, min(start + _CHUNK, length)) for start in range(0, length, _CHUNK))
 
 
@@ -177,7 +186,7 @@ def round_known(
         None where that would be more than ``LARGEST_COUNT``.
     """
     places, counts = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    for start, stop in _chunks(values.size):
+    for start, stop in chunks(values.size):
         scaled = np.abs(values[start:stop]).astype(np.float64) / step
         if scaled.max() >= LARGEST_COUNT:
             return None
@@ -208,7 +217,7 @@ def outside(indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArra
 def _candidates(length: int, level: int, which: Thresholds) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
     """The coordinates that are coded, and their contexts."""
     places, contexts = [np.empty(0, np.int64)], [np.empty(0, np.uint32)]
-    for start, stop in _chunks(length):
+    for start, stop in chunks(length):
         here = thresholds(which, start, stop)
         found = np.flatnonzero(here <= last_candidate(level))
         places.append(start + found)

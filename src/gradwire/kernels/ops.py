@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
+from gradwire.fields import Field
 from gradwire.journal import Journal
-from gradwire.kernels import contexts_reference, fires_reference, models, range_reference, reference
+from gradwire.kernels import contexts_reference, fielded_reference, fires_reference, models, range_reference, reference
 from gradwire.kernels.fires_reference import Thresholds
 
 __all__ = [
@@ -198,14 +199,21 @@ def encode_bits(
 
 
 def decode_fires(
-    data: NDArray[np.uint8], length: int, num_fires: int, level: int, which: Thresholds
+    data: NDArray[np.uint8],
+    length: int,
+    num_fires: int,
+    level: int,
+    which: Thresholds,
+    field: Field | None = None,
 ) -> NDArray[np.int64] | None:
     """Read what ``encode_fires`` wrote."""
+    args = data, length, num_fires, level, which
     if _compiled(length, LOOP_FROM):
+        import gradwire.kernels.fielded as fielded
         import gradwire.kernels.fires as fires
 
-        return fires.decode_fires(data, length, num_fires, level, which)
-    return fires_reference.decode_fires(data, length, num_fires, level, which)
+        return fires.decode_fires(*args) if field is None else fielded.decode_fires(*args, field)
+    return fires_reference.decode_fires(*args) if field is None else fielded_reference.decode_fires(*args, field)
 
 
 def decode_levels(
@@ -230,13 +238,17 @@ def encode_levels(
     return contexts_reference.encode_levels(levels, lengths, columns, most)
 
 
-def encode_fires(length: int, indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.uint8]:
-    """Write which of the coordinates whose thresholds are small enough fire."""
+def encode_fires(
+    length: int, indices: NDArray[np.int64], level: int, which: Thresholds, field: Field | None = None
+) -> NDArray[np.uint8]:
+    """Write which of the coordinates whose thresholds are small enough fire, beside a field where one is given."""
+    args = length, indices, level, which
     if _compiled(length, LOOP_FROM):
+        import gradwire.kernels.fielded as fielded
         import gradwire.kernels.fires as fires
 
-        return fires.encode_fires(length, indices, level, which)
-    return fires_reference.encode_fires(length, indices, level, which)
+        return fires.encode_fires(*args) if field is None else fielded.encode_fires(*args, field)
+    return fires_reference.encode_fires(*args) if field is None else fielded_reference.encode_fires(*args, field)
 
 
 def decode_numbers(data: NDArray[np.uint8], num_numbers: int, largest: int) -> NDArray[np.uint32] | None:
@@ -399,12 +411,15 @@ def occupied(values: NDArray[np.float32], most: int) -> NDArray[np.int64] | None
     return reference.occupied(values, most)
 
 
-def outside(indices: NDArray[np.int64], level: int, which: Thresholds) -> NDArray[np.bool_]:
+def outside(indices: NDArray[np.int64], level: int, which: Thresholds, field: Field | None = None) -> NDArray[np.bool_]:
     """Tell which coordinates have thresholds above what ``encode_fires`` codes."""
     if _compiled(indices.size, LOOP_FROM):
+        import gradwire.kernels.fielded as fielded
         import gradwire.kernels.fires as fires
 
-        return fires.outside(indices, level, which)
+        return fires.outside(indices, level, which) if field is None else fielded.outside(indices, level, which, field)
+    if field is not None:
+        return fielded_reference.outside(indices, level, which, field)
     return fires_reference.outside(indices, level, which)
 
 

@@ -25,8 +25,9 @@ from gradwire.errors import (
     UnsupportedVersion,
 )
 from gradwire.kernels import threads
-from gradwire.payload import Dithered, Floats, Known, Part, Payload
+from gradwire.payload import Dithered, Fielded, Floats, Known, Part, Payload
 from gradwire.wire import contexts, index, values
+from gradwire.wire.fields import decode_field, encode_field
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
@@ -34,7 +35,7 @@ __all__ = ["decode", "encode", "inspect"]
 
 MAGIC = b"GW"
 VERSION = 1
-DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED = 1, 2, 4, 8, 16
+DOWNLINK, REFERENCE, SEVERAL_PARTS, PACKET, PADDED, FIELD = 1, 2, 4, 8, 16, 32
 LOOKED_AT = 512  # coordinates of dithered supports that a byte pays for, times ``Limits.max_expansion``
 
 
@@ -71,6 +72,7 @@ def encode(payload: Payload) -> bytes:
         | (REFERENCE if payload.reference_digest is not None else 0)
         | (SEVERAL_PARTS if several else 0)
         | (PACKET if payload.packet is not None else 0)
+        | (FIELD if payload.shipped_field is not None else 0)
     )
     out = bytearray(MAGIC)
     out += bytes([VERSION, flags])
@@ -87,13 +89,16 @@ def encode(payload: Payload) -> bytes:
     coded = covered = looked_at = 0
     for part in payload.parts:
         covered += part.length
-        looked_at = covered if isinstance(part.support, Dithered) else looked_at
+        looked_at = covered if isinstance(part.support, (Dithered, Fielded)) else looked_at
         if several:
             out += varint(part.length)
         for codec, data in _sections(part, payload.coder):
             out.append(codec)
             out += data
         coded += part.values.num_coded
+    if payload.shipped_field is not None:
+        out += encode_field(payload.shipped_field)
+        coded += payload.shipped_field.levels.size
     needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
     missing = needed - len(out)
     if missing > 0:
@@ -240,7 +245,7 @@ def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload
 def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes], int]:
     reader.take(3, "magic and version")
     flags = reader.byte("flags")
-    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS | PACKET | PADDED):
+    if flags & ~(DOWNLINK | REFERENCE | SEVERAL_PARTS | PACKET | PADDED | FIELD):
         raise Malformed(f"unknown flags {flags:#04x}")
     d = reader.varint("d")
     if d > limits.max_parameters:
@@ -264,6 +269,8 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
     num_parts = reader.varint("number of parts") if flags & SEVERAL_PARTS else 1
     if num_parts > limits.max_parts:
         raise LimitExceeded(f"parts must be at most {limits.max_parts}, got {num_parts}")
+    if flags & FIELD and not flags & DOWNLINK:
+        raise Malformed("a field needs a sum of weights: only a server ships it")
     if flags & SEVERAL_PARTS and num_parts < 2:
         raise Malformed(f"several parts announced, got {num_parts}")
     parts: list[Part] = []
@@ -282,13 +289,14 @@ def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Size
             raise LimitExceeded(f"{coded} entries out of {reader.size} bytes: at most {limits.max_expansion} a byte")
         parts.append(part)
         sizes.append(size)
+    shipped = decode_field(reader, d, coded, limits) if flags & FIELD else None
     if covered != d:
         raise Malformed(f"parts must cover {d} coordinates, got {covered}")
     if reference_digest is None and any(isinstance(part.support, Known) for part in parts):
         raise Malformed("a known support needs a reference hash")
     named = (layout_digest, reference_digest, sum_weights, packet)
     coder = "context" if any(size.support_name == index.NAMES[index.CONTEXT] for size in sizes) else "auto"
-    payload = Payload(d, tuple(parts), round_index, sequence, *named, coder)
+    payload = Payload(d, tuple(parts), round_index, sequence, *named, coder, shipped)
     return payload, sizes, flags
 
 
@@ -296,7 +304,7 @@ def _read_part(
     reader: Reader, start: int, length: int, covered: int, round_index: int, limits: Limits
 ) -> tuple[Part, _Sizes]:
     codec = reader.byte("support codec")
-    if codec == index.DITHERED and covered > LOOKED_AT * limits.max_expansion * reader.size:
+    if codec in (index.DITHERED, index.FIELDED) and covered > LOOKED_AT * limits.max_expansion * reader.size:
         raise LimitExceeded(
             f"{covered} thresholds out of {reader.size} bytes: at most {LOOKED_AT * limits.max_expansion} a byte"
         )

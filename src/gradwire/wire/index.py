@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from gradwire.errors import LimitExceeded, Malformed, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.kernels.scratch import borrow
-from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Dithered, Every, Explicit, Known, Seeded, Support
+from gradwire.payload import SUPPORT_PURPOSE, Cyclic, Dithered, Every, Explicit, Fielded, Known, Seeded, Support
 from gradwire.rng import Key
-from gradwire.wire.dithering import decode_dithered, encode_dithered
+from gradwire.wire.dithering import decode_dithered, decode_fielded, encode_dithered, encode_fielded
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
 from gradwire.wire.golomb import golomb_parameter, least_bits, read_golomb
 from gradwire.wire.limits import Limits
@@ -25,7 +25,7 @@ from gradwire.wire.segments import choose_segments
 
 __all__ = ["CONTEXT", "NAMES", "decode_support", "encode_support"]
 
-NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT = range(12)
+NONE, EVERY, GOLOMB, BITMAP, SEEDED, KNOWN, RUNS, ENTROPY, SEGMENTS, CYCLIC, DITHERED, CONTEXT, FIELDED = range(13)
 NAMES = {
     NONE: "none",
     EVERY: "every",
@@ -39,6 +39,7 @@ NAMES = {
     CYCLIC: "cyclic",
     DITHERED: "dithered",
     CONTEXT: "context",
+    FIELDED: "fielded",
 }
 _MAX_QUOTIENT = 255  # of the entropy code; larger ones are written apart
 _RARE = 1 / 1500  # quotients rarer than this together are written apart, which costs less than their frequencies
@@ -68,6 +69,8 @@ def encode_support(support: Support) -> tuple[int, bytes]:
         return CYCLIC, varint(support.count)
     if isinstance(support, Dithered):
         return DITHERED, encode_dithered(support)
+    if isinstance(support, Fielded):
+        return FIELDED, encode_fielded(support)
     cuts = support.cuts if isinstance(support, Explicit) else ()
     return _encode_explicit(support.length, support.indices, cuts)
 
@@ -260,10 +263,12 @@ def decode_support(codec: int, length: int, round: int, reader: Reader, limits: 
         return Cyclic(length, count, round)
     if codec == DITHERED:
         return decode_dithered(length, round, reader, limits)
+    if codec == FIELDED:
+        return decode_fielded(length, round, reader, limits)
     if codec == KNOWN:
         count = reader.varint("number of known indices", below=length + 1)
         inner = reader.byte("codec of extra indices")
-        if inner in (EVERY, SEEDED, KNOWN, CYCLIC, DITHERED, CONTEXT):
+        if inner in (EVERY, SEEDED, KNOWN, CYCLIC, DITHERED, CONTEXT, FIELDED):
             raise Malformed(f"extra indices cannot be coded as {NAMES[inner]}")
         extra = _decode_explicit(inner, length, reader, limits)
         return Known(length, count, extra.chosen)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError
-from gradwire.payload import Explicit, Floats, Known, Part, Payload
+from gradwire.payload import Explicit, Fielded, Floats, Known, Part, Payload
 from gradwire.wire import encode
+from gradwire.wire.dithering import read_beside
 
 __all__ = ["cut_packets", "most_packets"]
 
@@ -30,7 +31,8 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     of the entries inside a packet is that of their coordinates. The packets' entries are the payload's.
 
     Args:
-        payload: the indices of a seeded or known support then travel, so that no packet leans on a reference.
+        payload: the indices of a seeded or known support then travel, so that no packet leans on a reference; nor does
+            one lean on a field.
         mtu: most bytes of a packet, container included.
 
     Returns:
@@ -53,7 +55,9 @@ def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
 
 
 def _standing_alone(part: Part) -> Part:
-    """A part without a known support: its indices, in order, travel instead."""
+    """A part without a known or fielded support: its indices, in order, travel instead."""
+    if isinstance(part.support, Fielded):
+        return Part(read_beside(part.support, None), part.values)
     if not isinstance(part.support, Known):
         return part
     order = np.argsort(part.support.indices)

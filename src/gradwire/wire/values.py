@@ -18,6 +18,7 @@ from gradwire.kernels.fires_reference import LARGEST_COUNT
 from gradwire.payload import (
     Every,
     Factors,
+    Fielded,
     Floats,
     Grouped,
     Known,
@@ -241,8 +242,8 @@ def _decode_grid(kind: int, coder: int, support: Support, reader: Reader, limits
     num_symbols = _read_num_symbols(reader)
     block = reader.varint("scale block", below=2**48)
     num_scales = 1
-    if block and isinstance(support, Known):
-        raise Malformed("block scales cannot stand on a known support")
+    if block and isinstance(support, (Fielded, Known)):
+        raise Malformed("block scales cannot stand on a known or fielded support")
     if block:
         reader.need(4, "scales")
         num_scales = int(block_ranks(support, block)[-1]) + 1
