@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
@@ -137,6 +138,10 @@ class warmup(Compressor):
     def shares(self) -> Sharing:
         """The less shared of both."""
         return least_shared(self.compressor, self.first)
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell what the compressor whose turn it is says."""
+        return (self.first if self._is_first(round.index) else self.compressor).shared_support(layout, round)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the later compressor's memory, and the first one's under names that begin with ``first.``."""
