@@ -1,7 +1,7 @@
 """Lies in a secure sum: by a server that wants one client's numbers, by clients that want to spoil the sum.
 
-Messages that are tampered with, replayed, missing, of another session or step; shares that are changed, swapped or do not
-fit; a server that asks for both kinds of shares of one client, names too few neighbours, or gives out keys that lie.
+Messages that are tampered with, replayed, missing, of another session or step; shares that are changed, swapped or do
+not fit; a server that asks for both kinds of shares of one client, names too few neighbours, or hands out false keys.
 
 SecureClient and SecureServer must get a ProtocolError (Duplicate, TooFewClients) or DecodeError, and go on as before.
 """

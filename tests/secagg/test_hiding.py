@@ -41,9 +41,8 @@ def uniformity(integers: np.ndarray, width: int = TERMS.width) -> float:
     """The least chance of what a uniform draw would show at least: of all values together, and of every bit."""
     counts = np.bincount(integers >> max(0, width - 8), minlength=256)
     chances = [stats.chisquare(counts).pvalue, stats.chisquare(np.bincount(integers & 255, minlength=256)).pvalue]
-    for bit in range(width):
-        chances.append(stats.binomtest(int((integers >> bit & 1).sum()), integers.size).pvalue)
-    return min(chances)
+    ones = [int((integers >> bit & 1).sum()) for bit in range(width)]
+    return min(*chances, *(stats.binomtest(count, integers.size).pvalue for count in ones))
 
 
 EXTREMES = [np.full(D, 127), np.full(D, -127), np.zeros(D, int), np.where(np.arange(D) % 2, 127, -127)]

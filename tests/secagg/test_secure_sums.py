@@ -186,7 +186,7 @@ def test_what_cannot_be_summed_is_refused_and_the_client_goes_on(spec, message):
     with pytest.raises(gw.ConfigError, match="round 0, got round 5"):
         clients[0].mask(deliveries[0], late, SUPPORT)
     other = gw.Client(gw.fixed(8, 1.0), gw.Layout.flat(39)).compress(update[:39])
-    with pytest.raises(gw.ConfigError, match="layout|d = "):
+    with pytest.raises(gw.ConfigError, match=r"layout|d = "):
         clients[0].mask(deliveries[0], other, SUPPORT)
     for support in ([], [3, 2], [-1, 4], [0, 40], [0.5], np.zeros((2, 2), int)):
         with pytest.raises(gw.ConfigError, match="support must be"):

@@ -89,8 +89,8 @@ class Round:
         largest: the ``num_largest`` largest entries of the update, where whoever made the update found them on the
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
         occupied: where a vector is not zero, of use where the update is that very array; or None.
-        support: coordinates that a sparsifier sends instead of those it would choose, since all clients of the round send
-            them: (k,) int64 increasing, of the model's parameters; None where each chooses.
+        support: coordinates that a sparsifier sends instead of those it would choose, since all clients of the round
+            send them: (k,) int64 increasing, of the model's parameters; None where each chooses.
 
     Example:
         >>> import gradwire as gw
@@ -253,7 +253,7 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
 
         Example:
             >>> import gradwire as gw
-            >>> gw.parse("ef(cyclic(0.25) | fixed(8, 1.0))").shared_support(gw.Layout.flat(8), gw.Round(index=1)).tolist()
+            >>> gw.ef(gw.cyclic(0.25)).shared_support(gw.Layout.flat(8), gw.Round(index=1)).tolist()
             [2, 3]
         """
         return None

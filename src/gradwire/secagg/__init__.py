@@ -1,4 +1,4 @@
-"""Secure aggregation: the server learns the sum of what clients send on a support they share, and no client's part of it.
+"""Secure aggregation: the server learns the sum of what clients send on a support they share, and of none its part.
 
 ``SecureClient`` and ``SecureServer`` take messages in and give messages out, as ``gw.Client`` and ``gw.Server`` do;
 docs/security.md says what they hide and what not, docs/format.md what the messages look like.

@@ -1,4 +1,4 @@
-"""Who shares masks with whom: everybody with everybody, or each with a few, as in SecAgg+; and what a few are enough for."""
+"""Who shares masks with whom: all with all, or each with a few, as in SecAgg+; and for what a few are enough."""
 
 from __future__ import annotations
 
@@ -119,8 +119,8 @@ def least_neighbours(
             if bounds.exposed <= exposed:
                 return k, t
     raise ConfigError(
-        f"no number of neighbours below {n} keeps the chances at {exposed:.1e} and {lost:.1e} with {colluding} colluding "
-        f"and {dropping} dropping clients: leave num_neighbours out"
+        f"no number of neighbours below {n} keeps the chances at {exposed:.1e} and {lost:.1e} with {colluding} "
+        f"colluding and {dropping} dropping clients: leave num_neighbours out"
     )
 
 

@@ -174,7 +174,7 @@ def split(seed: bytes, threshold: int, num_shares: int) -> list[bytes]:
 
     Source: Shamir 1979, over GF(2^128), of pycryptodome.
     """
-    return [share for _, share in Shamir.split(threshold, num_shares, seed)]
+    return [share for _, share in Shamir.split(threshold, num_shares, seed, ssss=False)]
 
 
 def combine(shares: Mapping[int, bytes]) -> bytes:
@@ -183,7 +183,7 @@ def combine(shares: Mapping[int, bytes]) -> bytes:
     Args:
         shares: holder -> share, exactly as many as the threshold.
     """
-    return bytes(Shamir.combine(list(shares.items())))
+    return bytes(Shamir.combine(list(shares.items()), ssss=False))
 
 
 def _box(secret: bytes, context: bytes, sender: int, receiver: int) -> ChaCha20Poly1305:

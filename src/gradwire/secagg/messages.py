@@ -17,8 +17,8 @@ from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, SESSION_BY
 from gradwire.wire.reader import Reader, varint
 
 __all__ = [
-    "DIGEST_BYTES",
     "DELIVERIES",
+    "DIGEST_BYTES",
     "INVITATION",
     "KEYS",
     "MASKED",

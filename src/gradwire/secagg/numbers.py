@@ -21,9 +21,9 @@ from gradwire.wire import Limits, decode, encode
 
 __all__ = [
     "NUM_COUNTS",
+    "centred",
     "check_layout",
     "check_support",
-    "centred",
     "integers_of",
     "mean_blob",
     "pack",
@@ -101,7 +101,7 @@ def integers_of(
         if (outside := int((ops.find(support, sent) < 0).sum())) > 0:
             raise ConfigError(
                 f"part {number} has {outside} of {sent.size} numbers outside of the support that all clients share, "
-                "which would be lost: compress with randk(density, shared=True), cyclic(density), leader(density) or all"
+                "which would be lost: compress with randk(density, shared=True), cyclic(density) or leader(density)"
             )
     numbers = decompress(payload, reference)[support]
     step = np.float32(terms.grid.step)

@@ -56,9 +56,9 @@ class SecureServer:
     """The server's side of one secure sum: what clients send is passed on or added up, and seen by nobody.
 
     ``invitation`` goes to all; ``receive`` takes what they answer with. ``rosters``, ``deliveries``, ``survivors`` and
-    ``close_round`` each end a step: who has not answered by then has dropped out, which is for the host to decide. Where
-    fewer than ``Terms.threshold`` are left there is no sum, and this object is used up. Memory is that of one vector of
-    the support and of the clients' keys and shares.
+    ``close_round`` each end a step: who has not answered by then has dropped out, which is for the host to decide.
+    Where fewer than ``Terms.threshold`` are left there is no sum, and this object is used up. Memory is that of one
+    vector of the support and of the clients' keys and shares.
 
     Args:
         terms: what was agreed on with the clients.
@@ -94,7 +94,9 @@ class SecureServer:
         self._expected: int | None = messages.KEYS
         self._answered: dict[int, dict[int, bytes]] = {}
         self._published: dict[int, messages.Keys] = {}
+        self._known: set[bytes] = set()
         self._neighbours: dict[int, tuple[int, ...]] = {}
+        self._places: dict[int, dict[int, int]] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}
         self._delivered: dict[int, tuple[int, ...]] = {}
         self._support: Integers = np.empty(0, np.int64)
@@ -147,6 +149,8 @@ class SecureServer:
         """
         present = self._end_step(messages.KEYS, messages.SHARES)
         self._neighbours = draw_neighbours(present, self.terms.num_neighbours)
+        holders = {client: sorted((*others, client)) for client, others in self._neighbours.items()}
+        self._places = {client: {holder: i + 1 for i, holder in enumerate(held)} for client, held in holders.items()}
         return {
             client: messages.encode_roster(self.session, [(n, self._published[n]) for n in neighbours])
             for client, neighbours in self._neighbours.items()
@@ -268,12 +272,12 @@ class SecureServer:
         published = messages.open_message(message, messages.KEYS, most, self.session).keys()
         if len(self._published) == self.terms.num_clients:
             raise ProtocolError(f"there are {self.terms.num_clients} clients already, as many as the terms allow")
-        known = {key for other in self._published.values() for key in (other.cipher, other.mask)}
-        if published.cipher == published.mask or known & {published.cipher, published.mask}:
+        if published.cipher == published.mask or self._known & {published.cipher, published.mask}:
             raise ProtocolError(f"client {client_id} has a key that is there already")
         for key in (published.cipher, published.mask):
             keys.agree(keys.fresh_key(), key)  # of small order: refused before others are told
         self._published[client_id] = published
+        self._known |= {published.cipher, published.mask}
 
     def _take_shares(self, message: bytes, client_id: int) -> None:
         self._check_asked(client_id, self._neighbours)
@@ -302,5 +306,4 @@ class SecureServer:
         own, shares = opened.chosen(len(delivered), SEED_BYTES, SEED_BYTES)
         for owner, share in ((client_id, own), *zip(delivered, shares, strict=True)):
             if share is not None:
-                holders = sorted((*self._neighbours[owner], owner))
-                self._shares[owner][holders.index(client_id) + 1] = share
+                self._shares[owner][self._places[owner][client_id]] = share
