@@ -137,6 +137,7 @@ COMPRESSORS = [
     Row("regtopk(0.1)", density=0.1),
     Row("regtopk(0.1, mu=0.5, denominator='current', exponent=0.5, likelihood='gaussian') | uniform(8)", density=0.1),
     Row("cyclic(0.1)", scheduled=True, density=0.1),
+    Row("leader(0.1)", density=0.1),
     Row("cyclic(0.3) | uniform(4, scope=64)", scheduled=True, density=0.3),
     Row("ef21(topk(0.1))", density=0.1),
     Row("ef21(randk(0.2) | fp16())", keyed="client", density=0.2),

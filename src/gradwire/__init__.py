@@ -21,6 +21,7 @@ from gradwire.compressors.momentum import momentum
 from gradwire.compressors.natural import natural
 from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
+from gradwire.compressors.papers.leader import leader
 from gradwire.compressors.papers.regtopk import regtopk
 from gradwire.compressors.papers.tcs import tcs
 from gradwire.compressors.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
@@ -120,6 +121,7 @@ __all__ = [
     "fractional",
     "huffman",
     "inspect",
+    "leader",
     "load_state",
     "momentum",
     "momentum_correction",

@@ -296,7 +296,7 @@ class by_tensor(Compressor):
             ConfigError: where a seeded support would have to be cut; on a byte budget that cannot be met.
         """
         layout, round = state.layout, round or Round()
-        num_bytes, unbounded = round.num_bytes, replace(round, num_bytes=None)
+        num_bytes, unbounded = round.num_bytes, replace(round, num_bytes=None, support=None)
         adjustable = any(isinstance(s, Sparsifier) and s.adjustable for s in _stages(self.compressor))
         if num_bytes is None:
             return self._payload(update, layout, unbounded), state

@@ -8,14 +8,14 @@ from typing import TypeVar
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from gradwire.checks import check_integer
+from gradwire.checks import check_integer, check_support
 from gradwire.compressors.compressor import Vector
 from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, TooFewClients, UpdateError
 from gradwire.layout import Layout
 from gradwire.secagg import keys, messages
 from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES
-from gradwire.secagg.numbers import Integers, check_layout, check_support, integers_of, pack, support_digest
+from gradwire.secagg.numbers import Integers, check_layout, integers_of, pack, support_digest
 from gradwire.secagg.terms import Terms
 
 __all__ = ["SecureClient"]

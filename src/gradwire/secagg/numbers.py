@@ -23,7 +23,7 @@ __all__ = [
     "NUM_COUNTS",
     "centred",
     "check_layout",
-    "check_support",
+    "check_sum",
     "integers_of",
     "mean_blob",
     "pack",
@@ -46,17 +46,6 @@ def check_layout(layout: Any) -> Layout:
             "statistics: make it with buffers='skip'"
         )
     return layout
-
-
-def check_support(support: Any, d: int) -> Integers:
-    """Return the coordinates that all clients send, (k,) int64 increasing in [0, d), k >= 1; or raise ConfigError."""
-    found = np.asarray(support)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or not 0 < found.size <= d:
-        raise ConfigError(f"support must be 1 to {d} integers, got {found.dtype} {found.shape}")
-    found = found.astype(np.int64)
-    if found[0] < 0 or found[-1] >= d or not (np.diff(found) > 0).all():
-        raise ConfigError(f"support must be increasing coordinates in [0, {d})")
-    return found
 
 
 def support_digest(support: Integers) -> bytes:

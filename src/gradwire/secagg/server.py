@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.checks import check_integer
+from gradwire.checks import check_integer, check_support
 from gradwire.errors import ConfigError, Duplicate, Malformed, ProtocolError, TooFewClients
 from gradwire.kernels import ops
 from gradwire.layout import Layout
@@ -21,7 +21,6 @@ from gradwire.secagg.numbers import (
     centred,
     check_layout,
     check_sum,
-    check_support,
     mean_blob,
     support_digest,
 )
