@@ -83,7 +83,7 @@ def test_an_empty_model_zeros_and_running_statistics():
 def test_sums_that_are_none_are_refused(heard):
     run = gw.leader(0.1).phases(updates_of(1)[0], gw.leader(0.1).init(LAYOUT), gw.Round())
     next(run)
-    with pytest.raises(gw.UpdateError, match="sum over the workers|leader's coordinates"):
+    with pytest.raises(gw.UpdateError, match=r"sum over the workers|leader's coordinates"):
         run.send(heard)
 
 

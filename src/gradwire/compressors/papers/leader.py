@@ -55,8 +55,8 @@ class leader(Sparsifier):
 
     In ``phases`` the leader, drawn from the key that all workers share, tells its top k, and all send what they have
     there: no worker's support is its own, and sums have k entries, not up to k for each worker. Where a host carries
-    messages, ``Client.propose`` of the client that ``leader_of`` names gives the coordinates, and ``Client.compress(...,
-    support=...)`` of all clients sends those; without a support each client sends its own top k.
+    messages, ``Client.propose`` of the client that ``leader_of`` names gives the coordinates, and all clients take them
+    as ``support`` in ``Client.compress``; without a support each sends its own top k.
 
     With ``ef`` residuals of the workers grow alike, so that the largest entries of one are large at the others too.
 
