@@ -22,6 +22,7 @@ from benchmarks import (
     papers,
     pareto,
     results,
+    secagg,
     speed,
     wire,
 )
@@ -62,6 +63,7 @@ BENCHMARKS = {
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
     "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True),
+    "secagg": Benchmark(secagg.measure, secagg.PARTS, secagg.merge),
     "speed": Benchmark(speed.measure),
     "wire": Benchmark(wire.measure, wire.PARTS),
     **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},

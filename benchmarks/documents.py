@@ -21,6 +21,7 @@ from benchmarks import (
     papers,
     pareto,
     results,
+    secagg,
     speed,
     wire,
 )
@@ -57,6 +58,7 @@ DOCUMENTS = (
     Document(("methods",), methods.document),
     Document(("nnc",), nnc.document),
     Document(("pareto",), pareto.document),
+    Document(("secagg",), secagg.document),
     Document(("speed",), speed.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )

@@ -107,6 +107,7 @@ COMPRESSORS = [
     Row("dither(0.5)", keyed="client"),
     Row("fixed(2, 0.5)"),
     Row("fixed(16, 10.0)"),
+    Row("fixed(8, 1.0, stochastic=True)", keyed="client"),
     Row("fractional(1)"),
     Row("fractional(5)"),
     Row("fractional(16)"),
