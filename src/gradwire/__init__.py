@@ -23,6 +23,7 @@ from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
 from gradwire.compressors.papers.leader import leader
 from gradwire.compressors.papers.regtopk import regtopk
+from gradwire.compressors.papers.sketch import sketch
 from gradwire.compressors.papers.tcs import tcs
 from gradwire.compressors.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
 from gradwire.compressors.references import Reference
@@ -135,6 +136,7 @@ __all__ = [
     "rle",
     "save_state",
     "sign",
+    "sketch",
     "tcs",
     "ternary",
     "threshold",
