@@ -117,10 +117,14 @@ def by_messages() -> None:
 def by_server() -> None:
     """Ask for what would show one client's numbers."""
     play = Play().until(3)
-    session = play.server.session
+    session, tags = play.server.session, [play.asked[0][at : at + 16] for at in (22, 38, 54)]
 
     def survivors(*there: bool) -> bytes:
-        return messages.encode_chosen(messages.SURVIVORS, session, [b"" if x else None for x in there])
+        named = [tag if x else None for tag, x in zip(tags, there, strict=True)]
+        return messages.encode_chosen(messages.SURVIVORS, session, named)
+
+    wrong = messages.encode_chosen(messages.SURVIVORS, session, [tags[0], tags[0], bytes(16)])
+    refused("survivors that did not mask with it", lambda: play.answer(0, wrong), gw.TooFewClients)
 
     refused("a sum of one", lambda: play.answer(0, survivors(False, False, False)), gw.TooFewClients)
     refused("a sum of two", lambda: play.answer(0, survivors(True, False, False)), gw.TooFewClients)

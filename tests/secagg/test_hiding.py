@@ -17,7 +17,7 @@ LAYOUT, SUPPORT = gw.Layout.flat(D), np.arange(D)
 GRID = gw.fixed(8, 1.0)
 TERMS = Terms(4, 3, GRID)
 CHANCE = 1e-9
-BODY = slice(21 + 8, -4)
+BODY = slice(21 + 8, None)  # numbers, then tags
 
 
 def integers_in(message: bytes) -> np.ndarray:

@@ -181,7 +181,8 @@ def chosen(session: Session, kind: int, there: list[bytes | None]) -> bytes:
 def test_both_kinds_of_shares_of_one_client_are_refused():
     """First client 2 is in the sum, then it is not: one answer, and no second one."""
     session = Session(terms_of(3, 2)).until("reveal")
-    there, gone = (chosen(session, messages.SURVIVORS, [b"", second]) for second in (b"", None))
+    tags = [session.asked["reveal"][0][at : at + 16] for at in (22, 38)]
+    there, gone = (chosen(session, messages.SURVIVORS, [tags[0], second]) for second in (tags[1], None))
     session.clients[0].reveal(there)
     for question in (gone, there):
         with pytest.raises(gw.ProtocolError, match="used up, and answers each message once"):
@@ -193,6 +194,29 @@ def test_a_sum_of_too_few_is_refused_by_the_clients():
     with pytest.raises(gw.TooFewClients, match="needs 2 clients that hold its shares, itself among them, got 1"):
         session.clients[0].reveal(chosen(session, messages.SURVIVORS, [None, None]))
     session.clients[0].reveal(session.asked["reveal"][0])
+
+
+def revealed(answer: bytes) -> list[bytes | None]:
+    """What a client of three said of the other two."""
+    body = answer[21:-4]
+    shares = iter([body[at : at + 16] for at in range(17, len(body), 16)])
+    return [next(shares) if body[16] >> i & 1 else None for i in range(2)]
+
+
+def test_a_client_that_was_set_apart_is_not_unmasked():
+    """The server tells client 0 that 2 is gone, and 2 that 0 is there: with 1's key it would have 0's numbers."""
+    session = Session().until("mask")
+    apart = session.asked["mask"][0][22:70]
+    lie = chosen(session, messages.DELIVERIES, [apart, None])
+    masked = {0: session.clients[0].mask(lie, BLOBS[0], SUPPORT)} | {i: session.answer("mask", i) for i in (1, 2)}
+    tags = {i: [message[-4 - 16 * n :][:16] for n in (2, 1)] for i, message in masked.items() if i}
+    of_0 = masked[0][-20:-4]
+    with pytest.raises(gw.TooFewClients):  # 0 is there, 1 is not: 2 knows that 0 knew of others
+        session.clients[2].reveal(chosen(session, messages.SURVIVORS, [of_0, None]))
+    told = session.clients[2].reveal(chosen(session, messages.SURVIVORS, [of_0, tags[1][1]]))
+    assert [share is None for share in revealed(told)] == [True, False], "nothing of 0, whatever it is called"
+    told = session.clients[1].reveal(chosen(session, messages.SURVIVORS, [of_0, tags[2][1]]))
+    assert [share is None for share in revealed(told)] == [True, False]
 
 
 def test_deliveries_and_rosters_of_too_few_are_refused():
@@ -309,10 +333,10 @@ def test_nonsense_under_the_masks_is_noticed():
         session.server.receive(session.answer("mask", i), i)
     answer = session.answer("mask", 2)
     rng = np.random.default_rng(0)
-    body = rng.integers(0, 256, len(answer) - 21 - 8 - 4, np.uint8).tobytes()
+    body = rng.integers(0, 256, len(answer) - 21 - 8 - 4 - 2 * 16, np.uint8).tobytes()
     rest = (2 + SUPPORT.size) * TERMS.width % 8
     body = body[:-1] + bytes([body[-1] & ((1 << rest) - 1 if rest else 255)])
-    session.server.receive(sealed_again(answer[:29] + body + bytes(4)), 2)
+    session.server.receive(sealed_again(answer[:29] + body + answer[-36:]), 2)
     session.asked["reveal"] = session.server.survivors()
     for i in BLOBS:
         session.server.receive(session.answer("reveal", i), i)
@@ -370,7 +394,11 @@ def test_masked_numbers_by_the_page():
     masked = [sum(column) % modulus for column in zip(numbers, *masks, strict=True)]
     bits = sum(x << i * TERMS.width for i, x in enumerate(masked))
     body = bits.to_bytes(-(-count * TERMS.width // 8), "little")
-    assert message == sealed_again(b"GWS\1\6" + invitation[5:21] + support + body + bytes(4))
+    view, tags = hashlib.sha256(np.arange(3, dtype="<i8").tobytes()).digest()[:8], b""
+    for other in (1, 2):
+        agreed = joined.cipher.exchange(X25519PublicKey.from_public_bytes(session.sent["join"][other][21:53]))
+        tags += derived(agreed, context, b"view\0" + bytes([other]) + view)[:16]
+    assert message == sealed_again(b"GWS\1\6" + invitation[5:21] + support + body + tags + bytes(4))
     commitment = derived(joined.own_seed, context, b"commitment\0")[:16]
     assert session.sent["join"][0][85:101] == commitment
 

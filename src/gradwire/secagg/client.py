@@ -14,8 +14,8 @@ from gradwire.compressors.references import Reference
 from gradwire.errors import ConfigError, ProtocolError, TooFewClients, UpdateError
 from gradwire.layout import Layout
 from gradwire.secagg import keys, messages
-from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES
-from gradwire.secagg.numbers import Integers, check_layout, integers_of, pack, support_digest
+from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, TAG_BYTES
+from gradwire.secagg.numbers import Integers, check_layout, integers_of, pack, support_digest, view_of
 from gradwire.secagg.terms import Terms
 
 __all__ = ["SecureClient"]
@@ -49,11 +49,15 @@ class _Sharing:
 
 @dataclass(frozen=True)
 class _Masked:
-    """After the deliveries: of each neighbour that is still there both shares, None where they were unreadable."""
+    """After the deliveries: of each neighbour that is still there both shares, None where they were unreadable.
+
+    And the tag that it sends if it knows of the same clients.
+    """
 
     joined: _Joined
     own_share: bytes
     held: tuple[bytes | None, ...]
+    tags: tuple[bytes, ...]
 
 
 _Standing = _Joined | _Sharing | _Masked | None
@@ -97,8 +101,8 @@ class SecureClient:
         ((0, 1, 2), 0.76)
 
     Source: Bonawitz et al. 2017 (eprint 2017/281), Figure 4; Bell et al. 2020 (eprint 2020/704), for neighbours.
-    Deviations: no signatures and no consistency check: ``Terms.share_threshold`` above half of the holders does what
-        the check does where keys are authentic; masks depend on the coordinates they are for.
+    Deviations: no signatures; in the place of the consistency check a tag from each client to each neighbour, with the
+        masked numbers, says whom it knows of. Masks depend on the coordinates they are for.
     """
 
     def __init__(self, terms: Terms, layout: Layout, client_id: int) -> None:
@@ -226,6 +230,10 @@ class SecureClient:
         numbers = np.concatenate([counts, weight * integers]).astype(np.uint32)
         numbers += keys.self_mask(joined.own_seed, joined.context, self.client_id, digest, numbers.size)
         held: list[bytes | None] = []
+        sent: list[bytes] = []
+        expected: list[bytes] = []
+        present = [n for n, shares in zip(sharing.neighbours, sealed, strict=True) if shares is not None]
+        view = view_of([self.client_id, *present]) if terms.num_neighbours is None else b""
         for number, sealing, masking, shares in zip(
             sharing.neighbours, sharing.sealing, sharing.masking, sealed, strict=True
         ):
@@ -234,13 +242,16 @@ class SecureClient:
             held.append(keys.unseal(sealing, joined.context, number, self.client_id, shares))
             mask = keys.pair_mask(masking, joined.context, self.client_id, number, digest, numbers.size)
             numbers = numbers + mask if self.client_id < number else numbers - mask
-        self._standing = _Masked(joined, sharing.own_share, tuple(held))
-        return messages.encode_masked(joined.session, digest, pack(numbers, terms.width))
+            sent.append(keys.attest(sealing, joined.context, self.client_id, number, view))
+            expected.append(keys.attest(sealing, joined.context, number, self.client_id, view))
+        self._standing = _Masked(joined, sharing.own_share, tuple(held), tuple(expected))
+        return messages.encode_masked(joined.session, digest, pack(numbers, terms.width), sent)
 
     def reveal(self, survivors: bytes) -> bytes:
         """Answer the survivors: of each neighbour in the sum a share of its own mask, of each other one of its key.
 
-        Never both of one neighbour: this is answered once, and a neighbour is either in the sum or not.
+        Never both of one neighbour: this is answered once, and a neighbour is either in the sum or not. None of a
+        neighbour that did not mask with this client, or, where all are neighbours, knew of other clients than this one.
 
         Args:
             survivors: this client's of ``SecureServer.survivors``.
@@ -250,16 +261,18 @@ class SecureClient:
 
         Raises:
             DecodeError: on a damaged message.
-            TooFewClients: where too few neighbours are in the sum for the threshold.
+            TooFewClients: where too few neighbours are in the sum, and knew of the same clients, for the threshold.
             ProtocolError: on a message out of turn.
         """
         masked = self._in_turn(_Masked, "survivors")
-        opened = messages.open_message(survivors, messages.SURVIVORS, -(-len(masked.held) // 8), masked.joined.session)
-        _, there = opened.chosen(len(masked.held), 0)
-        self._check_enough(1 + sum(sign is not None for sign in there))
+        most = len(masked.held) * (TAG_BYTES + 1)
+        opened = messages.open_message(survivors, messages.SURVIVORS, most, masked.joined.session)
+        _, tags = opened.chosen(len(masked.held), TAG_BYTES)
+        fits = [tag is not None and keys.same(tag, own) for tag, own in zip(tags, masked.tags, strict=True)]
+        self._check_enough(1 + sum(fits))
         shares = [
-            None if both is None else both[:SEED_BYTES] if sign is not None else both[SEED_BYTES:]
-            for both, sign in zip(masked.held, there, strict=True)
+            both[SEED_BYTES:] if both and tag is None else both[:SEED_BYTES] if both and fit else None
+            for both, tag, fit in zip(masked.held, tags, fits, strict=True)
         ]
         self._standing, self._used_up = None, True
         return messages.encode_chosen(messages.REVEALS, masked.joined.session, shares, masked.own_share)

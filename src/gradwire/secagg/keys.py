@@ -30,7 +30,9 @@ __all__ = [
     "SEALED_BYTES",
     "SEED_BYTES",
     "SESSION_BYTES",
+    "TAG_BYTES",
     "agree",
+    "attest",
     "combine",
     "commit",
     "context_of",
@@ -49,6 +51,7 @@ __all__ = [
 SEED_BYTES = 16
 """Bytes of a secret that is shared, and of a share of it: elements of GF(2^128)."""
 KEY_BYTES = 32
+TAG_BYTES = 16
 SESSION_BYTES = 16
 SEALED_BYTES = 2 * SEED_BYTES + 16
 """Bytes of two shares, encrypted, with what shows that nobody changed them."""
@@ -102,6 +105,19 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
         return own.exchange(X25519PublicKey.from_public_bytes(other))
     except ValueError:
         raise ProtocolError("a public key is of small order: no secret can be agreed on with it") from None
+
+
+def attest(secret: bytes, context: bytes, sender: int, receiver: int, view: bytes) -> bytes:
+    """Return 16 bytes that tell the receiver whom the sender masked with, which nobody else could write.
+
+    Args:
+        secret: what ``agree`` gave the two clients.
+        context: the session's.
+        sender: who masked.
+        receiver: one of those it masked with.
+        view: digest of all clients it knows of, or nothing where each has neighbours of its own.
+    """
+    return _derive(secret, context, b"view" + varint(sender) + varint(receiver) + view)[:TAG_BYTES]
 
 
 def commit(seed: bytes, context: bytes, client: int) -> bytes:

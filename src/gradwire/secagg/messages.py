@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradwire.errors import BadChecksum, LimitExceeded, Malformed, ProtocolError, UnsupportedVersion
-from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, SESSION_BYTES
+from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, SESSION_BYTES, TAG_BYTES
 from gradwire.wire.reader import Reader, varint
 
 __all__ = [
@@ -103,9 +103,9 @@ def encode_chosen(kind: int, session: bytes, items: Sequence[bytes | None], firs
     return _write(kind, session, first + bits.to_bytes(-(-len(items) // 8), "little") + there)
 
 
-def encode_masked(session: bytes, support: bytes, packed: bytes) -> bytes:
-    """Write a client's masked numbers; ``Opened.masked`` reads them."""
-    return _write(MASKED, session, support + packed)
+def encode_masked(session: bytes, support: bytes, packed: bytes, tags: Iterable[bytes]) -> bytes:
+    """Write a client's masked numbers, and a tag for each neighbour it masked with; ``Opened.masked`` reads them."""
+    return _write(MASKED, session, support + packed + b"".join(tags))
 
 
 def kind_of(data: bytes) -> int:
@@ -215,11 +215,12 @@ class Opened:
         self._end()
         return before, found
 
-    def masked(self, num_bytes: int) -> tuple[bytes, bytes]:
-        """Read the digest of the support, and the packed numbers."""
+    def masked(self, num_bytes: int, num_tags: int) -> tuple[bytes, bytes, list[bytes]]:
+        """Read the digest of the support, the packed numbers, and the tags."""
         support, packed = self._take(DIGEST_BYTES, "support"), self._take(num_bytes, "numbers")
+        tags = [self._take(TAG_BYTES, "tag") for _ in range(num_tags)]
         self._end()
-        return support, packed
+        return support, packed, tags
 
     def _take(self, num_bytes: int, what: str) -> bytes:
         return bytes(self._reader.take(num_bytes, f"{self._name}: {what}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "mean_blob",
     "pack",
     "support_digest",
+    "view_of",
 ]
 
 NUM_COUNTS = 2
@@ -51,6 +53,11 @@ def check_layout(layout: Any) -> Layout:
 def support_digest(support: Integers) -> bytes:
     """Return eight bytes that name the coordinates."""
     return hashlib.sha256(support.astype("<i8").tobytes()).digest()[:8]
+
+
+def view_of(clients: Sequence[int]) -> bytes:
+    """Return eight bytes that name the clients one knows of."""
+    return hashlib.sha256(np.array(sorted(clients), "<i8").tobytes()).digest()[:8]
 
 
 def integers_of(

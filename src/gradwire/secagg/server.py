@@ -14,7 +14,7 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.secagg import keys, messages
 from gradwire.secagg.graph import draw_neighbours
-from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES
+from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, TAG_BYTES
 from gradwire.secagg.numbers import (
     NUM_COUNTS,
     Integers,
@@ -101,6 +101,7 @@ class SecureServer:
         self._support: Integers = np.empty(0, np.int64)
         self._digest = b""
         self._total: NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._tags: dict[int, dict[int, bytes]] = {}
         self._in_sum: tuple[int, ...] = ()
         self._shares: dict[int, dict[int, bytes]] = {}
 
@@ -192,14 +193,13 @@ class SecureServer:
             ProtocolError: out of turn.
         """
         self._in_sum = self._end_step(messages.MASKED, messages.REVEALS)
-        there = set(self._in_sum)
         self._shares = {client: {} for client in self._delivered}
-        return {
-            client: messages.encode_chosen(
-                messages.SURVIVORS, self.session, [b"" if n in there else None for n in self._delivered[client]]
-            )
-            for client in self._in_sum
-        }
+        out = {}
+        for client in self._in_sum:
+            tags = [self._tags[n][client] if n in self._tags else None for n in self._delivered[client]]
+            out[client] = messages.encode_chosen(messages.SURVIVORS, self.session, tags)
+        self._tags = {}
+        return out
 
     def close_round(self) -> SecureSum:
         """End the last step: take the masks off the sum.
@@ -288,14 +288,17 @@ class SecureServer:
         self._check_asked(client_id, self._delivered)
         count, width = self._total.size, self.terms.width
         num_bytes = -(-count * width // 8)
-        most = messages.DIGEST_BYTES + num_bytes
-        digest, packed = messages.open_message(message, messages.MASKED, most, self.session).masked(num_bytes)
+        neighbours = self._delivered[client_id]
+        most = messages.DIGEST_BYTES + num_bytes + len(neighbours) * TAG_BYTES
+        opened = messages.open_message(message, messages.MASKED, most, self.session)
+        digest, packed, tags = opened.masked(num_bytes, len(neighbours))
         if digest != self._digest:
             raise ProtocolError(f"client {client_id} has another support: {digest.hex()}, not {self._digest.hex()}")
         if count * width % 8 and packed[-1] >> count * width % 8:
             raise Malformed("masked numbers: unused bits of the last byte must be 0")
         numbers = ops.unpack(np.frombuffer(packed, np.uint8), count, width)
         self._total = self._total + numbers.astype(np.uint32)
+        self._tags[client_id] = dict(zip(neighbours, tags, strict=True))
 
     def _take_reveals(self, message: bytes, client_id: int) -> None:
         self._check_asked(client_id, self._in_sum)
