@@ -24,6 +24,7 @@ from benchmarks import (
     results,
     secagg,
     speed,
+    supports,
     wire,
 )
 from benchmarks.results import Found
@@ -65,6 +66,7 @@ BENCHMARKS = {
     "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True),
     "secagg": Benchmark(secagg.measure, secagg.PARTS, secagg.merge),
     "speed": Benchmark(speed.measure),
+    "supports": Benchmark(supports.measure, supports.PARTS, goes_on=True),
     "wire": Benchmark(wire.measure, wire.PARTS),
     **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},
 }

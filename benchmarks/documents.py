@@ -23,6 +23,7 @@ from benchmarks import (
     results,
     secagg,
     speed,
+    supports,
     wire,
 )
 from gradwire.reproduce.run import PAPERS
@@ -60,6 +61,7 @@ DOCUMENTS = (
     Document(("pareto",), pareto.document),
     Document(("secagg",), secagg.document),
     Document(("speed",), speed.document),
+    Document(("supports",), supports.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )
 

@@ -70,8 +70,11 @@ class sketch(Sparsifier):
         return min(d, self._num_kept(d) * self.block)
 
     def guarantee(self, d: int) -> Guarantee:
-        """Contractive(m / n), m of n blocks: those of largest energy have their share of it or more."""
-        return Contractive(self._num_kept(d) / -(-d // self.block) if d else 1.0)
+        """Contractive of 2/3 of the density, the worst that rounding the number of blocks can do; 1 where all are sent.
+
+        The longest m of n blocks hold m / n of the energy or more.
+        """
+        return Contractive(1.0 if d == 0 or self.density == 1 else self.density * 2 / 3)
 
     @property
     def summable(self) -> bool:
