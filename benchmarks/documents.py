@@ -23,7 +23,6 @@ from benchmarks import (
     results,
     secagg,
     speed,
-    supports,
     wire,
 )
 from gradwire.reproduce.run import PAPERS
@@ -61,7 +60,6 @@ DOCUMENTS = (
     Document(("pareto",), pareto.document),
     Document(("secagg",), secagg.document),
     Document(("speed",), speed.document),
-    Document(("supports",), supports.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )
 

@@ -97,8 +97,8 @@ class SecureClient:
         >>> for i, survivors in server.survivors().items():
         ...     server.receive(clients[i].reveal(survivors), i)
         >>> total = server.close_round()
-        >>> total.clients, (total.integers[0] * terms.grid.step).round(2)
-        ((0, 1, 2), 0.76)
+        >>> total.clients, total.integers[0].item()  # 0, 32 and 64 steps of 1 / 127
+        ((0, 1, 2), 96)
 
     Source: Bonawitz et al. 2017 (eprint 2017/281), Figure 4; Bell et al. 2020 (eprint 2020/704), for neighbours.
     Deviations: no signatures; in the place of the consistency check a tag from each client to each neighbour, with the
