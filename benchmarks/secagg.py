@@ -44,9 +44,9 @@ def merge(old: Found, new: Found) -> Found:
 
 
 def terms_of(num_clients: int) -> Terms:
-    """All are neighbours up to 100 clients; of more, as few as are enough."""
+    """All are neighbours below 100 clients; of more, as few as are enough."""
     threshold = 2 * num_clients // 3 + 1
-    if num_clients <= 100:
+    if num_clients < 100:
         return Terms(num_clients, threshold, gw.fixed(BITS, CLIP))
     neighbours, shares = least_neighbours(num_clients, round(COLLUDING * num_clients), round(DROPPING * num_clients))
     return Terms(num_clients, threshold, gw.fixed(BITS, CLIP), 1, neighbours, shares)
@@ -169,8 +169,8 @@ def document(found: Found) -> dict[str, str]:
     first = next(iter(found["rounds"].values()))
     text = [
         f"`{found['spec']}` of {found['d']:,} parameters, simulated clients in one process, a tenth of them lost with "
-        f"their shares dealt. Up to 100 clients all are neighbours, above as few as `least_neighbours` finds for "
-        f"{found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same payload "
+        f"their shares dealt. Below 100 clients all are neighbours, from there on as few as `least_neighbours` finds "
+        f"for {found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same payload "
         f"in clear ({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own "
         "quantization and arithmetic at its defaults and as many neighbours, numbers counted as 32-bit integers (its "
         f"mod sends 64-bit ones: {format_bytes(first['flower']['as_sent_bytes'])}), its keys and shares, too.",

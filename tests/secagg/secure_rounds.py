@@ -55,10 +55,11 @@ def play(
     heard: Heard | None = None,
     layout: gw.Layout = LAYOUT,
     support: np.ndarray = SUPPORT,
+    round: int = 0,
 ) -> SecureSum:
     """Play one session; client i answers ``steps[i]`` of the four steps, all where nothing is said."""
     steps = dict.fromkeys(blobs, STEPS) | (steps or {})
-    server = SecureServer(terms, layout)
+    server = SecureServer(terms, layout, round)
     clients = {i: SecureClient(terms, layout, i) for i in blobs}
 
     def answer(step: int, i: int, make) -> None:

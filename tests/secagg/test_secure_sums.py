@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from secure_rounds import LAYOUT, STEPS, SUPPORT, Heard, blobs_of, plain_sum, play, terms_of
 
 import gradwire as gw
+from gradwire.compressors.papers.leader import leader_of
 from gradwire.secagg import SecureClient, SecureServer, Terms
 
 
@@ -202,3 +203,39 @@ def test_a_layout_with_running_statistics_is_refused():
     for make in (lambda: SecureServer(terms_of(3), layout), lambda: SecureClient(terms_of(3), layout, 0)):
         with pytest.raises(gw.ConfigError, match="running statistics"):
             make()
+
+
+@pytest.mark.parametrize("chosen", ["leader", "votes", "randk"])
+def test_a_round_under_masks_is_that_in_clear(chosen):
+    """The same clients, once through a server that sees their payloads and once through a secure sum: the same mean.
+
+    The support comes from the round's leader, from the blocks that most clients would send, or from the key.
+    """
+    layout, rng, grid = gw.Layout.flat(60), np.random.default_rng(1), gw.fixed(8, 2.0)
+    spec = {"leader": gw.leader(0.2), "votes": gw.sketch(0.2, block=4), "randk": gw.randk(0.2, shared=True)}[chosen]
+    sides = [[gw.Client(gw.ef(spec | grid), layout, client_id=i) for i in range(4)] for _ in range(2)]
+    servers = [gw.Server(gw.dense(), layout) for _ in sides]
+    for index in range(3):
+        updates = rng.standard_normal((4, 60)).astype(np.float32)
+        if chosen == "leader":
+            first = leader_of(range(4), 0, index)
+            support = sides[0][first].propose(updates[first])
+            assert support.tolist() == sides[1][first].propose(updates[first]).tolist()
+        elif chosen == "votes":
+            named = [np.unique(client.propose(u) // 4) for client, u in zip(sides[0], updates, strict=True)]
+            votes = np.bincount(np.concatenate(named), minlength=15)
+            support = np.flatnonzero(np.isin(np.arange(60) // 4, np.argsort(-votes, kind="stable")[:3]))
+        else:
+            support = spec.shared_support(layout, gw.Round(index=index, key=gw.Key(0, index)))
+        blobs = [[c.compress(u, support=support) for c, u in zip(side, updates, strict=True)] for side in sides]
+        assert blobs[0] == blobs[1]
+        terms = Terms(4, 3, grid)
+        total = play(terms, dict(enumerate(blobs[1])), layout=layout, support=support, round=index)
+        servers[1].receive(total.blob, 0, total.sum_weights)
+        for i, blob in enumerate(blobs[0]):
+            servers[0].receive(blob, i)
+        ended = [server.close_round() for server in servers]
+        np.testing.assert_allclose(ended[0].update, ended[1].update, atol=1e-6)
+        for side in sides:
+            for client in side:
+                client.end_round(ended[0].blob)
