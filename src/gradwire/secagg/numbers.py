@@ -114,7 +114,7 @@ def pack(numbers: NDArray[np.uint32], width: int) -> bytes:
 
 def centred(numbers: NDArray[np.uint32], width: int) -> Integers:
     """Return integers modulo 2^width as those nearest to zero: from -2^(width - 1) on."""
-    found = numbers.astype(np.int64) & (2**width - 1)
+    found: Integers = numbers.astype(np.int64) & (2**width - 1)
     return found - (found >> (width - 1) << width)
 
 
