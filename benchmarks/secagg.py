@@ -171,8 +171,8 @@ def document(found: Found) -> dict[str, str]:
     text = [
         f"`{found['spec']}` of {found['d']:,} parameters, simulated clients in one process, a tenth of them lost with "
         f"their shares dealt. Below 100 clients all are neighbours, from there on as few as `least_neighbours` finds "
-        f"for {found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same payload "
-        f"in clear ({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own "
+        f"for {found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same "
+        f"payload in clear ({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own "
         "quantization and arithmetic at its defaults and as many neighbours, numbers counted as 32-bit integers (its "
         f"mod sends 64-bit ones: {format_bytes(first['flower']['as_sent_bytes'])}), its keys and shares, too.",
         table(
