@@ -75,7 +75,9 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto without)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto and supports without)"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
     parser.add_argument("--workers", type=int, metavar="N", help="processes, of what goes on where it was stopped")
     parser.add_argument("--data-dir", default=os.environ.get("GRADWIRE_DATA"), help="folder of the data files")
