@@ -24,7 +24,9 @@ from benchmarks import (
     papers,
     pareto,
     results,
+    secagg,
     speed,
+    supports,
     wire,
 )
 from benchmarks.results import Found
@@ -66,7 +68,9 @@ BENCHMARKS = {
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
     "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True),
+    "secagg": Benchmark(secagg.measure, secagg.PARTS, secagg.merge),
     "speed": Benchmark(speed.measure),
+    "supports": Benchmark(supports.measure, supports.PARTS, goes_on=True),
     "wire": Benchmark(wire.measure, wire.PARTS),
     **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},
 }
@@ -75,7 +79,9 @@ BENCHMARKS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto without)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto and supports without)"
+    )
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
     parser.add_argument("--workers", type=int, metavar="N", help="processes, of what goes on where it was stopped")
     parser.add_argument("--data-dir", default=os.environ.get("GRADWIRE_DATA"), help="folder of the data files")

@@ -22,6 +22,7 @@ from benchmarks import (
     papers,
     pareto,
     results,
+    secagg,
     speed,
     wire,
 )
@@ -59,6 +60,7 @@ DOCUMENTS = (
     Document(("methods",), methods.document),
     Document(("nnc",), nnc.document),
     Document(("pareto",), pareto.document),
+    Document(("secagg",), secagg.document),
     Document(("speed",), speed.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )

@@ -25,6 +25,7 @@ WITH_CODE = [
     "docs/federated.md",
     "docs/flower.md",
     "docs/ddp.md",
+    "docs/security.md",
     "docs/adding-an-algorithm.md",
 ]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

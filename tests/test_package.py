@@ -97,6 +97,7 @@ def test_error_tree():
         "Duplicate": (gw.ProtocolError,),
         "Forgotten": (gw.ProtocolError,),
         "StaleReference": (gw.ProtocolError,),
+        "TooFewClients": (gw.ProtocolError,),
         "BackendUnavailable": (gw.GradwireError, ImportError),
         "DecodeError": (gw.GradwireError, ValueError),
         "Truncated": (gw.DecodeError,),

@@ -21,7 +21,9 @@ from gradwire.compressors.momentum import momentum
 from gradwire.compressors.natural import natural
 from gradwire.compressors.papers.adaptopk import adaptopk, adaptopk_online
 from gradwire.compressors.papers.cyclic import cyclic
+from gradwire.compressors.papers.leader import leader
 from gradwire.compressors.papers.regtopk import regtopk
+from gradwire.compressors.papers.sketch import sketch
 from gradwire.compressors.papers.tcs import tcs
 from gradwire.compressors.quantize import bf16, fixed, fp16, fractional, qsgd, sign, ternary, uniform
 from gradwire.compressors.references import Reference
@@ -45,6 +47,7 @@ from gradwire.errors import (
     ProtocolError,
     StaleReference,
     StateError,
+    TooFewClients,
     Truncated,
     UnknownCodec,
     UnsupportedVersion,
@@ -90,6 +93,7 @@ __all__ = [
     "StaleReference",
     "State",
     "StateError",
+    "TooFewClients",
     "Truncated",
     "Unbiased",
     "Unknown",
@@ -118,6 +122,7 @@ __all__ = [
     "fractional",
     "huffman",
     "inspect",
+    "leader",
     "load_state",
     "momentum",
     "momentum_correction",
@@ -131,6 +136,7 @@ __all__ = [
     "rle",
     "save_state",
     "sign",
+    "sketch",
     "tcs",
     "ternary",
     "threshold",

@@ -6,10 +6,20 @@ import math
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.errors import ConfigError, nearest
 
-__all__ = ["LARGEST", "check_bytes", "check_density", "check_flag", "check_integer", "check_number", "check_scope"]
+__all__ = [
+    "LARGEST",
+    "check_bytes",
+    "check_density",
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "check_scope",
+    "check_support",
+]
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number float32 holds."""
@@ -64,3 +74,14 @@ def check_scope(value: Any) -> str | int:
     if isinstance(value, str):
         raise ConfigError(f"scope must be 'model', 'tensor' or a block length, got {value!r}{nearest(value, names)}")
     return check_integer("scope", value, 1)
+
+
+def check_support(value: Any, d: int) -> NDArray[np.int64]:
+    """Return coordinates that all clients send, (k,) int64 increasing in [0, d), k >= 1; or raise ConfigError."""
+    found = np.asarray(value)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or not 0 < found.size <= d:
+        raise ConfigError(f"support must be 1 to {d} integers, got {found.dtype} {found.shape}")
+    found = found.astype(np.int64)
+    if found[0] < 0 or found[-1] >= d or not (np.diff(found) > 0).all():
+        raise ConfigError(f"support must be increasing coordinates in [0, {d})")
+    return found

@@ -10,6 +10,7 @@
     |   +-- Duplicate                     already counted: the sender may forget it
     |   +-- Forgotten                     so old that it is not known any more whether it was counted
     |   +-- StaleReference                leans on a reference that is not held here any more
+    |   +-- TooFewClients                 a secure sum of fewer clients than its threshold: there is none
     +-- BackendUnavailable (ImportError)  an optional dependency is missing
     +-- DecodeError (ValueError)          bytes that are not a payload
         +-- Truncated                     they end too early
@@ -40,6 +41,7 @@ __all__ = [
     "ProtocolError",
     "StaleReference",
     "StateError",
+    "TooFewClients",
     "Truncated",
     "UnknownCodec",
     "UnsupportedVersion",
@@ -77,6 +79,10 @@ class Forgotten(ProtocolError):
 
 class StaleReference(ProtocolError):
     """A payload that leans on a reference this end does not hold."""
+
+
+class TooFewClients(ProtocolError):
+    """Fewer clients than a secure sum's threshold are left: no sum is made known."""
 
 
 class BackendUnavailable(GradwireError, ImportError):

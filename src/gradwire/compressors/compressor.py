@@ -92,6 +92,8 @@ class Round:
             way: (m,) int64 increasing, and the numbers there, (m,) float32.
         occupied: where a vector is not zero, of use where the update is that very array; or None.
         held_field: levels of rows and columns that both ends hold, of use to what ``uses_field``; or None.
+        support: coordinates that a sparsifier sends instead of those it would choose, since all clients of the round
+            send them: (k,) int64 increasing, of the model's parameters; None where each chooses.
 
     Example:
         >>> import gradwire as gw
@@ -114,6 +116,7 @@ class Round:
     largest: tuple[NDArray[np.int64], Vector] | None = None
     occupied: Occupied | None = None
     held_field: Field | None = None
+    support: NDArray[np.int64] | None = None
 
     def knowing(self, largest: tuple[NDArray[np.int64], Vector] | None) -> Round:
         """Return this round with other ``largest``."""
@@ -245,6 +248,24 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         that the reference gives, and some of each client's own. ``'none'``: each client chooses its own.
         """
         return "none"
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell which coordinates all clients of a round send, where that is known before their updates are.
+
+        Args:
+            layout: the model's layout.
+            round: what both ends agree on; the client in its key does not matter.
+
+        Returns:
+            (k,) int64 increasing, of the model's parameters: what ``Round.support`` may be. None where it follows from
+            a client's own update, or from a reference that is not given.
+
+        Example:
+            >>> import gradwire as gw
+            >>> gw.ef(gw.cyclic(0.25)).shared_support(gw.Layout.flat(8), gw.Round(index=1)).tolist()
+            [2, 3]
+        """
+        return None
 
     @abstractmethod
     def init(self, layout: Layout) -> State:

@@ -70,6 +70,10 @@ class _Feedback(Compressor):
         """Whether the inner compressor needs the reference to be the clients' mean."""
         return self.compressor.needs_mean
 
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell what the inner compressor says."""
+        return self.compressor.shared_support(layout, round)
+
     accepted: ClassVar[tuple[type[Guarantee], ...]] = (Contractive, Absolute)
     otherwise: ClassVar[str] = "its residual can grow without bound"
 
@@ -182,7 +186,8 @@ class ef(_Feedback):
         journal = state.journal
         journal.clear()  # the round before stands
         try:
-            inner = round.knowing(self._add(residual, update, self.compressor.num_largest(state, round), state))
+            wanted = None if round.support is not None else self.compressor.num_largest(state, round)
+            inner = round.knowing(self._add(residual, update, wanted, state))
             payload, after = self.compressor.compress(residual, state, inner)
             _take_out(residual, payload, inner, journal)
         except BaseException:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_number
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, largest_magnitude
@@ -98,6 +99,10 @@ class momentum(Compressor):
     def shares(self) -> Sharing:
         """What the inner compressor says."""
         return self.compressor.shares
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell what the inner compressor says."""
+        return self.compressor.shared_support(layout, round)
 
     @property
     def summable(self) -> bool:

@@ -51,6 +51,13 @@ class Stage(Compressor):
         sparsifier = self._roles[0]
         return "whole" if sparsifier is None else sparsifier.shares
 
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell what the sparsifier says; without one it is every coordinate."""
+        sparsifier = self._roles[0]
+        if sparsifier is None or sparsifier is self:
+            return np.arange(layout.num_parameters, dtype=np.int64) if self.shares == "whole" else None
+        return sparsifier.shared_support(layout, round)
+
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
         return State(layout)
@@ -259,7 +266,9 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
 
     def payload(num_kept: int | None) -> Payload:
         parameters = update[: layout.num_parameters]
-        if sparsifier is None:
+        if round.support is not None:
+            parts = [_at(parameters, round.support)]
+        elif sparsifier is None:
             parts = [Part(Every(parameters.size), Floats(parameters))]
         else:
             parts = sparsifier.sparsify(parameters, state, round, num_kept)
@@ -293,6 +302,13 @@ def _run(pipeline: Stage, update: Vector, state: State, round: Round) -> Payload
             f"which has no number of entries to lower, got {num_bytes}"
         )
     return made
+
+
+def _at(parameters: Vector, chosen: NDArray[np.int64]) -> Part:
+    """The part that sends the coordinates that were agreed on."""
+    if chosen.size == parameters.size:
+        return Part(Every(parameters.size), Floats(parameters))
+    return Part(Explicit(parameters.size, chosen), Floats(ops.gather(parameters, chosen)))
 
 
 def _digest_for(parts: list[Part], round: Round) -> bytes | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gradwire.checks import LARGEST, check_flag, check_integer, check_number, check_scope
 from gradwire.compressors.compressor import Vector
-from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased
+from gradwire.compressors.guarantee import Contractive, Guarantee, Unbiased, Unknown
 from gradwire.compressors.pipeline import Quantizer
 from gradwire.compressors.rounding import as_levels, dither
 from gradwire.errors import ConfigError
@@ -340,11 +340,13 @@ class fixed(Quantizer):
 
     The step is clip / (2^(bits - 1) - 1); a number is sent as the nearest multiple of it, ties to even, and beyond
     +-clip as the last one. A sum of clients' integers, each symbol less 2^(bits - 1) - 1, times the step is the sum of
-    what they sent.
+    what they sent. With stochastic rounding a number within +-clip is its own expectation; under ``ef`` rounding to
+    nearest is better, for what it loses is kept.
 
     Args:
         bits: 2 to 16 bits a number.
         clip: the largest magnitude that can be sent.
+        stochastic: round up or down at random so that the expectation is exact.
 
     Raises:
         ConfigError: on a value outside these, or a clip whose step float32 cannot hold in full precision.
@@ -363,6 +365,7 @@ class fixed(Quantizer):
 
     bits: int
     clip: float
+    stochastic: bool = False
 
     summary: ClassVar[str] = "integers under a public scale, which add up"
     citation: ClassVar[str] = "Sapio et al. 2019, arXiv:1903.06701"
@@ -374,6 +377,7 @@ class fixed(Quantizer):
         least = self._half * _NORMAL
         if not least <= self.clip <= LARGEST:
             raise ConfigError(f"clip must be in [{least!r}, {LARGEST!r}], got {self.clip!r}")
+        check_flag("stochastic", self.stochastic)
 
     @property
     def num_symbols(self) -> int:
@@ -394,11 +398,15 @@ class fixed(Quantizer):
         scale = np.array([self.step], np.float32)
         end = scale[0] * np.float32(self._half)
         numbers = [np.clip(p.numbers(), -end, end) for p in parts]
-        return _on_grid([p.support for p in parts], numbers, [_Grids(scale)] * len(parts), self.num_symbols, 0, None)
+        draws = key if self.stochastic else None
+        return _on_grid([p.support for p in parts], numbers, [_Grids(scale)] * len(parts), self.num_symbols, 0, draws)
 
     def guarantee(self, d: int) -> Guarantee:
-        """Contractive(0): every number moves towards zero or to its nearest point, and a small one becomes 0."""
-        return Contractive(0.0)
+        """Contractive(0): every number moves towards zero or to its nearest point, and a small one becomes 0.
+
+        Nothing where rounding is random: a small number may become a whole step.
+        """
+        return Unknown() if self.stochastic else Contractive(0.0)
 
 
 @dataclass(frozen=True, repr=False)

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
@@ -137,6 +138,10 @@ class warmup(Compressor):
     def shares(self) -> Sharing:
         """The less shared of both."""
         return least_shared(self.compressor, self.first)
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell what the compressor whose turn it is says."""
+        return (self.first if self._is_first(round.index) else self.compressor).shared_support(layout, round)
 
     def init(self, layout: Layout) -> State:
         """Make the state: the later compressor's memory, and the first one's under names that begin with ``first.``."""
@@ -291,7 +296,7 @@ class by_tensor(Compressor):
             ConfigError: where a seeded support would have to be cut; on a byte budget that cannot be met.
         """
         layout, round = state.layout, round or Round()
-        num_bytes, unbounded = round.num_bytes, replace(round, num_bytes=None)
+        num_bytes, unbounded = round.num_bytes, replace(round, num_bytes=None, support=None)
         adjustable = any(isinstance(s, Sparsifier) and s.adjustable for s in _stages(self.compressor))
         if num_bytes is None:
             return self._payload(update, layout, unbounded), state

@@ -242,13 +242,21 @@ class randk(Sparsifier):
         count = num_kept if num_kept is not None else num_kept_of(self.density, d) if d else 0
         if count == 0:
             return [part_at(update, np.empty(0, np.int64))]
-        support = Seeded(d, count, round.key.derive(purpose=SUPPORT_PURPOSE, shared=self.shared))
+        support = self._support(d, count, round.key)
         values = update[support.indices]
         if self.unbiased:
             with np.errstate(over="ignore"):
                 values = values * np.float32(d / count)
             check_finite(values, "update scaled by d / k")
         return [Part(support, Floats(values))]
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Draw the coordinates, where the client is left out of the key."""
+        d = layout.num_parameters
+        return self._support(d, self.most_kept(d), round.key).indices if self.shared else None
+
+    def _support(self, d: int, count: int, key: Key) -> Seeded:
+        return Seeded(d, count, key.derive(purpose=SUPPORT_PURPOSE, shared=self.shared))
 
     def most_kept(self, d: int) -> int:
         """Tell k."""

@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.aggregation.aggregator import check_weight
-from gradwire.checks import check_bytes, check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.checks import check_bytes, check_integer, check_support
+from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress, resolve
 from gradwire.compressors.references import Reference
 from gradwire.ends.fields import check_field, read_field, saved_field
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.fields import Field
+from gradwire.kernels import ops
 from gradwire.layout import Layout, as_update
 from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
@@ -133,7 +134,12 @@ class Client:
         return tuple(blob for p in self._standing.pending for blob in p.blobs)
 
     def compress(
-        self, update: Any, weight: float = 1.0, round: int | None = None, num_bytes: int | None = None
+        self,
+        update: Any,
+        weight: float = 1.0,
+        round: int | None = None,
+        num_bytes: int | None = None,
+        support: Any = None,
     ) -> bytes:
         """Turn an update into the bytes to send.
 
@@ -142,16 +148,57 @@ class Client:
             weight: this client's weight in the mean, > 0; the same number goes to ``Server.receive``.
             round: the round this client joins, where it sat some out; the round after the last one ended when None.
             num_bytes: the blob must take at most this many bytes.
+            support: coordinates to send instead of those that the compressor would choose, since all clients of the
+                round send them: (k,) integers, increasing; what ``propose`` of one of them gave.
 
         Returns:
             The blob: exactly what travels.
 
         Raises:
             UpdateError: on NaN, Inf, a wrong length or dtype.
-            ConfigError: on a weight, round or budget that cannot be.
+            ConfigError: on a weight, round, budget or support that cannot be, or a compressor that takes no support.
         """
         num_bytes = check_bytes(num_bytes)
-        return self._send(update, weight, round, num_bytes, lambda payload: (encode(payload),))[0]
+        chosen = None if support is None else check_support(support, self.layout.num_parameters)
+        if chosen is not None and num_bytes is not None:
+            raise ConfigError("a payload of a given support has the bytes it has: leave num_bytes out")
+
+        def write(payload: Payload) -> tuple[bytes, ...]:
+            if chosen is not None:
+                _check_inside(payload, chosen, self.layout.num_parameters, self.compressor)
+            return (encode(payload),)
+
+        return self._send(update, weight, round, num_bytes, write, chosen)[0]
+
+    def propose(self, update: Any, weight: float = 1.0, round: int | None = None) -> NDArray[np.int64]:
+        """Tell which coordinates this client would send of an update; nothing is sent and nothing remembered.
+
+        Args:
+            update: as for ``compress``.
+            weight: as for ``compress``.
+            round: as for ``compress``.
+
+        Returns:
+            (k,) int64, increasing, of the model's parameters: what all clients of a round may take as ``support``.
+
+        Raises:
+            UpdateError: on NaN, Inf, a wrong length or dtype.
+            ConfigError: on a weight or round that cannot be.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> client = gw.Client(gw.ef(gw.topk(0.5)), gw.Layout.flat(2))
+            >>> client.propose(np.array([4, 1], np.float32)).tolist(), client.sequence
+            ([0], 0)
+        """
+        before = self._standing
+        state = before.state.attempt()
+        try:
+            payload, _ = self._compress(update, weight, round, None, state)
+            held = before.reference if payload.reference_digest is not None else None
+            return _coordinates_of(payload, self.layout.num_parameters, None if held is None else held.reference)
+        finally:
+            state.journal.undo()
 
     def packets(self, update: Any, mtu: int, weight: float = 1.0, round: int | None = None) -> list[bytes]:
         """Turn an update into blobs of at most ``mtu`` bytes, the largest magnitudes first, each readable alone.
@@ -180,12 +227,13 @@ class Client:
         round: int | None,
         num_bytes: int | None,
         write: Callable[[Payload], tuple[bytes, ...]],
+        support: NDArray[np.int64] | None = None,
     ) -> tuple[bytes, ...]:
         """Compress and write; what is remembered changes once the bytes exist, or not at all."""
         before = self._standing
         state = before.state.attempt()
         try:
-            payload, after = self._compress(update, weight, round, num_bytes, state)
+            payload, after = self._compress(update, weight, round, num_bytes, state, support)
             blobs = write(payload)
             leans_on = None if payload.reference_digest is None else before.reference
             fielded = any(isinstance(part.support, Fielded) for part in payload.parts)
@@ -206,7 +254,13 @@ class Client:
         return blobs
 
     def _compress(
-        self, update: Any, weight: float, round: int | None, num_bytes: int | None, state: State
+        self,
+        update: Any,
+        weight: float,
+        round: int | None,
+        num_bytes: int | None,
+        state: State,
+        support: NDArray[np.int64] | None = None,
     ) -> tuple[Payload, State]:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
@@ -225,6 +279,7 @@ class Client:
             num_rounds=self.num_rounds,
             sequence=self.sequence,
             held_field=standing.field,
+            support=support,
         )
         return self.compressor.compress(vector, state, agreed)
 
@@ -428,6 +483,21 @@ class Client:
             decode(blob)
         sequence = check_integer("sequence", saved["sequence"], 0, 2**63 - 1)
         return _Pending(sequence, blobs, held, read_field(saved["field"], self.layout))
+
+
+def _coordinates_of(payload: Payload, num_parameters: int, reference: Reference | None = None) -> NDArray[np.int64]:
+    """Which of the model's parameters a payload sends: (k,) int64 increasing."""
+    parts = resolve(payload, reference)
+    starts = np.cumsum([0, *(part.length for part in parts)])
+    found = np.sort(np.concatenate([start + p.support.indices for start, p in zip(starts, parts, strict=False)]))
+    return found[found < num_parameters]
+
+
+def _check_inside(payload: Payload, support: NDArray[np.int64], num_parameters: int, compressor: Compressor) -> None:
+    """Raise ConfigError on a payload of other coordinates than were asked for."""
+    sent = None if payload.reference_digest is not None else _coordinates_of(payload, num_parameters)
+    if sent is None or (ops.find(support, sent) < 0).any():
+        raise ConfigError(f"{compressor} chooses its own coordinates, it cannot be given a support")
 
 
 def _check_num_rounds(value: Any) -> int | None:

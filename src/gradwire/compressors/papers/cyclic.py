@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.checks import check_density
 from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import num_kept_of, part_at
+from gradwire.layout import Layout
 from gradwire.payload import Cyclic, Floats, Part
 
 __all__ = ["cyclic"]
@@ -67,8 +69,16 @@ class cyclic(Sparsifier):
         d = update.size
         if d == 0:
             return [part_at(update, np.empty(0, np.int64))]
-        support = Cyclic(d, num_kept_of(self.density, d), round.index)
+        support = self._support(d, round.index)
         return [Part(support, Floats(update[support.indices]))]
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64]:
+        """Tell the round's window."""
+        d = layout.num_parameters
+        return self._support(d, round.index).indices if d else np.empty(0, np.int64)
+
+    def _support(self, d: int, index: int) -> Cyclic:
+        return Cyclic(d, num_kept_of(self.density, d), index)
 
     def most_kept(self, d: int) -> int:
         """Tell k."""

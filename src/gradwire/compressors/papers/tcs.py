@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradwire.checks import check_density
 from gradwire.compressors.compressor import Round, Sharing, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
@@ -12,6 +15,7 @@ from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.references import as_reference
 from gradwire.compressors.sparsify import largest_of, listed_part, num_kept_of
 from gradwire.kernels import ops
+from gradwire.layout import Layout
 from gradwire.payload import Floats, Known, Part
 
 __all__ = ["tcs"]
@@ -99,6 +103,13 @@ class tcs(Sparsifier):
         extra = others[ops.topk(numbers[outside], min(num_local, others.size))]
         support = Known(update.size, int(known.size), extra, known)
         return [Part(support, Floats(ops.gather(update, support.indices)))]  # line 10
+
+    def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
+        """Tell the known coordinates, where the reference is given: those that no client chooses by itself."""
+        if round.reference is None:
+            return None
+        d = layout.num_parameters
+        return as_reference(round.reference).largest(0, d, self._counts(d, None)[0])
 
     def num_largest(self, state: State, round: Round) -> int | None:
         """Tell K_global + K_local, or K_global where there is no reference."""

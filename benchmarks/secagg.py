@@ -1,0 +1,196 @@
+"""Secure aggregation of 1 % of an update: bytes a client, beside the same in clear and Flower's SecAgg+, and time.
+
+python -m benchmarks secagg [--only CLIENTS]
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import gradwire as gw
+from benchmarks.markdown import table
+from benchmarks.results import Found, describe
+from gradwire.report.tables import format_bytes
+from gradwire.secagg import SecureClient, SecureServer, Terms, least_neighbours
+
+D, DENSITY, BITS, CLIP = 1_000_000, 0.01, 8, 4.0
+SIZES = (10, 100, 1000)
+PARTS = tuple(map(str, SIZES))
+SPEC = gw.parse(f"randk({DENSITY}, shared=True) | fixed({BITS}, {CLIP})")
+COLLUDING, DROPPING = 0.05, 0.1
+LAYOUT = gw.Layout.flat(D)
+
+
+def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
+    """Play a round of as many clients as each part says, after a small one that compiles the kernels."""
+    _round(3)
+    return {
+        "d": D,
+        "spec": str(SPEC),
+        "colluding": COLLUDING,
+        "dropping": DROPPING,
+        "rounds": {part: _round(int(part)) for part in parts},
+    }
+
+
+def merge(old: Found, new: Found) -> Found:
+    """Put newly measured sizes in their places."""
+    rounds = {**old.get("rounds", {}), **new["rounds"]}
+    return {**old, **new, "rounds": {part: rounds[part] for part in PARTS if part in rounds}}
+
+
+def terms_of(num_clients: int) -> Terms:
+    """All are neighbours below 100 clients; of more, as few as are enough."""
+    threshold = 2 * num_clients // 3 + 1
+    if num_clients < 100:
+        return Terms(num_clients, threshold, gw.fixed(BITS, CLIP))
+    neighbours, shares = least_neighbours(num_clients, round(COLLUDING * num_clients), round(DROPPING * num_clients))
+    return Terms(num_clients, threshold, gw.fixed(BITS, CLIP), 1, neighbours, shares)
+
+
+@dataclass
+class _Counted:
+    """Bytes and seconds of one end."""
+
+    sent: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, step: str, make: Callable[[], Any]) -> Any:
+        """Make something, and count the time of this process."""
+        start = time.process_time()
+        made = make()
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.process_time() - start
+        return made
+
+    def send(self, step: str, messages: Iterable[bytes]) -> None:
+        """Count what was sent."""
+        self.sent[step] = self.sent.get(step, 0) + sum(map(len, messages))
+
+
+def _round(num_clients: int) -> dict[str, Any]:
+    """One round: everybody's bytes and time, a tenth of the clients lost after their shares."""
+    terms = terms_of(num_clients)
+    support = SPEC.shared_support(LAYOUT, gw.Round(key=gw.Key(0)))
+    update = np.random.default_rng(0).standard_normal(D).astype(np.float32)
+    blob = gw.Client(SPEC, LAYOUT).compress(update)  # what is masked does not change how long it takes, nor its length
+    server, clients = SecureServer(terms, LAYOUT), [SecureClient(terms, LAYOUT, i) for i in range(num_clients)]
+    up, down = _Counted(), _Counted()
+    lost = set(range(0, num_clients, 10)) if num_clients >= 10 else set()
+    steps: tuple[tuple[str, Callable[[], dict[int, bytes]], Callable[[int, bytes], bytes]], ...] = (
+        ("keys", lambda: dict.fromkeys(range(num_clients), server.invitation), lambda i, m: clients[i].join(m)),
+        ("shares", server.rosters, lambda i, m: clients[i].share(m)),
+        ("masked", lambda: server.deliveries(support), lambda i, m: clients[i].mask(m, blob, support)),
+        ("reveals", server.survivors, lambda i, m: clients[i].reveal(m)),
+    )
+    for step, ask, answer in steps:
+        asked = down.timed(step, ask)
+        down.send(step, asked.values())
+        for i, message in asked.items():
+            if step == "masked" and i in lost:
+                continue
+            told = up.timed(step, lambda a=answer, i=i, m=message: a(i, m))
+            up.send(step, [told])
+            down.timed(step, lambda told=told, i=i: server.receive(told, i))
+    total = down.timed("sum", server.close_round)
+    assert (total.integers % len(total.clients) == 0).all(), "all sent the same"
+    return {
+        "num_neighbours": terms.num_neighbours or num_clients - 1,
+        "share_threshold": terms.num_shares,
+        "width": terms.width,
+        "lost": len(lost),
+        "up_bytes": {step: sent / num_clients for step, sent in up.sent.items()},
+        "down_bytes": {step: sent / num_clients for step, sent in down.sent.items()},
+        "masked_bytes": up.sent["masked"] / (num_clients - len(lost)),
+        "clear_bytes": len(blob),
+        "client_seconds": {step: seconds / num_clients for step, seconds in up.seconds.items()},
+        "server_seconds": dict(down.seconds),
+        "flower": _flower(update, terms),
+    }
+
+
+def _flower(update: np.ndarray, terms: Terms) -> dict[str, Any]:
+    """What a client of Flower's SecAgg+ sends for the dense update, made by its own functions at its defaults."""
+    from flwr.common import ndarray_to_bytes
+    from flwr.common.secure_aggregation.crypto import shamir, symmetric_encryption
+    from flwr.common.secure_aggregation.ndarrays_arithmetic import factor_combine, parameters_addition, parameters_mod
+    from flwr.common.secure_aggregation.quantization import quantize
+    from flwr.common.secure_aggregation.secaggplus_utils import pseudo_rand_gen, share_keys_plaintext_concat
+    from flwr.supercore.primitives.asymmetric import generate_key_pairs, private_key_to_bytes, public_key_to_bytes
+
+    quantized = factor_combine(2**22, quantize([update], 8.0, 2**22))
+    shapes = [array.shape for array in quantized]
+    masked = parameters_mod(parameters_addition(quantized, pseudo_rand_gen(bytes(32), 2**32, shapes)), 2**32)
+    neighbours = terms.num_neighbours or terms.num_clients - 1
+    (own, public), (_, other) = generate_key_pairs(), generate_key_pairs()
+    mask_share, key_share = (shamir.create_shares(x, 2, 2)[0] for x in (bytes(32), private_key_to_bytes(own)))
+    key = symmetric_encryption.generate_shared_key(own, other)
+    sealed = symmetric_encryption.encrypt(key, share_keys_plaintext_concat(0, 1, mask_share, key_share))
+    keys = 2 * len(public_key_to_bytes(public)) + neighbours * len(sealed) + (1 + neighbours) * len(mask_share)
+    return {
+        "as_32_bit_bytes": len(ndarray_to_bytes(masked[1].astype(np.int32))),
+        "as_sent_bytes": sum(len(ndarray_to_bytes(array)) for array in masked),
+        "keys_bytes": keys,
+    }
+
+
+def document(found: Found) -> dict[str, str]:
+    """The tables."""
+    rows, times = [], []
+    for part, r in found["rounds"].items():
+        keys = sum(r["up_bytes"][step] for step in ("keys", "shares", "reveals"))
+        whole = keys + r["masked_bytes"]
+        flower = r["flower"]["as_32_bit_bytes"] + r["flower"]["keys_bytes"]
+        rows.append(
+            [
+                f"{int(part):,}",
+                f"{r['num_neighbours']:,}",
+                f"{r['width']}",
+                format_bytes(r["masked_bytes"]),
+                format_bytes(keys),
+                format_bytes(sum(r["down_bytes"].values())),
+                f"{r['masked_bytes'] / r['clear_bytes']:.2f}x",
+                format_bytes(flower),
+                f"{flower / whole:.0f}x",
+            ]
+        )
+        times.append(
+            [
+                f"{int(part):,}",
+                f"{1000 * sum(r['client_seconds'].values()):.0f} ms",
+                f"{sum(r['server_seconds'].values()):.2f} s",
+                f"{r['server_seconds']['sum']:.2f} s",
+                f"{r['lost']:,}",
+            ]
+        )
+    first = next(iter(found["rounds"].values()))
+    text = [
+        f"`{found['spec']}` of {found['d']:,} parameters, simulated clients in one process, a tenth of them lost with "
+        f"their shares dealt. Below 100 clients all are neighbours, from there on as few as `least_neighbours` finds "
+        f"for {found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same "
+        f"payload in clear ({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own "
+        "quantization and arithmetic at its defaults and as many neighbours, numbers counted as 32-bit integers (its "
+        f"mod sends 64-bit ones: {format_bytes(first['flower']['as_sent_bytes'])}), its keys and shares, too.",
+        table(
+            [
+                "clients",
+                "neighbours",
+                "bits a number",
+                "masked numbers",
+                "keys and shares up",
+                "down",
+                "masked / in clear",
+                "Flower's SecAgg+, up",
+                "fewer up",
+            ],
+            rows,
+        ),
+        "Time of the process, a client and round, and the server's for the whole round:",
+        table(["clients", "a client", "the server", "of it unmasking", "clients lost"], times),
+        describe(found),
+    ]
+    return {"docs/results.md#secagg": "\n\n".join(text)}
