@@ -12,7 +12,14 @@ import gradwire as gw
 from gradwire.ddp import CommState, LocalSGD, hook, register
 from gradwire.ddp.installed import check_torch
 
-SPECS = ["ef(topk(0.05) | fractional(8))", "ef(tcs(0.05, 0.02))", "ef(powersgd(2))", "uniform(8)"]
+SPECS = [
+    "ef(topk(0.05) | fractional(8))",
+    "ef(tcs(0.05, 0.02))",
+    "ef(cyclic(0.1))",
+    "ef(powersgd(2))",
+    "ef(warmup(powersgd(1), 2))",
+    "uniform(8)",
+]
 
 
 def conserved(workers):
