@@ -252,16 +252,16 @@ class ef(_Feedback):
             UpdateError: on what is not finite; the residual is as it was then, to float32 rounding.
         """
         largest, d = None, state.layout.num_parameters
-        if num_largest is not None and len(pieces) == 1:
-            update = pieces[0]
-            added = d == residual.size or ops.add_finite(residual[d:], update[d:], self.decay, state.journal)
-            largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest, state.journal) if added else None
+        if num_largest is None:
+            added = self._add_each(residual, pieces, state.journal)
+        elif d == residual.size:
+            largest = ops.add_topk(residual, pieces, self.decay, num_largest, state.journal)
             added = largest is not None
         else:
-            added = self._add_each(residual, pieces, state.journal)
-            if added and num_largest is not None:
-                chosen = ops.topk(residual[:d], num_largest)
-                largest = chosen, ops.gather(residual, chosen)
+            update = joined(pieces)
+            added = ops.add_finite(residual[d:], update[d:], self.decay, state.journal)
+            largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest, state.journal) if added else None
+            added = largest is not None
         if not added:
             state.journal.undo()
             update = joined(pieces)
