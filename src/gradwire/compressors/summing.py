@@ -98,7 +98,7 @@ def add_up(
             indices, others = ops.merge(indices, others, *listed(told.parts))
         places, total = ops.merge(places, total, indices, others)
     check_finite(total, "the sum over the workers")
-    mean: NDArray[np.float32] = total / np.float32(num_workers)
+    mean = (total / np.float32(num_workers)).astype(np.float32, copy=False)
     return Reference(layout.d, mean, places)
 
 

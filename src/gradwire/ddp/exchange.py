@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -163,18 +163,36 @@ class Exchange:
         with self._exchanging(tensor.nbytes):
             dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self._group)
 
-    def start_sum(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
-        """Begin to add a tensor up over all workers, in place, and return what will hold it."""
-        with self._exchanging(tensor.nbytes):
-            work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        future: torch.futures.Future[list[Tensor]] = work.get_future()
-        return future.then(self._only)
+    def start_sum(self, tensor: Tensor, told: Callable[[ProtocolError], object]) -> torch.futures.Future[Tensor]:
+        """Begin to add a tensor up over all workers, in place.
 
-    def _only(self, done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        Args:
+            tensor: of the same length at all workers.
+            told: is called, perhaps by another thread, where a worker was lost; the tensor becomes zeros then.
+
+        Returns:
+            What will hold the tensor; it never fails, as torch would not keep what the error was.
+        """
+
+        def lost(error: RuntimeError) -> Tensor:
+            told(self._lost(error))
+            return tensor.zero_()
+
+        def settled(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+            try:
+                return done.value()[0]
+            except RuntimeError as error:
+                return lost(error)
+
         try:
-            return done.value()[0]
+            work = dist.all_reduce(tensor, group=self._group, async_op=True)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            failed: torch.futures.Future[Tensor] = torch.futures.Future()
+            failed.set_result(lost(error))
+            return failed
+        self.bytes_sent += tensor.nbytes
+        future: torch.futures.Future[list[Tensor]] = work.get_future()
+        return future.then(settled)
 
     def share(self, tensor: Tensor) -> None:
         """Give every worker the first one's tensor, in place."""

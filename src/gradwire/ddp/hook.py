@@ -95,6 +95,7 @@ class CommState:
         self._error: Exception | None = None  # what went wrong on the way to the last bucket
         self._waiting: list[_Waiting] = []
         self._summed: list[Tensor] = []
+        self._lost: list[ProtocolError] = []
         self._saved: Any = None
 
     @property
@@ -206,15 +207,19 @@ class CommState:
         """Sum a whole bucket while the next one is computed, as DDP does without a hook."""
         buffer.div_(worker.exchange.num_workers)
         self._summed.append(buffer)
-        future = worker.exchange.start_sum(buffer)
+        future = worker.exchange.start_sum(buffer, self._lost.append)
         if is_last:
             worker.skip()
-            if self._propagates or not _at_the_end(self._check_sums):
+            if not _at_the_end(self._check_sums):
                 self._summed.clear()
         return future
 
     def _check_sums(self) -> None:
-        summed, self._summed = self._summed, []
+        (summed, self._summed), (lost, self._lost) = (self._summed, []), (self._lost, [])
+        if lost:
+            raise lost[0]
+        if self._propagates:
+            return
         if not all(bool(torch.isfinite(buffer.sum())) or bool(buffer.isfinite().all()) for buffer in summed):
             raise UpdateError(f"step {self.step - 1}: a gradient is not finite at one of the workers")
 
