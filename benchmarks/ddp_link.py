@@ -29,7 +29,7 @@ from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
 
-SPEC, DENSER, DITHERED = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))", "dither(density=0.002)"
+SPEC, DENSER, DITHERED = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))", "dither(density=0.0025)"
 LOCAL_STEPS = 8
 
 

@@ -393,3 +393,33 @@ def compiled(optimize: Any) -> list[str]:
             hashes.append(digest(module))
     assert state.step == 3
     return hashes
+
+
+def broken_scaler(spec: str) -> dict[str, Any]:
+    """A loss scaler that fails at one rank in one step, before the last bucket is there."""
+    module = net()
+    model = DistributedDataParallel(module, bucket_cap_mb=0.004)
+
+    class Scaler:
+        step = 0
+
+        def get_scale(self):
+            if self.step == 1 and dist.get_rank() == 2:
+                raise KeyError("scale")
+            return 1.0
+
+    scaler = Scaler()
+    register(model, spec, fallback=False, grad_scaler=scaler)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    errors, hashes = [], []
+    for step in range(4):
+        scaler.step = step
+        optimizer.zero_grad()
+        try:
+            model(batch(step)).square().sum().backward()
+        except gw.GradwireError as error:
+            errors.append(str(error))
+            continue
+        optimizer.step()
+        hashes.append(digest(module))
+    return {"errors": errors, "hashes": hashes}

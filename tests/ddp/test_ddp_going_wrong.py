@@ -42,6 +42,15 @@ def test_a_gradient_that_is_not_finite(ranks, spec):
         conserved(workers)
 
 
+@pytest.mark.parametrize("spec", ["ef(topk(0.05))", "ef(cyclic(0.1))"])
+def test_what_goes_wrong_before_the_last_bucket_is_told_to_all(ranks, spec):
+    workers = ranks.run(ddp_cases.broken_scaler, spec)
+    for worker in workers:
+        assert worker["errors"] == ["worker 2 of 3, step 1: KeyError: 'scale'"]
+        assert worker["hashes"] == workers[0]["hashes"]
+    assert len(set(workers[0]["hashes"])) == 3
+
+
 def test_not_finite_gradients_may_propagate(ranks):
     workers = ranks.run(ddp_cases.bad_then_good, SPECS[0], 2, "propagate")
     assert [w["errors"] for w in workers] == [["NaN", "NaN"]] * 3
