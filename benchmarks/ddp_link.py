@@ -29,7 +29,7 @@ from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
 
-SPEC, DENSER = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))"
+SPEC, DENSER, DITHERED = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))", "dither(density=0.0025)"
 LOCAL_STEPS = 8
 
 
@@ -45,6 +45,7 @@ class Part:
         rounds: how often each has its turn.
         steps: in each turn.
         seeds: runs from the beginning.
+        tested: whether the accuracy on the test examples is measured at the end.
     """
 
     link: int | None
@@ -54,18 +55,23 @@ class Part:
     rounds: int = 12
     steps: int = 16
     seeds: int = 1
+    tested: bool = False
 
 
-_ALL = ("noop", "none", "fp16", "powersgd 1", "powersgd 4", "sparse", "denser", "chosen", "local")
-_FEW = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "local")
+_FEW = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "dithered", "local")
+_ALL = ("none", "fp16", *_FEW, "chosen")
 PARTS = {
-    "loopback": Part(None, methods=_ALL),
-    "1000": Part(1000, methods=_ALL),
+    "cost": Part(None, methods=("noop", "sparse", "denser"), rounds=150, steps=1),
+    "loopback": Part(None, methods=_ALL, rounds=8),
+    "1000": Part(1000, methods=_ALL, rounds=8),
     "100": Part(100, methods=_FEW),
-    "100 dense": Part(100, methods=("none", "fp16", "chosen"), rounds=2, steps=4),
+    "100 whole": Part(100, methods=("none", "fp16", "chosen"), rounds=2, steps=4),
     "100 cnn": Part(100, model="cnn", methods=_FEW, rounds=4, steps=8),
+    "100 cnn whole": Part(100, model="cnn", methods=("none", "fp16"), rounds=1, steps=3),
     "100 four": Part(100, workers=4, methods=_FEW, rounds=6),
-    "100 loss": Part(100, methods=("powersgd 1", "sparse", "denser", "local"), rounds=40, seeds=3),
+    "100 loss": Part(100, methods=("powersgd 1", "sparse", "denser", "dithered", "local"), rounds=30, seeds=3),
+    "mnist two": Part(None, methods=("none", "sparse", "denser"), rounds=40, tested=True),
+    "mnist four": Part(None, workers=4, methods=("none", "sparse", "denser"), rounds=40, tested=True),
 }
 
 
@@ -174,7 +180,7 @@ def _worker(told: Found) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=part.workers)
     torch.manual_seed(told["seed"])
     module = _model(part.model)
-    images, labels, source = _data(told["data_dir"])
+    images, labels, tests, source = _data(told["data_dir"])
     turns = {name: METHODS[name].start(copy.deepcopy(module)) for name in part.methods}
     rows: dict[str, dict[str, Any]] = {
         name: {"seconds": [], "cpu_seconds": [], "bytes": 0, "losses": []} for name in turns
@@ -201,6 +207,9 @@ def _worker(told: Found) -> None:
                 row["losses"].append([sum(row["seconds"]), _loss(model, images, labels)])
     if rank == 0:
         d = sum(p.numel() for p in module.parameters())
+        if part.tested:
+            for name, row in rows.items():
+                row["accuracy"] = _accuracy(turns[name][0], *tests)
         found = {"d": d, "data": source, "rows": {name: _figures(row) for name, row in rows.items()}}
         (folder / "found.json").write_text(json.dumps(found))
     dist.barrier()
@@ -221,6 +230,7 @@ def _figures(row: dict[str, Any]) -> Found:
         "cpu_mean": 1000 * statistics.fmean(row["cpu_seconds"]),
         "bytes": row["bytes"] / len(ms),
         "losses": row["losses"],
+        **({"accuracy": row["accuracy"]} if "accuracy" in row else {}),
     }
 
 
@@ -235,7 +245,7 @@ def _model(name: str) -> Any:
     return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(3136, 7900), nn.ReLU(), nn.Linear(7900, 10))
 
 
-def _data(data_dir: str | None) -> tuple[Any, Any, str]:
+def _data(data_dir: str | None) -> tuple[Any, Any, tuple[Any, Any], str]:
     """MNIST where it is there, else noise: the time of a step does not depend on it."""
     import torch
 
@@ -247,8 +257,9 @@ def _data(data_dir: str | None) -> tuple[Any, Any, str]:
     except GradwireError:
         generator = torch.Generator().manual_seed(0)
         images = torch.randn(2000, 1, 28, 28, generator=generator)
-        return images, torch.randint(10, (2000,), generator=generator), "noise"
-    return task.train_inputs, task.train_targets, "mnist"
+        labels = torch.randint(10, (2000,), generator=generator)
+        return images, labels, (images, labels), "noise"
+    return task.train_inputs, task.train_targets, (task.test_inputs, task.test_targets), "mnist"
 
 
 def _loss(model: Any, images: Any, labels: Any) -> float:
@@ -257,6 +268,15 @@ def _loss(model: Any, images: Any, labels: Any) -> float:
     module = getattr(model, "module", model)
     with torch.no_grad():
         return float(torch.nn.functional.cross_entropy(module(images[:1000]), labels[:1000]))
+
+
+def _accuracy(model: Any, inputs: Any, targets: Any) -> float:
+    import torch
+
+    module = getattr(model, "module", model)
+    with torch.no_grad():
+        right = [(module(x).argmax(1) == y).sum() for x, y in zip(inputs.split(1000), targets.split(1000), strict=True)]
+    return float(sum(right)) / len(targets)
 
 
 @dataclass(frozen=True)
@@ -341,6 +361,7 @@ METHODS = {
     "powersgd 4": Method("torch's PowerSGD, rank 4", _ddp(_powersgd(4), bucket_cap_mb=100)),
     "sparse": Method(f"`{SPEC}`", _ddp(_ours(SPEC), bucket_cap_mb=100)),
     "denser": Method(f"`{DENSER}`", _ddp(_ours(DENSER), bucket_cap_mb=100)),
+    "dithered": Method(f"`{DITHERED}`", _ddp(_ours(DITHERED), bucket_cap_mb=100)),
     "chosen": Method(f"`{DENSER}`, whole where faster", _ddp(_ours(DENSER, True))),
     "local": Method(f"`LocalSGD(sync_every={LOCAL_STEPS})` with `{DENSER}`", _local),
 }
@@ -355,19 +376,76 @@ def document(found: Found) -> dict[str, str]:
 
 
 def _tables(parts: Found) -> Iterator[str]:
+    yield "\n".join(f"- {line}" for line in _compared(parts))
     for part in parts.values():
         if "skipped" in part:
             continue
         run = part["runs"][0]
         link = "the loopback interface" if part["link"] is None else f"{part['link']} Mbit/s"
-        yield f"### {part['workers']} workers over {link}, {run['d']:,} parameters"
-        heads = ["", "min ms", "p10", "p25", "median", "mean", "CPU min ms", "bytes a step", "loss at the end"]
-        rows = []
-        for name, row in run["rows"].items():
-            times = [f"{row[key]:.1f}" for key in ("min", "p10", "p25", "median", "mean", "cpu_min")]
-            losses = ", ".join(f"{r['rows'][name]['losses'][-1][1]:.3f}" for r in part["runs"])
-            rows.append([cell(METHODS[name].title), *times, format_bytes(row["bytes"]), losses])
-        yield table(heads, rows)
+        yield f"### {part['workers']} workers over {link}, {run['d']:,} parameters, {run['data']}"
+        rows = [[cell(METHODS[name].title), *_cells(part, name)] for name in run["rows"]]
+        yield table(["", "min ms", "p10", "p25", "median", "mean", "CPU min ms", "bytes a step", *_last(run)], rows)
+
+
+def _last(run: Found) -> list[str]:
+    rows = run["rows"].values()
+    heads = ["loss after equal steps", "after equal seconds"]
+    return [*heads, "accuracy"] if any("accuracy" in row for row in rows) else heads
+
+
+def _cells(part: Found, name: str) -> list[str]:
+    row = part["runs"][0]["rows"][name]
+    times = [f"{row[key]:.1f}" for key in ("min", "p10", "p25", "median", "mean", "cpu_min")]
+    ends = ", ".join(f"{run['rows'][name]['losses'][-1][1]:.3f}" for run in part["runs"])
+    same = ", ".join(f"{_loss_after(run, name):.3f}" for run in part["runs"])
+    accuracy = [f"{100 * row['accuracy']:.2f} %"] if "accuracy" in row else []
+    return [*times, format_bytes(row["bytes"]), ends, same, *accuracy]
+
+
+def _loss_after(run: Found, name: str) -> float:
+    """The loss after the seconds that the fastest method took in all, between two that were measured."""
+    seconds = min(row["losses"][-1][0] for other, row in run["rows"].items() if other != "noop")
+    before, after = [0.0, run["rows"][name]["losses"][0][1]], run["rows"][name]["losses"][-1]
+    for point in run["rows"][name]["losses"]:
+        if point[0] >= seconds:
+            after = point
+            break
+        before = point
+    share = (seconds - before[0]) / max(after[0] - before[0], 1e-9)
+    return float(before[1] + min(1.0, share) * (after[1] - before[1]))
+
+
+def _compared(parts: Found) -> Iterator[str]:
+    """What the tables are looked at for."""
+
+    def of(part: str, name: str, key: str) -> Any:
+        return parts.get(part, {}).get("runs", [{"rows": {}}])[0]["rows"].get(name, {}).get(key)
+
+    for part in ("100", "100 cnn", "100 four"):
+        for name, key in (("sparse", "p25"), ("dithered", "p25"), ("local", "mean")):
+            theirs, ours = of(part, "powersgd 1", key), of(part, name, key)
+            if theirs and ours:
+                fewer = of(part, "powersgd 1", "bytes") / of(part, name, "bytes")
+                title = f"{METHODS[name].title}, {parts[part]['workers']} workers, {parts[part]['model']}"
+                yield (
+                    f"{title}: a step ({key}) is {theirs / ours:.2f} times as fast as PowerSGD's of rank 1, with "
+                    f"1/{fewer:.1f} of its bytes."
+                )
+    for part, whole in (("loopback", "loopback"), ("1000", "1000"), ("100 whole", "100 whole")):
+        theirs, ours = of(whole, "none", "p25"), of(part, "chosen", "p25")
+        if theirs and ours:
+            where = "the loopback interface" if parts[part]["link"] is None else f"{parts[part]['link']} Mbit/s"
+            yield f"{METHODS['chosen'].title}: {ours / theirs:.2f} times the p25 of no hook over {where}."
+    for name in ("denser", "sparse"):
+        if of("cost", name, "cpu_min"):
+            more = of("cost", name, "cpu_min") - of("cost", "noop", "cpu_min")
+            yield f"{METHODS[name].title}: {more:.1f} ms of CPU a step over a hook that does nothing."
+    for part in ("mnist two", "mnist four"):
+        for name in ("denser", "sparse"):
+            if of(part, name, "accuracy"):
+                points = 100 * (of(part, name, "accuracy") - of(part, "none", "accuracy"))
+                workers = parts[part]["workers"]
+                yield f"{METHODS[name].title}, {workers} workers: accuracy {points:+.2f} points from no hook's."
 
 
 if __name__ == "__main__":

@@ -100,6 +100,13 @@ def test_a_list_makes_the_payload_of_its_vector(data, d):
     assert gw.encode(listed) == gw.encode(gw.dense().compress(vector.vector, state, agreed)[0])
 
 
+def test_a_list_of_all_there_is():
+    for d in (1, 5):
+        vector = gw.Reference(d, np.arange(1, d + 1, dtype=np.float32), np.arange(d))
+        state = gw.State(gw.Layout.flat(d))
+        assert gw.dense().compress_listed(vector, state)[0] == gw.dense().compress(vector.vector, state)[0]
+
+
 def test_a_list_with_running_statistics():
     layout = gw.Layout.from_arrays({"w": np.ones(100), "running_mean": np.ones(3)})
     vector = gw.Reference(103, np.array([2, 5], np.float32), np.array([4, 101]))

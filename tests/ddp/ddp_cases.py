@@ -97,7 +97,8 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
     else:
         state = register(model, spec, fallback=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    own, given, hashes, told = [], [], [], None
+    own, given, hashes, paths, told = [], [], [], [], []
+    listening: Any = None
     for step in range(steps):
         inputs = batch(step, dtype)
         if channels_last:
@@ -110,9 +111,11 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
             with model.no_sync():
                 model(extra, unused).square().sum().backward()
         gradient += own_gradient(module, inputs, unused)
-        if told is None and state._worker is not None:
-            told = recorded(state._worker.exchange)
+        if listening is None and state._worker is not None:
+            listening = recorded(state._worker.exchange)
+        paths.append(state.path)
         model(inputs, unused).square().sum().backward()
+        told.append(listening.pop() if listening else None)
         own.append(gradient)
         given.append(flat_gradient(module))
         optimizer.step()
@@ -123,6 +126,7 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
         "own": own,
         "given": given,
         "told": told,
+        "paths": paths,
         "hashes": hashes,
         "residual": residual,
         "names": names,
@@ -308,9 +312,9 @@ def local(spec: str, num_steps: int, outer: str | None, sync_every: int = 3, bad
     pseudo = []
     share = engine._worker.mean
 
-    def watched(update):
-        pseudo.append(update.copy())
-        return share(update)
+    def watched(pieces):
+        pseudo.append(np.concatenate(pieces))
+        return share(pieces)
 
     engine._worker.mean = watched
     with engine:
@@ -389,3 +393,33 @@ def compiled(optimize: Any) -> list[str]:
             hashes.append(digest(module))
     assert state.step == 3
     return hashes
+
+
+def broken_scaler(spec: str) -> dict[str, Any]:
+    """A loss scaler that fails at one rank in one step, before the last bucket is there."""
+    module = net()
+    model = DistributedDataParallel(module, bucket_cap_mb=0.004)
+
+    class Scaler:
+        step = 0
+
+        def get_scale(self):
+            if self.step == 1 and dist.get_rank() == 2:
+                raise KeyError("scale")
+            return 1.0
+
+    scaler = Scaler()
+    register(model, spec, fallback=False, grad_scaler=scaler)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    errors, hashes = [], []
+    for step in range(4):
+        scaler.step = step
+        optimizer.zero_grad()
+        try:
+            model(batch(step)).square().sum().backward()
+        except gw.GradwireError as error:
+            errors.append(str(error))
+            continue
+        optimizer.step()
+        hashes.append(digest(module))
+    return {"errors": errors, "hashes": hashes}

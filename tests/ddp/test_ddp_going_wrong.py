@@ -12,7 +12,14 @@ import gradwire as gw
 from gradwire.ddp import CommState, LocalSGD, hook, register
 from gradwire.ddp.installed import check_torch
 
-SPECS = ["ef(topk(0.05) | fractional(8))", "ef(tcs(0.05, 0.02))", "ef(powersgd(2))", "uniform(8)"]
+SPECS = [
+    "ef(topk(0.05) | fractional(8))",
+    "ef(tcs(0.05, 0.02))",
+    "ef(cyclic(0.1))",
+    "ef(powersgd(2))",
+    "ef(warmup(powersgd(1), 2))",
+    "uniform(8)",
+]
 
 
 def conserved(workers):
@@ -33,6 +40,15 @@ def test_a_gradient_that_is_not_finite(ranks, spec):
     assert "nan" in workers[0]["errors"][0]
     if spec.startswith("ef"):
         conserved(workers)
+
+
+@pytest.mark.parametrize("spec", ["ef(topk(0.05))", "ef(cyclic(0.1))"])
+def test_what_goes_wrong_before_the_last_bucket_is_told_to_all(ranks, spec):
+    workers = ranks.run(ddp_cases.broken_scaler, spec)
+    for worker in workers:
+        assert worker["errors"] == ["worker 2 of 3, step 1: KeyError: 'scale'"]
+        assert worker["hashes"] == workers[0]["hashes"]
+    assert len(set(workers[0]["hashes"])) == 3
 
 
 def test_not_finite_gradients_may_propagate(ranks):

@@ -8,7 +8,10 @@ import gradwire as gw
 from gradwire.ddp import CommState
 
 
-@pytest.mark.parametrize("spec", ["ef(topk(0.05) | fractional(8))", "ef(tcs(0.05, 0.02))", "ef(powersgd(1))"])
+@pytest.mark.parametrize(
+    "spec",
+    ["ef(topk(0.05) | fractional(8))", "ef(tcs(0.05, 0.02))", "ef(randk(0.05, shared=True))", "ef(powersgd(1))"],
+)
 def test_a_restart_changes_nothing(ranks, spec):
     workers = ranks.run(ddp_cases.resumed, spec, 6, 3)
     assert len({w["whole"] for w in workers} | {w["again"] for w in workers}) == 1

@@ -66,6 +66,28 @@ def test_adding_and_selecting_at_once(kind, d, decay):
         assert other.tobytes() == total.tobytes()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [[1, 2, 69_000], [300_000, 300_000, 365_600], list(range(70_000, 700_000, 70_000))])
+def test_an_addend_in_pieces(kind, cuts):
+    rng = np.random.default_rng(len(cuts))
+    start, addend = rng.standard_normal(700_001).astype(np.float32), KINDS[kind](rng, 700_001).astype(np.float32)
+    expected = start * np.float32(0.9) + addend
+    for k in (1, 700, 7000, 300_000):
+        chosen = reference.topk(expected, k)
+        for backend in (select, reference):
+            total, journal = start.copy(), Journal()
+            indices, numbers = backend.add_topk(total, np.split(addend, cuts), 0.9, k, journal)
+            np.testing.assert_array_equal(indices, chosen)
+            assert numbers.tobytes() == expected[chosen].tobytes()
+            assert total.tobytes() == expected.tobytes()
+            journal.undo()
+            np.testing.assert_allclose(total, start, rtol=1e-6, atol=1e-6 * np.abs(addend).max())
+    addend[650_000] = np.nan
+    total = start.copy()
+    assert select.add_topk(total, np.split(addend, cuts), 0.9, 700, Journal()) is None
+    np.testing.assert_allclose(total, start, rtol=1e-6, atol=1e-6 * np.nanmax(np.abs(addend)))
+
+
 @pytest.fixture
 def short_ranges(monkeypatch):
     """More ranges than threads, as vectors of billions have."""

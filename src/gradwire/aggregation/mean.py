@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradwire.aggregation.aggregator import Aggregator
 from gradwire.compressors.compressor import Vector, resolve
 from gradwire.compressors.references import Reference
+from gradwire.compressors.summing import listed
 from gradwire.errors import ConfigError, ProtocolError
 from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
-from gradwire.payload import Every, Known, Payload
+from gradwire.payload import Every, Payload
 
 __all__ = ["mean_of"]
 
@@ -59,22 +59,6 @@ def mean_of(payloads: Sequence[Payload], layout: Layout, reference: Vector | Ref
         return Reference(layout.d, aggregator.mean())
     indices, total = np.empty(0, np.int64), np.empty(0, np.float32)
     for payload in payloads:
-        indices, total = ops.merge(indices, total, *_listed(payload, reference))
+        indices, total = ops.merge(indices, total, *listed(resolve(payload, reference)))
     check_finite(total, "the sum of the payloads")
     return Reference(layout.d, total / np.float32(len(payloads)), indices)
-
-
-def _listed(payload: Payload, reference: Vector | Reference | None) -> tuple[NDArray[np.int64], Vector]:
-    """A payload's coordinates, increasing, and its numbers there."""
-    places, numbers = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    start = 0
-    for part in resolve(payload, reference):
-        if part.support.num_kept:
-            indices, found = part.support.indices, part.numbers()
-            if isinstance(part.support, Known):  # the known ones come first, then the others
-                count = part.support.count
-                indices, found = ops.merge(indices[:count], found[:count], indices[count:], found[count:])
-            places.append(start + indices)
-            numbers.append(found)
-        start += part.length
-    return np.concatenate(places), np.concatenate(numbers)

@@ -6,10 +6,10 @@ A compressor is a frozen value; what it remembers between rounds is a ``State`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, TypeGuard
+from typing import Any, ClassVar, Literal, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from gradwire.checks import LARGEST
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.references import Reference, as_reference
+from gradwire.compressors.summing import add_up
 from gradwire.errors import ConfigError, Malformed, ProtocolError, StaleReference
 from gradwire.fields import Field
 from gradwire.journal import Journal
 from gradwire.kernels import ops
+from gradwire.kernels.scratch import borrow
 from gradwire.layout import Layout
 from gradwire.named import Named
 from gradwire.payload import Every, Fielded, Known, Part, Payload
@@ -31,12 +33,14 @@ __all__ = [
     "LARGEST_UPDATE",
     "Compressor",
     "Occupied",
+    "Phases",
     "Round",
     "Sharing",
     "State",
     "Vector",
     "accumulate",
     "decompress",
+    "joined",
     "largest_magnitude",
     "least_shared",
     "resolve",
@@ -44,6 +48,9 @@ __all__ = [
 
 Vector = NDArray[np.float32]
 Sharing = Literal["none", "partly", "whole"]
+Phases: TypeAlias = Generator["Vector | Payload", Any, "tuple[Vector | Reference, State]"]
+"""The exchanges of a compression by all workers together: vectors, whose sums are sent back, and payloads, of which
+those of all workers are sent back, by rank. In the end the mean, and the next state."""
 
 LARGEST_UPDATE = LARGEST * 0.999
 """The largest magnitude that sums may have: float32's, with some room for rounding."""
@@ -292,6 +299,22 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
             The payload and the next state.
         """
 
+    def compress_pieces(
+        self, pieces: Sequence[Vector], state: State, round: Round | None = None
+    ) -> tuple[Payload, State]:
+        """Turn an update that lies in several places into a payload: that of ``compress``.
+
+        Args:
+            pieces: float32 vectors that are the update, one after the other; finite, not modified. While the state's
+                journal may be used they stay as they are.
+            state: as for ``compress``.
+            round: as for ``compress``.
+
+        Returns:
+            The payload and the next state.
+        """
+        return self.compress(joined(pieces), state, round)
+
     @abstractmethod
     def guarantee(self, d: int) -> Guarantee:
         """Tell what is promised for updates of length d."""
@@ -335,12 +358,21 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
     @property
     def summable(self) -> bool:
         """Whether ``phases`` can be used: payloads of several workers add up without being decoded."""
-        return False
+        return self.shares != "none" and not self.mirrored
 
-    def phases(
-        self, update: Vector, state: State, round: Round | None = None
-    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
-        """Compress together with the other workers, in exchanges of arrays that are summed over them.
+    def adds_up(self, index: int) -> bool:
+        """Tell whether a round's ``phases`` give the mean of the payloads that the workers would make alone.
+
+        What each of them sends is known before the exchange then, and leaves its residual as in ``compress``. Else they
+        make the result together, as ``powersgd``'s workers do.
+
+        Args:
+            index: the round.
+        """
+        return self.shares != "none" and not self.mirrored
+
+    def phases(self, update: Vector, state: State, round: Round | None = None) -> Phases:
+        """Compress together with the other workers: what all of them send is summed, what each one chose is told.
 
         Args:
             update: (d,) float32, finite, not modified.
@@ -348,22 +380,43 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
             round: what all workers agree on; ``num_workers`` says how many there are.
 
         Yields:
-            (n,) float32 to be summed over all workers; the sum, (n,) float32, is sent back.
+            (n,) float32 to be summed over all workers; the sum, (n,) float32, is sent back. Or, where supports are
+            shared in part, a payload to be told to all workers; a list of theirs, by rank, is sent back.
 
         Returns:
-            The mean over workers of what was exchanged, (d,) float32, the same at all of them; and the next state.
+            The mean over workers of what was exchanged, (d,) float32 or a ``Reference``, the same at all of them; and
+            the next state.
 
         Raises:
             ConfigError: when the compressor is not ``summable``.
         """
-        raise ConfigError(f"{self} cannot be summed over workers without being decoded")
-        yield update
+        round = round or Round()
+        if not self.adds_up(round.index):
+            raise ConfigError(f"{self} cannot be summed over workers without being decoded")
+        payload, after = self.compress(update, state, round)
+        parts = resolve(payload, round.reference)
+        mean = yield from add_up(payload, parts, state.layout, self.shares == "whole", round.num_workers)
+        return mean, after
 
     def __or__(self, other: object) -> Compressor:
         """Put a stage after this one."""
         if not isinstance(other, Compressor):
             raise ConfigError(f"a stage can only be followed by a stage, got {other!r}")
         raise ConfigError(f"{self} | {other}: wrap the whole pipeline instead, for instance ef(topk(0.01) | fp16())")
+
+
+def joined(pieces: Sequence[Vector]) -> Vector:
+    """Return one vector of pieces, one after the other.
+
+    Args:
+        pieces: one or more, (n,) float32 each.
+
+    Returns:
+        The piece itself where there is one; else memory that this thread's next call with several returns again.
+    """
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate(pieces, out=borrow("joined", sum(piece.size for piece in pieces), np.float32))
 
 
 def largest_magnitude(vector: Vector) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -13,17 +13,19 @@ from numpy.typing import NDArray
 from gradwire.checks import check_flag, check_number
 from gradwire.compressors.compressor import (
     Compressor,
+    Phases,
     Round,
     Sharing,
     State,
     Vector,
     accumulate,
     decompress,
+    joined,
     largest_magnitude,
     resolve,
 )
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unknown, as_contraction
-from gradwire.compressors.references import Reference
+from gradwire.compressors.references import Reference, as_reference
 from gradwire.errors import ConfigError
 from gradwire.journal import Journal
 from gradwire.kernels import ops
@@ -181,13 +183,23 @@ class ef(_Feedback):
             UpdateError: on an update that is not finite, or where residual and update add up to more than float32
                 holds.
         """
+        return self.compress_pieces((update,), state, round)
+
+    def compress_pieces(
+        self, pieces: Sequence[Vector], state: State, round: Round | None = None
+    ) -> tuple[Payload, State]:
+        """Turn an update that lies in several places into a payload, without putting it together first.
+
+        Raises:
+            UpdateError: as ``compress`` does.
+        """
         residual: Vector = state.memory["residual"]
         round = round or Round()
         journal = state.journal
         journal.clear()  # the round before stands
         try:
             wanted = None if round.support is not None else self.compressor.num_largest(state, round)
-            inner = round.knowing(self._add(residual, update, wanted, state))
+            inner = round.knowing(self._add(residual, pieces, wanted, state))
             payload, after = self.compressor.compress(residual, state, inner)
             _take_out(residual, payload, inner, journal)
         except BaseException:
@@ -206,18 +218,24 @@ class ef(_Feedback):
         """Whether the inner compressor is."""
         return self.compressor.summable
 
-    def phases(
-        self, update: Vector, state: State, round: Round | None = None
-    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
-        """Correct, exchange, keep corrected - mean: conserved in the mean over workers, not at each of them.
+    def adds_up(self, index: int) -> bool:
+        """Tell what the inner compressor does."""
+        return self.compressor.adds_up(index)
+
+    def phases(self, update: Vector, state: State, round: Round | None = None) -> Phases:
+        """Correct, exchange, keep what was not sent; or corrected - mean, where the mean is made by all together.
+
+        In the latter case it is conserved in the mean over workers, not at each of them.
 
         Raises:
             UpdateError: where residual and update add up to more than float32 holds.
         """
+        if self.adds_up(0 if round is None else round.index):
+            return (yield from super().phases(update, state, round))
         corrected = self._corrected(update, state)
         mean, state = yield from self.compressor.phases(corrected, state, round)
         with np.errstate(over="ignore"):
-            corrected -= mean
+            corrected -= as_reference(mean).vector
         check_finite(corrected, "residual", state.layout)
         state.memory["residual"] = corrected
         return mean, state
@@ -231,25 +249,38 @@ class ef(_Feedback):
         return max(0.0, self.compressor.largest_update(state) - largest_magnitude(state.memory["residual"]))
 
     def _add(
-        self, residual: Vector, update: Vector, num_largest: int | None, state: State
+        self, residual: Vector, pieces: Sequence[Vector], num_largest: int | None, state: State
     ) -> tuple[NDArray[np.int64], Vector] | None:
         """Make the residual the corrected update, and find its largest entries where they are asked for.
 
         Raises:
             UpdateError: on what is not finite; the residual is as it was then, to float32 rounding.
         """
+        largest, d = None, state.layout.num_parameters
         if num_largest is None:
-            added, largest = ops.add_finite(residual, update, self.decay, state.journal), None
+            added = self._add_each(residual, pieces, state.journal)
+        elif d == residual.size:
+            largest = ops.add_topk(residual, pieces, self.decay, num_largest, state.journal)
+            added = largest is not None
         else:
-            d = state.layout.num_parameters
-            added = d == residual.size or ops.add_finite(residual[d:], update[d:], self.decay, state.journal)
+            update = joined(pieces)
+            added = ops.add_finite(residual[d:], update[d:], self.decay, state.journal)
             largest = ops.add_topk(residual[:d], update[:d], self.decay, num_largest, state.journal) if added else None
             added = largest is not None
         if not added:
             state.journal.undo()
+            update = joined(pieces)
             check_finite(update, "update", state.layout)
             self._corrected(update, state)  # says where
         return largest
+
+    def _add_each(self, residual: Vector, pieces: Sequence[Vector], journal: Journal) -> bool:
+        start = 0
+        for piece in pieces:
+            if not ops.add_finite(residual[start : start + piece.size], piece, self.decay, journal):
+                return False
+            start += piece.size
+        return True
 
     def _corrected(self, update: Vector, state: State) -> Vector:
         residual: Vector = state.memory["residual"]

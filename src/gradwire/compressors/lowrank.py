@@ -143,6 +143,10 @@ class powersgd(Compressor):
         """Whether ``phases`` can be used: yes."""
         return True
 
+    def adds_up(self, index: int) -> bool:
+        """Tell whether ``phases`` give the mean of payloads: no, workers have one basis together."""
+        return False
+
     def phases(
         self, update: Vector, state: State, round: Round | None = None
     ) -> Generator[Vector, Vector, tuple[Vector, State]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_number
-from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, largest_magnitude
+from gradwire.compressors.compressor import Compressor, Phases, Round, Sharing, State, Vector, largest_magnitude
 from gradwire.compressors.feedback import has_momentum
 from gradwire.compressors.guarantee import Guarantee, Unknown
 from gradwire.compressors.references import Reference
@@ -109,6 +108,10 @@ class momentum(Compressor):
         """Whether the inner compressor is."""
         return self.compressor.summable
 
+    def adds_up(self, index: int) -> bool:
+        """Tell what the inner compressor does."""
+        return self.compressor.adds_up(index)
+
     def init(self, layout: Layout) -> State:
         """Make the state: v and the weights in it, zeros, and its round, beside the inner compressor's memory."""
         state = self.compressor.init(layout)
@@ -127,9 +130,7 @@ class momentum(Compressor):
         state.memory.update(changed)
         return payload, state
 
-    def phases(
-        self, update: Vector, state: State, round: Round | None = None
-    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
+    def phases(self, update: Vector, state: State, round: Round | None = None) -> Phases:
         """Exchange gain v: the mean over workers of these.
 
         Raises:

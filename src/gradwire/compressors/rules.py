@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, Sharing, State, Vector, least_shared
+from gradwire.compressors.compressor import Compressor, Phases, Round, Sharing, State, Vector, least_shared
 from gradwire.compressors.feedback import has_feedback, has_momentum
 from gradwire.compressors.guarantee import Absolute, Contractive, Guarantee, Unbiased, Unknown, as_contraction
 from gradwire.compressors.pipeline import Coder, Sparsifier, Stage, largest_fitting, pruned
@@ -134,6 +134,10 @@ class warmup(Compressor):
         """Whether both are."""
         return self.compressor.summable and self.first.summable
 
+    def adds_up(self, index: int) -> bool:
+        """Tell what the compressor whose turn it is does."""
+        return (self.first if self._is_first(index) else self.compressor).adds_up(index)
+
     @property
     def shares(self) -> Sharing:
         """The less shared of both."""
@@ -168,9 +172,7 @@ class warmup(Compressor):
         later, first = self._split(state)
         return min(self.compressor.largest_update(later), self.first.largest_update(first))
 
-    def phases(
-        self, update: Vector, state: State, round: Round | None = None
-    ) -> Generator[Vector, Vector, tuple[Vector, State]]:
+    def phases(self, update: Vector, state: State, round: Round | None = None) -> Phases:
         """Compress together with the other workers with the compressor whose turn it is."""
         later, first = self._split(state)
         if self._is_first(0 if round is None else round.index):

@@ -84,7 +84,9 @@ class dense(Sparsifier):
             return self.compress(vector.vector, state, round)
         sent = vector.numbers != 0
         support, numbers = Explicit(layout.d, vector.indices[sent]), Floats(vector.numbers[sent])
-        if support.num_kept and not listing_pays(support, numbers.num_bytes, np.dtype(np.float32).itemsize * layout.d):
+        dense_bytes = np.dtype(np.float32).itemsize * layout.d
+        everywhere = support.num_kept == layout.d
+        if everywhere or (support.num_kept and not listing_pays(support, numbers.num_bytes, dense_bytes)):
             return self.compress(vector.vector, state, round)
         round = round or Round()
         payload = Payload(

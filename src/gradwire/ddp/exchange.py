@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,7 @@ _HEADER = struct.Struct("<BxxxIqQd")  # failed, spec, step, bytes of the body, s
 _FIRST = 256  # bytes that travel in one piece before it is known how long messages are
 _ROOM = 33 / 32  # how much longer than the longest message so far the next one may be, and still travel in one piece
 _ROUNDED = 64
+_EXACT = (1 << 24) - 1  # integers that float32 holds, with zeros added to them
 _SMALL, _LARGE = 64, 1 << 17  # float32 numbers that are summed to measure the link
 _TRIES = 3
 
@@ -133,42 +134,65 @@ class Exchange:
         whole = out.numpy().tobytes()
         return [whole[start : start + size] for start in range(0, len(whole), size)]
 
-    def sum(self, vector: Vector, failed: bool = False) -> tuple[Vector, bool]:
-        """Add a vector up over all workers: the same bits at all of them.
+    def sum(self, vector: Vector, message: Message) -> tuple[Vector, list[Message]]:
+        """Add a vector up over all workers, the same bits at all of them, and hear how each of them is.
 
         Args:
-            vector: (n,) float32, of the same length at all workers; not modified. Zeros where ``failed``.
-            failed: whether this worker has nothing to add.
+            vector: (n,) float32, of the same length at all workers; not modified. Zeros where this one failed.
+            message: how this worker is; its body is not told.
 
         Returns:
-            (n,) float32, the sum; and whether any worker failed.
+            (n,) float32, the sum; and all workers' messages by rank, of step and spec the lower 24 bits.
 
         Raises:
             ProtocolError: where a worker was lost.
         """
-        summed = torch.empty(vector.size + 1)
-        summed[:-1] = torch.from_numpy(vector)
-        summed[-1] = torch.nan if failed else 0.0
+        # each worker writes in a row of its own, to which all others add zeros
+        summed = torch.zeros(vector.size + 4 * self.num_workers)
+        summed[: vector.size] = torch.from_numpy(vector)
+        rows = summed[vector.size :].view(self.num_workers, 4)
+        told = message.failed, message.step & _EXACT, message.spec & _EXACT, message.seconds
+        rows[self.rank] = torch.tensor(told, dtype=torch.float32)
         self._sum(summed)
-        numbers: NDArray[np.float32] = summed.numpy()
-        return numbers[:-1], bool(np.isnan(numbers[-1]))
+        numbers: NDArray[np.float32] = summed[: vector.size].numpy()
+        return numbers, [
+            Message(b"", int(step), int(spec), bool(failed), seconds) for failed, step, spec, seconds in rows.tolist()
+        ]
 
     def _sum(self, tensor: Tensor, largest: bool = False) -> None:
         with self._exchanging(tensor.nbytes):
             dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self._group)
 
-    def start_sum(self, tensor: Tensor) -> torch.futures.Future[Tensor]:
-        """Begin to add a tensor up over all workers, in place, and return what will hold it."""
-        with self._exchanging(tensor.nbytes):
-            work = dist.all_reduce(tensor, group=self._group, async_op=True)
-        future: torch.futures.Future[list[Tensor]] = work.get_future()
-        return future.then(self._only)
+    def start_sum(self, tensor: Tensor, told: Callable[[ProtocolError], object]) -> torch.futures.Future[Tensor]:
+        """Begin to add a tensor up over all workers, in place.
 
-    def _only(self, done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        Args:
+            tensor: of the same length at all workers.
+            told: is called, perhaps by another thread, where a worker was lost; the tensor becomes zeros then.
+
+        Returns:
+            What will hold the tensor; it never fails, as torch would not keep what the error was.
+        """
+
+        def lost(error: RuntimeError) -> Tensor:
+            told(self._lost(error))
+            return tensor.zero_()
+
+        def settled(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+            try:
+                return done.value()[0]
+            except RuntimeError as error:
+                return lost(error)
+
         try:
-            return done.value()[0]
+            work = dist.all_reduce(tensor, group=self._group, async_op=True)
         except RuntimeError as error:
-            raise self._lost(error) from error
+            failed: torch.futures.Future[Tensor] = torch.futures.Future()
+            failed.set_result(lost(error))
+            return failed
+        self.bytes_sent += tensor.nbytes
+        future: torch.futures.Future[list[Tensor]] = work.get_future()
+        return future.then(settled)
 
     def share(self, tensor: Tensor) -> None:
         """Give every worker the first one's tensor, in place."""

@@ -10,13 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradwire.checks import check_flag
-from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.compressors.spec import parse
 from gradwire.ddp.exchange import Exchange
 from gradwire.ddp.model import trained
 from gradwire.ddp.worker import Worker
-from gradwire.errors import ConfigError, GradwireError, StateError, UpdateError
+from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
+from gradwire.kernels import ops
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
 
@@ -26,6 +27,8 @@ __all__ = ["CommState", "hook"]
 
 _Bucket = tuple[int, Tensor, list[Tensor], list[Tensor]]  # its number, buffer, parameters and gradients
 _Waiting = tuple[_Bucket, torch.futures.Future[Tensor]]
+
+_ALONE = 1 << 16  # numbers from which a gradient is not copied to be near its neighbours
 
 
 class CommState:
@@ -84,14 +87,15 @@ class CommState:
         check_flag("fallback", fallback)
         self._seed, self._fallback, self._group = Key(seed).seed, fallback, process_group
         self._propagates = on_nonfinite == "propagate" or grad_scaler is not None
-        self._scaler = grad_scaler
+        self._scaler, self._scale = grad_scaler, 1.0
         self._named = None if module is None else trained(module)
         self._worker: Worker | None = None
         self._places: dict[int, TensorSpec] = {}  # by the parameter's id
-        self._flat = torch.empty(0)
-        self._filled = 0
+        self._pieces: dict[int, Vector] = {}  # gradients so far, by where they begin in the vector
+        self._error: Exception | None = None  # what went wrong on the way to the last bucket
         self._waiting: list[_Waiting] = []
         self._summed: list[Tensor] = []
+        self._lost: list[ProtocolError] = []
         self._saved: Any = None
 
     @property
@@ -160,7 +164,6 @@ class CommState:
         if self._saved is not None:
             worker.load_state_dict(self._saved)
         self._saved, self._places, self._worker = None, places, worker
-        self._flat = torch.empty(layout.d)
 
     def take(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Take a bucket of gradients, and give what will hold their mean.
@@ -188,71 +191,78 @@ class CommState:
         future: torch.futures.Future[Tensor] = torch.futures.Future(devices=devices)
         self._waiting.append((found, future))
         try:
-            self.meet()
-            if self._worker is not None:
-                self._copy(found)
-            if bucket.is_last():
+            if self._error is None:
+                self.meet()
+                self._keep(found)
+        except Exception as error:  # it is told with the last bucket: the others wait, and DDP must come to its end
+            self._error = error
+        if bucket.is_last():
+            try:
                 self._finish()
-        except GradwireError as error:
-            if not bucket.is_last():
-                raise
-            self._fail(error)
+            except Exception as error:
+                self._fail(error)
         return future
 
     def _sum(self, worker: Worker, buffer: Tensor, is_last: bool) -> torch.futures.Future[Tensor]:
         """Sum a whole bucket while the next one is computed, as DDP does without a hook."""
         buffer.div_(worker.exchange.num_workers)
         self._summed.append(buffer)
-        future = worker.exchange.start_sum(buffer)
+        future = worker.exchange.start_sum(buffer, self._lost.append)
         if is_last:
             worker.skip()
-            if self._propagates or not _at_the_end(self._check_sums):
+            if not _at_the_end(self._check_sums):
                 self._summed.clear()
         return future
 
     def _check_sums(self) -> None:
-        summed, self._summed = self._summed, []
+        (summed, self._summed), (lost, self._lost) = (self._summed, []), (self._lost, [])
+        if lost:
+            raise lost[0]
+        if self._propagates:
+            return
         if not all(bool(torch.isfinite(buffer.sum())) or bool(buffer.isfinite().all()) for buffer in summed):
             raise UpdateError(f"step {self.step - 1}: a gradient is not finite at one of the workers")
 
-    def _copy(self, bucket: _Bucket) -> None:
-        """Put a bucket's gradients where they belong in the vector."""
+    def _keep(self, bucket: _Bucket) -> None:
+        """Note where a bucket's gradients belong in the vector."""
+        if self._worker is None:
+            return
         start = time.perf_counter()
-        factor = None if self._scaler is None else 1 / self._scaler.get_scale()
+        self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         for parameter, gradient in zip(bucket[2], bucket[3], strict=True):
             place = self._places.get(id(parameter))
             if place is None:
                 raise ConfigError(f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given")
-            out = self._flat[place.offset : place.stop]
-            out.copy_(gradient.reshape(-1))
-            if factor is not None and factor != 1:
-                out.mul_(factor)
-            self._filled += place.num_elements
-        if self._worker is not None:
-            self._worker.computing += time.perf_counter() - start
+            if place.num_elements:
+                flat = gradient.reshape(-1).to("cpu", torch.float32)
+                self._pieces[place.offset] = (flat if self._scale == 1 else flat * (1 / self._scale)).numpy()
+        self._worker.computing += time.perf_counter() - start
 
     def _finish(self) -> None:
         """Exchange, and give each bucket its mean."""
-        if self._worker is None:
+        if self._worker is None and self._error is None:
             # DDP's first buckets hold the parameters from the last to the first, each bucket in the model's order
             parameters = [p for bucket, _ in reversed(self._waiting) for p in bucket[2]]
             self._begin({str(number): parameter for number, parameter in enumerate(parameters)})
             for bucket, _ in self._waiting:
-                self._copy(bucket)
-        worker, filled = self._worker, self._filled
-        if worker is None or filled != worker.layout.d:
-            raise ConfigError(f"gradients of {filled} parameters came, the model given has {self._flat.numel()}")
-        mean = worker.mean(self._flat.numpy())
-        start, scale = time.perf_counter(), 1.0 if self._scaler is None else float(self._scaler.get_scale())
-        waiting = self._emptied()
-        for bucket, _ in waiting:
-            self._write(bucket, mean, scale)
+                self._keep(bucket)
+        worker, error = self._worker, self._error
+        if worker is None:
+            raise ProtocolError("the workers did not meet") if error is None else error
+        pieces = [self._pieces[start] for start in sorted(self._pieces)]
+        filled = sum(piece.size for piece in pieces)
+        if error is None and filled != worker.layout.d:
+            error = ConfigError(f"gradients of {filled} parameters came, the model given has {worker.layout.d}")
+        mean = worker.mean(_fewer(pieces), error)
+        start = time.perf_counter()
+        for bucket, _ in self._waiting:
+            self._write(bucket, mean, self._scale)
         worker.computing += time.perf_counter() - start
-        for bucket, future in waiting:
+        for bucket, future in self._emptied():
             future.set_result(bucket[1])
 
     def _emptied(self) -> list[_Waiting]:
-        waiting, self._waiting, self._filled = self._waiting, [], 0
+        waiting, self._waiting, self._pieces, self._error = self._waiting, [], {}, None
         return waiting
 
     def _write(self, bucket: _Bucket, mean: Reference, scale: float) -> None:
@@ -270,16 +280,15 @@ class CommState:
             low, high = np.searchsorted(listed, [place.offset, place.stop])
             if low == high:
                 continue
-            indices = torch.from_numpy(listed[low:high] - place.offset)
-            sent = torch.from_numpy(mean.numbers[low:high] * np.float32(scale))
-            if gradient.is_contiguous():
-                gradient.view(-1)[indices.to(gradient.device)] = sent.to(gradient)
+            indices, sent = listed[low:high] - place.offset, mean.numbers[low:high]
+            if gradient.device.type == "cpu" and gradient.dtype == torch.float32 and gradient.is_contiguous():
+                ops.accumulate_at(gradient.view(-1).numpy(), indices, sent, scale)
             else:
-                dense = torch.zeros(place.num_elements)
-                dense[indices] = sent
-                gradient.copy_(dense.view(place.shape))
+                whole = np.zeros(place.num_elements, np.float32)
+                whole[indices] = sent * np.float32(scale)
+                gradient.copy_(torch.from_numpy(whole).view(place.shape))
 
-    def _fail(self, error: GradwireError) -> None:
+    def _fail(self, error: Exception) -> None:
         """Let DDP come to its end, with zeros, and raise then; or go on with gradients that are not finite."""
         propagates = self._propagates and isinstance(error, UpdateError)
         for bucket, future in self._emptied():
@@ -311,6 +320,17 @@ def hook(
         >>> state, its_hook = CommState("ef(topk(0.01) | fractional(16))"), hook
     """
     return state.take(bucket)
+
+
+def _fewer(pieces: list[Vector]) -> list[Vector]:
+    """The same vector in fewer pieces: a copy of small ones costs less than another call."""
+    found: list[list[Vector]] = []
+    for piece in pieces:
+        if found and max(piece.size, found[-1][-1].size) < _ALONE:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return [group[0] if len(group) == 1 else np.concatenate(group) for group in found]
 
 
 def _at_the_end(action: Any) -> bool:

@@ -140,7 +140,7 @@ class LocalSGD:
                 next step tries again.
         """
         update = self._before - self._flat()
-        mean = torch.from_numpy(self._worker.mean(update.numpy()).vector)
+        mean = torch.from_numpy(self._worker.mean((update.numpy(),)).vector)
         if self._outer is None:
             self._write(self._before - mean)
         else:

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 
 import gradwire.errors
 from gradwire.aggregation.mean import mean_of
-from gradwire.checks import check_integer
-from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress
+from gradwire.checks import check_flag, check_integer
+from gradwire.compressors.compressor import Compressor, Phases, Round, State, Vector, decompress, joined
 from gradwire.compressors.feedback import ef, momentum_correction
-from gradwire.compressors.references import Reference
+from gradwire.compressors.references import Reference, as_reference
 from gradwire.compressors.sparsify import dense
-from gradwire.ddp.cost import Choice
+from gradwire.compressors.summing import num_summed
+from gradwire.ddp.cost import AGAIN, Choice
 from gradwire.ddp.exchange import Exchange, Message
 from gradwire.ends.client import reference_digest
 from gradwire.errors import ConfigError, GradwireError, ProtocolError, StateError
 from gradwire.layout import Layout, check_finite
+from gradwire.payload import Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
 from gradwire.wire import Limits, decode, encode
@@ -41,6 +43,17 @@ class _Held:
 
     blob: bytes
     reference: Reference
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """A saved state that was checked."""
+
+    step: int
+    seed: int
+    memory: dict[str, Any]
+    held: _Held | None
+    summed: bool
 
 
 class Worker:
@@ -84,7 +97,7 @@ class Worker:
         self._agree(fallback)
         measured = fallback and self._whole is not None and exchange.num_workers > 1
         self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
-        self._was_dense = False
+        self._was_dense = self._loaded = False
 
     def _agree(self, fallback: bool) -> None:
         """Compare what must be the same at all workers."""
@@ -102,18 +115,24 @@ class Worker:
         """How this step's updates travel: ``'gather'``, ``'phases'`` or ``'dense'``."""
         if self._choice.dense:
             return "dense"
-        return "phases" if self.compressor.summable else "gather"
+        if not self.compressor.summable:
+            return "gather"
+        if not self.compressor.adds_up(self.step):
+            return "phases"
+        return "phases" if self._choice.summed and self.step % AGAIN else "gather"
 
     @property
     def is_plain(self) -> bool:
         """Whether nothing is remembered that a whole update would have to take along: its sum is all there is."""
         return self._choice.dense and self._was_dense
 
-    def mean(self, update: Vector) -> Reference:
+    def mean(self, pieces: Sequence[Vector], error: Exception | None = None) -> Reference:
         """Return the mean of all workers' updates, each as its compressor sends it.
 
         Args:
-            update: (d,) float32, this worker's; not modified, and not to be modified before this returns.
+            pieces: float32 vectors that are this worker's update, one after the other; not modified, and not to be
+                modified before this returns.
+            error: why there is no update at this worker, or None.
 
         Returns:
             The mean, given by few numbers where it is sparse.
@@ -123,10 +142,12 @@ class Worker:
         """
         start, waited, path = time.perf_counter(), self.exchange.waited, self.path
         attempt = self._state.attempt()
+        exchanged = {"gather": self._gathered, "phases": self._in_phases, "dense": self._summed}[path]
         try:
-            mean, after, held = {"gather": self._gathered, "phases": self._in_phases, "dense": self._summed}[path](
-                update, attempt
-            )
+            if self._loaded:  # some may have loaded another state, or none
+                self._loaded = False
+                self._hear(b"", error)
+            mean, after, held = exchanged(pieces, attempt, error)
             self._state, self._held = State(self.layout, after.memory), held
             self._was_dense = path == "dense"
         except BaseException:  # an interrupt or no memory, too
@@ -135,7 +156,7 @@ class Worker:
         finally:
             self.step += 1
             spent = self.computing + time.perf_counter() - start - (self.exchange.waited - waited)
-            self._computed, self.computing = spent if path == "gather" else 0.0, 0.0
+            self._computed, self.computing = 0.0 if path == "dense" else spent, 0.0
         return mean
 
     def skip(self) -> None:
@@ -155,32 +176,53 @@ class Worker:
             num_workers=self.exchange.num_workers,
         )
 
-    def _check(self, update: Vector, compressor: Compressor) -> None:
-        if not compressor.checks_update:
-            check_finite(update, "update", self.layout)
+    def _checked(self, pieces: Sequence[Vector], compressor: Compressor) -> Sequence[Vector]:
+        if compressor.checks_update:
+            return pieces
+        update = joined(pieces)
+        check_finite(update, "update", self.layout)
+        return (update,)
 
-    def _gathered(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
+    def _gathered(
+        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+    ) -> tuple[Reference, State, _Held | None]:
         """Compress, tell all others, read what they tell."""
-        error, body, agreed = None, b"", self._round()
+        body, agreed = b"", self._round()
         try:
-            self._check(update, self.compressor)
-            payload, after = self.compressor.compress(update, attempt, agreed)
-            body = encode(payload)
+            if error is None:
+                checked = self._checked(pieces, self.compressor)
+                payload, after = self.compressor.compress_pieces(checked, attempt, agreed)
+                body = encode(payload)
         except Exception as failure:  # whatever it is, the others wait
-            error, body = failure, _told(failure)
+            error = failure
         messages = self._hear(body, error)
-        # this worker's own payload is what decoding its blob gives
-        payloads = [
-            payload if rank == self.exchange.rank else decode(message.body, self._limits)
-            for rank, message in enumerate(messages)
-        ]
+        payloads = self._read_all(messages, payload)
         mean = mean_of(payloads, self.layout, agreed.reference)
-        self._note(max(len(message.body) for message in messages), [message.seconds for message in messages])
+        self._note_gathered(messages, payloads[0])
         return mean, after, self._next_held(mean)
 
-    def _note(self, num_bytes: int, seconds: Sequence[float]) -> None:
+    def _read_all(self, messages: list[Message], own: Payload) -> list[Payload]:
+        """All workers' payloads; this worker's own is what decoding its blob gives."""
+        return [
+            own if rank == self.exchange.rank else decode(message.body, self._limits)
+            for rank, message in enumerate(messages)
+        ]
+
+    def _note_gathered(self, messages: list[Message], first: Payload) -> None:
+        """Weigh what was gathered against a sum of what is shared: by the first worker's payload, as all of them do."""
+        longest = max(len(message.body) for message in messages)
+        if self.compressor.summable:
+            whole = self.compressor.shares == "whole"
+            summed = num_summed(first, self.layout, whole)
+            told = 0.0 if whole else longest * max(0, first.num_kept - summed) / max(1, first.num_kept)
+            self._choice.note_gathered(longest, summed, told)
+        else:
+            self._choice.note_gathered(longest)
+        self._note(messages)
+
+    def _note(self, messages: list[Message]) -> None:
         before = self._choice.dense
-        self._choice.note(num_bytes, seconds)
+        self._choice.note([message.seconds for message in messages])
         if self._choice.dense and not before and self.exchange.rank == 0:
             warnings.warn(
                 f"from step {self.step + 1} on gradients are summed whole, which takes less time on this link than "
@@ -196,67 +238,88 @@ class Worker:
         payload, _ = dense().compress_listed(mean, State(self.layout), agreed)
         return _Held(encode(payload), Reference.of(payload))
 
-    def _in_phases(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
-        """Sum what a compressor says, phase by phase; a sum of nothing tells that the last one went well, too."""
+    def _in_phases(
+        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+    ) -> tuple[Reference, State, _Held | None]:
+        """Exchange what a compressor says, phase by phase."""
         agreed = self._round()
-        phases = self.compressor.phases(update, attempt, agreed)
-        ended: tuple[Vector, State] | None = None
-        error: Exception | None = None
-        total: Vector | None = None
-        sizes: list[int] = []
+        settled = self.compressor.adds_up(agreed.index)
+        phases: Phases | None = None
+        ended: tuple[Vector | Reference, State] | None = None
+        answer: Any = None
+        number = 0
         while ended is None:
-            vector = np.empty(0, np.float32)
+            said: Vector | Payload = np.empty(0, np.float32)
+            body = b""
             try:
-                if total is None:
-                    self._check(update, self.compressor)
-                vector = next(phases) if total is None else phases.send(total)
+                if error is None and phases is None:
+                    update = joined(self._checked(pieces, self.compressor))
+                    phases = self.compressor.phases(update, attempt, agreed)
+                if error is None and phases is not None:
+                    said = phases.send(answer)
+                    body = encode(said) if isinstance(said, Payload) else b""
             except StopIteration as done:
                 ended = done.value
+                if settled:  # what comes after the exchange goes wrong at all workers or at none
+                    break
             except Exception as failure:  # whatever it is, the others wait
                 error = failure
-                known = self._sizes(agreed)
-                vector = np.zeros(known[len(sizes)] if len(sizes) < len(known) else 0, np.float32)
-            sizes.append(vector.size)
-            total, failed = self.exchange.sum(vector, error is not None)
-            if failed:
-                self._hear(b"" if error is None else _told(error), error)
+            if error is not None:
+                said = self._blank(agreed, number)
+            if isinstance(said, Payload):
+                answer = self._read_all(self._hear(body, error), said)
+            else:  # in the end a sum of nothing, which tells that the last phase went well everywhere
+                answer, messages = self._sum(said, error)
+                if not number:
+                    self._note(messages)
+            number += 1
         mean, after = ended
-        found = Reference(self.layout.d, mean)
+        found = as_reference(mean)
         return found, after, self._next_held(found)
 
-    def _sizes(self, agreed: Round) -> list[int]:
-        """How much is summed in each phase."""
+    def _blank(self, agreed: Round, number: int) -> Vector | Payload:
+        """What is said in a phase where there is nothing to say: zeros, as many as the others sum, or a payload."""
         zeros = np.zeros(self.layout.d, np.float32)
         phases = self.compressor.phases(zeros, self.compressor.init(self.layout), agreed)
-        sizes: list[int] = []
         try:
-            vector = next(phases)
-            while True:
-                sizes.append(vector.size)
-                vector = phases.send(np.zeros_like(vector))
+            said = next(phases)
+            for _ in range(number):
+                said = phases.send([said] if isinstance(said, Payload) else np.zeros_like(said))
         except StopIteration:
-            return sizes
+            return zeros[:0]
+        return said if isinstance(said, Payload) else np.zeros_like(said)
 
-    def _summed(self, update: Vector, attempt: State) -> tuple[Reference, State, _Held | None]:
+    def _summed(
+        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+    ) -> tuple[Reference, State, _Held | None]:
         """Sum whole updates, and all that was not sent so far with them."""
-        error: Exception | None = None
-        vector = np.zeros(self.layout.d, np.float32)
-        whole = self._whole or dense()
+        vector, whole = np.zeros(0, np.float32), self._whole or dense()
         try:
-            self._check(update, whole)
-            payload, after = whole.compress(update, attempt, self._round())
-            vector = decompress(payload)
+            if error is None:
+                payload, after = whole.compress_pieces(self._checked(pieces, whole), attempt, self._round())
+                vector = decompress(payload)
         except Exception as failure:  # whatever it is, the others wait
             error = failure
-        total, failed = self.exchange.sum(vector, error is not None)
-        if failed:
-            self._hear(b"" if error is None else _told(error), error)
+        if error is not None:
+            vector = np.zeros(self.layout.d, np.float32)
+        total, _ = self._sum(vector, error)
         check_finite(total, "the sum of the updates", self.layout)
         self._choice.note_dense()
         return Reference(self.layout.d, total / np.float32(self.exchange.num_workers)), after, None
 
+    def _sum(self, vector: Vector, error: Exception | None) -> tuple[Vector, list[Message]]:
+        """Add up over all workers, and raise what any of them tells as an error."""
+        told = Message(b"", self.step, self._spec, error is not None, self._computed)
+        total, messages = self.exchange.sum(vector, told)
+        own = messages[self.exchange.rank]
+        if any(m.failed or (m.step, m.spec) != (own.step, own.spec) for m in messages):
+            self._hear(b"", error)
+        return total, messages
+
     def _hear(self, body: bytes, error: Exception | None) -> list[Message]:
         """Tell all workers, and raise what any of them tells as an error."""
+        if error is not None:
+            body = _told(error)
         messages = self.exchange.gather(Message(body, self.step, self._spec, error is not None, self._computed))
         ranks = range(len(messages))
         if any(message.spec != self._spec for message in messages):
@@ -282,7 +345,7 @@ class Worker:
         Returns:
             ``format``, ``spec``, ``layout`` (hash), ``seed``, ``step``, ``rank``, ``world_size``, ``residual`` ((d,)
             float32, or None without error feedback), ``scheme`` (the compressor's other memory), ``reference`` (a
-            blob, or None).
+            blob, or None), ``summed`` (whether what is shared is summed).
         """
         memory = copy_memory(self._state.memory)
         return to_saved(
@@ -297,6 +360,7 @@ class Worker:
                 "residual": memory.pop("residual", None),
                 "scheme": memory,
                 "reference": None if self._held is None else np.frombuffer(self._held.blob, np.uint8).copy(),
+                "summed": self._choice.summed,
             }
         )
 
@@ -324,14 +388,15 @@ class Worker:
             )
         if not isinstance(state, dict) and ranks != list(range(num_old)):
             raise StateError(f"the states of all {num_old} workers are needed, in order, got those of {ranks}")
-        if len({(step, seed, held and held.blob) for step, seed, _, held in read}) > 1:
+        if len({(s.step, s.seed, s.held and s.held.blob, s.summed) for s in read}) > 1:
             raise StateError("states must be of the same step")
-        own = read[0] if isinstance(state, dict) else read[here] if num_old == workers else None
-        memory = own[2] if own else _joined([r[2] for r in read])
-        self.step, self.seed, _, self._held = read[0]
-        self._state, self._was_dense = State(self.layout, memory), False
+        first = read[0] if isinstance(state, dict) or num_old != workers else read[here]
+        memory = first.memory if num_old == workers else _joined([s.memory for s in read])
+        self.step, self.seed, self._held = first.step, first.seed, first.held
+        self._state, self._was_dense, self._loaded = State(self.layout, memory), False, True
+        self._choice.summed = first.summed and num_old == workers
 
-    def _read(self, state: Any) -> tuple[int, int, dict[str, Any], _Held | None]:
+    def _read(self, state: Any) -> _Saved:
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
         memory = copy_memory(state["scheme"])
         if state["residual"] is not None:
@@ -341,7 +406,8 @@ class Worker:
         if state["reference"] is not None:
             blob = to_bytes(state["reference"])
             held = _Held(blob, Reference.of(decode(blob, self._limits)))
-        return check_integer("step", state["step"], 0, 2**63 - 1), Key(state["seed"]).seed, memory, held
+        step = check_integer("step", state["step"], 0, 2**63 - 1)
+        return _Saved(step, Key(state["seed"]).seed, memory, held, check_flag("summed", state["summed"]))
 
 
 def _joined(memories: list[dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -85,51 +86,63 @@ class Added:
     """An addend on its way into a vector: how far each range has come, so that it can be taken out at any point.
 
     Kernels leave in ``done`` how many elements of their range are added; none is interrupted on its way.
+
+    Args:
+        total: the vector.
+        addend: one vector, or several that are it, one after the other.
+        decay: what the total is multiplied with.
+        weight: what the addend is multiplied with.
     """
 
     def __init__(
-        self, total: NDArray[np.float32], addend: NDArray[np.float32], decay: np.float32, weight: float = 1.0
+        self,
+        total: NDArray[np.float32],
+        addend: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+        decay: np.float32,
+        weight: float = 1.0,
     ) -> None:
-        self.ranges = threads.split(total.size)
+        self.decay, self._weight, self._total = decay, np.float32(weight), total
+        self.ranges: list[slice] = []
+        self.addends: list[NDArray[np.float32]] = []
+        start = 0
+        for piece in map(np.ascontiguousarray, reference.pieces_of(addend)):
+            for r in threads.split(piece.size):
+                self.ranges.append(slice(start + r.start, start + r.stop))
+                self.addends.append(piece[r])
+            start += piece.size
         self.done = [np.zeros(1, np.int64) for _ in self.ranges]
-        self._total, self._addend = total, addend
-        self._decay, self._weight = decay, np.float32(weight)
 
     @property
     def complete(self) -> bool:
         """Whether all of it is in."""
         return sum(int(done[0]) for done in self.done) == self._total.size
 
+    def put_in(self, journal: Journal) -> bool:
+        """Add where all sums are finite, and tell whether they were."""
+        journal.note(self.take_out)
+        parts = zip(self.ranges, self.addends, self.done, strict=True)
+        threads.run([partial(_add, self._total[r], addend, self.decay, done) for r, addend, done in parts])
+        if not self.complete:
+            self.take_out()
+        return self.complete
+
     def take_out(self) -> None:
         """Take out again what was added, to float32 rounding; nothing a second time."""
-        for r, done in zip(self.ranges, self.done, strict=True):
-            _take_out(self._total[r], self._addend[r], self._decay, self._weight, done)
+        for r, addend, done in zip(self.ranges, self.addends, self.done, strict=True):
+            _take_out(self._total[r], addend, self.decay, self._weight, done)
 
 
 def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, journal: Journal) -> bool:
     """Add in place where all sums are finite; see ``reference.add_finite``."""
-    addend, factor = np.ascontiguousarray(addend), np.float32(decay)
-    added = Added(total, addend, factor)
-    journal.note(added.take_out)
-    threads.run(
-        [partial(_add, total[r], addend[r], factor, done) for r, done in zip(added.ranges, added.done, strict=True)]
-    )
-    if not added.complete:
-        added.take_out()
-    return added.complete
+    return Added(total, addend, np.float32(decay)).put_in(journal)
 
 
 def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: Journal) -> None:
     """Subtract in place; see ``reference.subtract``."""
-    numbers = np.ascontiguousarray(numbers)
     subtracted = Added(total, numbers, np.float32(1), -1.0)
     journal.note(subtracted.take_out)
-    threads.run(
-        [
-            partial(_subtract, total[r], numbers[r], done)
-            for r, done in zip(subtracted.ranges, subtracted.done, strict=True)
-        ]
-    )
+    parts = zip(subtracted.ranges, subtracted.addends, subtracted.done, strict=True)
+    threads.run([partial(_subtract, total[r], addend, done) for r, addend, done in parts])
 
 
 @kernel(types.void, _OUT_F32, _F32, _OUT_I64)

@@ -10,6 +10,7 @@ The environment variable ``GRADWIRE_KERNELS``, read when this is imported, force
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +117,11 @@ def add_finite(total: NDArray[np.float32], addend: NDArray[np.float32], decay: f
 
 
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
+    total: NDArray[np.float32],
+    addend: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+    decay: float,
+    k: int,
+    journal: Journal,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add like ``add_finite``, and select the k largest of what comes out; None where a sum is not finite."""
     if _compiled(total.size, VECTOR_FROM):

@@ -5,6 +5,7 @@ Bit streams are least significant bit first: bit i of a stream is bit ``i % 8`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -108,14 +109,23 @@ def subtract(total: NDArray[np.float32], numbers: NDArray[np.float32], journal: 
     total -= numbers
 
 
+def pieces_of(addend: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> Sequence[NDArray[np.float32]]:
+    """The pieces of an addend: itself where it is one vector."""
+    return [addend] if isinstance(addend, np.ndarray) else addend
+
+
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
+    total: NDArray[np.float32],
+    addend: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+    decay: float,
+    k: int,
+    journal: Journal,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add like ``add_finite``, and select the k largest of what comes out like ``topk``.
 
     Args:
         total: as for ``add_finite``.
-        addend: as for ``add_finite``.
+        addend: as for ``add_finite``; or several vectors that are it, one after the other.
         decay: as for ``add_finite``.
         k: as for ``topk``.
         journal: as for ``add_finite``.
@@ -123,7 +133,7 @@ def add_topk(
     Returns:
         What ``topk`` returns, (m,) int64, and the numbers there, (m,) float32; or None where a sum is not finite.
     """
-    if not add_finite(total, addend, decay, journal):
+    if not add_finite(total, np.concatenate(pieces_of(addend)), decay, journal):
         return None
     chosen = topk(total, k)
     return chosen, total[chosen]

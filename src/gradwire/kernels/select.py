@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         sample = np.empty(plan[0], np.uint32)
         take_sample(bits, sample)
         if sampled := _threshold(sample & SIGNLESS, plan[1]):
-            threshold, pieces = sampled[0], _pieces(sampled[1], bits.size)
+            threshold, pieces = sampled[0], _pieces(sampled[1], bits.size, threads.split(bits.size))
             tasks = [partial(_collect, bits[p.range], threshold, p.room, p.places, p.bits) for p in pieces]
             if (found := _among(threads.run(tasks), pieces, threshold, k)) is not None:
                 return found[0]
@@ -63,20 +64,23 @@ def topk(values: NDArray[np.float32], k: int) -> NDArray[np.int64]:
 
 
 def add_topk(
-    total: NDArray[np.float32], addend: NDArray[np.float32], decay: float, k: int, journal: Journal
+    total: NDArray[np.float32],
+    addend: NDArray[np.float32] | Sequence[NDArray[np.float32]],
+    decay: float,
+    k: int,
+    journal: Journal,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]] | None:
     """Add and select in one pass; see ``reference.add_topk``."""
-    addend, factor = np.ascontiguousarray(addend), np.float32(decay)
+    added = dense.Added(total, addend, np.float32(decay))
     if plan := sample_plan(total.size, k):
         sample = np.empty(plan[0], np.float32)
-        _sample_sum(total, addend, factor, sample)
+        _sample_sums(total, added, sample)
         if sampled := _threshold(sample.view(np.uint32) & SIGNLESS, plan[1]):
-            threshold, pieces = sampled[0], _pieces(sampled[1], total.size)
-            added = dense.Added(total, addend, factor)
+            threshold, pieces = sampled[0], _pieces(sampled[1], total.size, added.ranges)
             journal.note(added.take_out)
             tasks = [
-                partial(_add_collect, total[r], addend[r], factor, threshold, p.room, p.places, p.bits, done)
-                for r, p, done in zip(added.ranges, pieces, added.done, strict=True)
+                partial(_add_collect, total[p.range], addend, added.decay, threshold, p.room, p.places, p.bits, done)
+                for p, addend, done in zip(pieces, added.addends, added.done, strict=True)
             ]
             counts = threads.run(tasks)
             if not added.complete:
@@ -85,7 +89,7 @@ def add_topk(
             if (found := _among(counts, pieces, threshold, k)) is not None:
                 return found
             return _with_numbers(total, _without_sample(total.view(np.uint32), k))
-    return _with_numbers(total, topk(total, k)) if dense.add_finite(total, addend, decay, journal) else None
+    return _with_numbers(total, topk(total, k)) if added.put_in(journal) else None
 
 
 def _with_numbers(
@@ -102,11 +106,11 @@ def _threshold(sample: Bits, rank: int) -> tuple[np.uint32, NDArray[np.bool_]] |
     return (threshold, reaches) if np.count_nonzero(reaches) <= 2 * rank else None
 
 
-def _pieces(reaches: NDArray[np.bool_], d: int) -> list[_Piece]:
+def _pieces(reaches: NDArray[np.bool_], d: int, ranges: list[slice]) -> list[_Piece]:
     """Make room for the candidates of each range, by what the sample, taken in order, has of it."""
     pieces: list[_Piece] = []
     size = reaches.size
-    for r in threads.split(d):
+    for r in ranges:
         expected = int(np.count_nonzero(reaches[r.start * size // d : -(-r.stop * size // d)])) + 1
         room = math.ceil(1.25 * (expected + 4 * math.sqrt(expected)) * d / size)
         room = min(r.stop - r.start, room)
@@ -137,8 +141,8 @@ def _among(
 
 def _kth(pieces: list[Bits], lowest: np.uint32, k: int) -> tuple[int, int]:
     """The k-th largest magnitude and how many are above it: by counting classes, then inside the one it is in."""
-    if len(pieces) == 1 and pieces[0].size < _CLASSES_FROM:
-        return _kth_of(pieces[0] & SIGNLESS, k, 0)
+    if sum(bits.size for bits in pieces) < _CLASSES_FROM:
+        return _kth_of(np.concatenate(pieces) & SIGNLESS, k, 0)
     largest = max(int(_largest(bits)) for bits in pieces)
     shift = np.uint32(max(0, (largest - int(lowest)).bit_length() - _CLASS_BITS))
     counts = np.zeros(1 << _CLASS_BITS, np.int64)
@@ -201,6 +205,15 @@ def take_sample(bits: Bits, sample: Bits) -> None:
     for i in range(sample.size):
         word = word * _FACTOR + _TERM
         sample[i] = bits[_place(i, word, step, bits.size)]
+
+
+def _sample_sums(total: NDArray[np.float32], added: dense.Added, sample: NDArray[np.float32]) -> None:
+    """Take the same of sums that are not made yet, from each piece in proportion."""
+    size, d = sample.size, total.size
+    for r, addend in zip(added.ranges, added.addends, strict=True):
+        some = sample[r.start * size // d : r.stop * size // d]
+        if some.size:
+            _sample_sum(total[r], addend, added.decay, some)
 
 
 @kernel(types.void, _F32, _F32, types.float32, _OUT_F32)
