@@ -11,10 +11,16 @@ def test_figures_are_of_the_steps_that_were_taken():
     found = ddp_link._figures(row)
     expected = {"min": 0, "p10": 10, "p25": 25, "median": 50, "mean": 50, "cpu_min": 1, "bytes": 7}
     assert {name: pytest.approx(found[name]) for name in expected} == expected
-    part = {"link": 100, "workers": 2, "model": "mlp", "runs": [{"d": 5000, "rows": {"sparse": found}}]}
-    heading, table = ddp_link._tables({"100": part, "1000": {"skipped": "no root"}})
-    assert heading == "### 2 workers over 100 Mbit/s, 5,000 parameters"
-    assert "| 0.0 | 10.0 | 25.0 | 50.0 | 50.0 | 1.0 | 7 B | 2.500 |" in table
+    part = {
+        "link": 100,
+        "workers": 2,
+        "model": "mlp",
+        "runs": [{"d": 5000, "data": "digits", "rows": {"sparse": found}}],
+    }
+    compared, heading, table = ddp_link._tables({"100": part, "1000": {"skipped": "no root"}})
+    assert compared == ""  # with nothing
+    assert heading == "### 2 workers over 100 Mbit/s, 5,000 parameters, digits"
+    assert "| 0.0 | 10.0 | 25.0 | 50.0 | 50.0 | 1.0 | 7 B | 2.500 | 2.500 |" in table
 
 
 def test_where_nothing_can_be_throttled_it_says_so(monkeypatch, capsys):
