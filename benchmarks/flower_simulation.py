@@ -191,7 +191,7 @@ def document(found: Found) -> dict[str, str]:
         kept = statistics.median(pair["compressed"] / pair["dense"] for pair in blocks)
         own = statistics.median(part["simulator"])
         rows.append([str(steps), f"{dense:.1f}", f"{compressed:.1f}", f"{100 * kept:.0f} %", f"{own:,.0f}"])
-        said.append(f"{own / compressed:.1f} times with {steps} local step{'s' if steps > 1 else ''}")
+        said.append(f"{own / compressed:.1f} times as fast with {steps} local step{'s' if steps > 1 else ''}")
     spec = code(about["spec"])
     headings = ["local steps", "Flower, dense", f"Flower, {spec}", "speed the mod keeps", f"gradwire's own, {spec}"]
     parts = [
@@ -199,7 +199,7 @@ def document(found: Found) -> dict[str, str]:
         f"on MNIST, local steps of {about['batch_size']} images; {len(blocks)} pairs of blocks of {about['rounds']} "
         f"rounds, medians. {describe(found)}",
         table(headings, rows),
-        f"gradwire's simulator, which trains all clients in one batch, is as fast as Flower's engine with the mod "
+        f"Beside Flower's engine with the mod, gradwire's simulator, which trains all clients in one batch, is "
         f"{' and '.join(said)}.",
     ]
     return {PLACE: "\n\n".join(parts)}
