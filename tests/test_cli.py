@@ -766,10 +766,10 @@ def test_too_little_memory_is_one_line(tmp_path, here, update, monkeypatch):
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda s: s.name)
 def test_a_command_that_is_stopped_leaves_nothing_behind(tmp_path, update, sent):
     before = hashes(tmp_path)
-    # SIGHUP may be ignored by whoever started the tests, as nohup does
+    # SIGHUP may be ignored by whoever started the tests, as nohup does, and SIGINT by a shell's background
     slow = (
         "import signal, time, gradwire.files.archive as a; a._compress_tensor = lambda *_: time.sleep(60);"
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL); signal.signal(signal.SIGINT, signal.default_int_handler);"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", f"{slow} from gradwire.cli import main; main()", "compress", "u.st", "-o", "out.gw",

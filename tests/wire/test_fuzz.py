@@ -23,7 +23,14 @@ def test_only_payloads_and_decode_errors_come_out(seed):
     assert found["peak_memory_factor"] <= 1
 
 
-@pytest.mark.parametrize("error", [gw.StaleReference, gw.ProtocolError, gw.ConfigError, KeyError])
+@pytest.mark.parametrize(
+    "error",
+    [
+        gw.StaleReference,
+        KeyError,
+        *(pytest.param(e, marks=pytest.mark.slow) for e in (gw.ProtocolError, gw.ConfigError)),
+    ],
+)
 def test_any_other_error_of_decompress_is_a_failure(error, monkeypatch):
     def failing(payload, reference=None):
         raise error("no")

@@ -515,8 +515,19 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("on_disk", [False, True], ids=["in memory", "on disk"])
-@pytest.mark.parametrize("name", CASES)
+ON_DISK = ("sampled", "scaffold", "lossy", "fedasync")  # the others with the slow tests
+
+
+@pytest.mark.parametrize(
+    ("name", "on_disk"),
+    [
+        *(pytest.param(name, False, id=f"{name}-in memory") for name in CASES),
+        *(
+            pytest.param(name, True, id=f"{name}-on disk", marks=() if name in ON_DISK else pytest.mark.slow)
+            for name in CASES
+        ),
+    ],
+)
 def test_a_run_goes_on_as_if_never_stopped(digits, tmp_path, name, on_disk):
     settings = {**CASES[name], "clients_on_disk": on_disk}
     method = settings.pop("methods", ["ef(topk(0.02))"])[0]
