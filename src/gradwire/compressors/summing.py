@@ -15,9 +15,28 @@ from gradwire.kernels import ops
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Cyclic, Explicit, Floats, Known, Part, Payload, Seeded
 
-__all__ = ["add_up", "listed", "num_summed"]
+__all__ = ["add_up", "checked_sum", "listed", "num_summed"]
 
 _NOWHERE, _NOTHING = np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+def checked_sum(total: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """Return what was heard as the sum over all workers, once it can be one.
+
+    Args:
+        total: what was heard.
+        size: how many numbers were summed.
+
+    Returns:
+        (size,) float32, finite.
+
+    Raises:
+        UpdateError: on a sum of another length, or that is more than float32 holds.
+    """
+    if np.shape(total) != (size,):
+        raise UpdateError(f"the sum over the workers must have shape ({size},), got {np.shape(total)}")
+    check_finite(total, "the sum over the workers")
+    return total
 
 
 def listed(parts: Sequence[Part]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -86,18 +105,14 @@ def add_up(
     places = None if sum(counts) == layout.d else _placed(parts, counts)
     numbers = [_numbers(part, count) for part, count in zip(parts, counts, strict=True) if count]
     own = numbers[0] if len(numbers) == 1 else np.concatenate([_NOTHING, *numbers])
-    total = own
-    if own.size:
-        total = yield own
-        if np.shape(total) != own.shape:
-            raise UpdateError(f"the sum over the workers must have shape {own.shape}, got {np.shape(total)}")
+    total = checked_sum((yield own), own.size) if own.size else own
     if places is not None and not whole:
         rest = tuple(_rest(part, count) for part, count in zip(parts, counts, strict=True))
         indices, others = _NOWHERE, _NOTHING
         for told in (yield replace(payload, parts=rest, reference_digest=None)):
             indices, others = ops.merge(indices, others, *listed(told.parts))
         places, total = ops.merge(places, total, indices, others)
-    check_finite(total, "the sum over the workers")
+        check_finite(total, "the sum over the workers")
     mean = (total / np.float32(num_workers)).astype(np.float32, copy=False)
     return Reference(layout.d, mean, places)
 

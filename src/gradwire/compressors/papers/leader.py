@@ -14,9 +14,9 @@ from gradwire.compressors.compressor import Round, State, Vector
 from gradwire.compressors.guarantee import Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import num_kept_of, topk
+from gradwire.compressors.summing import checked_sum
 from gradwire.errors import ConfigError, UpdateError
 from gradwire.kernels import ops
-from gradwire.layout import check_finite
 from gradwire.payload import Part
 from gradwire.rng import Key
 
@@ -138,10 +138,7 @@ class leader(Sparsifier):
         support = _coordinates((yield told), k, d)
         own = np.zeros(k + layout.d - d, np.float32)
         own[: support.size], own[k:] = update[support], update[d:]
-        total = yield own
-        if np.shape(total) != own.shape:
-            raise UpdateError(f"the sum over the workers must have shape {own.shape}, got {np.shape(total)}")
-        check_finite(total, "the sum over the workers")
+        total = checked_sum((yield own), own.size)
         result = np.zeros(layout.d, np.float32)
         result[support], result[d:] = total[: support.size] / num_workers, total[k:] / num_workers
         return result, state
@@ -149,9 +146,7 @@ class leader(Sparsifier):
 
 def _coordinates(heard: Vector, k: int, d: int) -> NDArray[np.int64]:
     """The coordinates that a leader told, or UpdateError."""
-    if np.shape(heard) != (2 * k,):
-        raise UpdateError(f"the sum over the workers must have shape ({2 * k},), got {np.shape(heard)}")
-    check_finite(heard, "the sum over the workers")
+    heard = checked_sum(heard, 2 * k)
     numbers = heard[:k].astype(np.int64) * _DIGIT + heard[k:].astype(np.int64)
     support = numbers[numbers > 0] - 1
     if not ((np.diff(support) > 0).all() and (support < d).all()):

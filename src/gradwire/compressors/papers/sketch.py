@@ -14,9 +14,8 @@ from gradwire.compressors.compressor import Round, State, Vector
 from gradwire.compressors.guarantee import Contractive, Guarantee
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.sparsify import num_kept_of, part_at
-from gradwire.errors import UpdateError
+from gradwire.compressors.summing import checked_sum
 from gradwire.kernels import ops
-from gradwire.layout import check_finite
 from gradwire.payload import Part
 
 __all__ = ["sketch"]
@@ -92,10 +91,12 @@ class sketch(Sparsifier):
         layout, num_workers = state.layout, np.float32((round or Round()).num_workers)
         d = layout.num_parameters
         lengths = self._lengths(update[:d])
-        support = self._coordinates(_checked((yield np.minimum(lengths, LARGEST / 2 / num_workers)), lengths.size), d)
+        support = self._coordinates(
+            checked_sum((yield np.minimum(lengths, LARGEST / 2 / num_workers)), lengths.size), d
+        )
         own = np.zeros(self.most_kept(d) + layout.d - d, np.float32)
         own[: support.size], own[own.size - (layout.d - d) :] = update[support], update[d:]
-        total = _checked((yield own), own.size) / num_workers
+        total = checked_sum((yield own), own.size) / num_workers
         result = np.zeros(layout.d, np.float32)
         result[support], result[d:] = total[: support.size], total[own.size - (layout.d - d) :]
         return result, state
@@ -116,10 +117,3 @@ class sketch(Sparsifier):
         chosen = ops.topk(lengths, self._num_kept(d))
         found = (chosen[:, None] * self.block + np.arange(min(self.block, d))).reshape(-1)
         return found[found < d]
-
-
-def _checked(total: Vector, size: int) -> Vector:
-    if np.shape(total) != (size,):
-        raise UpdateError(f"the sum over the workers must have shape ({size},), got {np.shape(total)}")
-    check_finite(total, "the sum over the workers")
-    return total
