@@ -114,6 +114,19 @@ def _fill(levels: NDArray[np.int8], at: Any, row: Any, count: Any, lasts: NDArra
         most[j] = lasts[row + levels[at + j]]
 
 
+@inline
+def _candidates(most: NDArray[np.uint32], count: Any, block: Any, low: Any, high: Any, offset: Any) -> Any:
+    """Tell which of a block's first coordinates have thresholds that are coded, as bits."""
+    mask = _reached(most, block, low, high, offset)
+    return mask & ((_1 << U(count)) - _1) if count < BLOCK else mask
+
+
+@inline
+def _context(threshold: Any, level: Any) -> Any:
+    """Tell by which context a threshold's bit is coded at a coordinate of some level."""
+    return U(max(half_octave_of(threshold) - level + DEPTH, 0))
+
+
 def encode_fires(
     length: int, indices: NDArray[np.int64], level: int, which: Thresholds, field: Field
 ) -> NDArray[np.uint8]:
@@ -169,17 +182,14 @@ def _encode(
                     _fill(levels, at, base, count, lasts, most)
                 elif block == begin:
                     most[:] = lasts[base]
-                mask = _reached(most, W(block), low, high, offset)
-                if count < BLOCK:
-                    mask &= (_1 << U(count)) - _1
+                mask = _candidates(most, count, W(block), low, high, offset)
                 if not has_room(state, out, BLOCK):
                     return False
                 while mask != _0:
                     j = np.int64(trailing_zeros(mask))
                     mask &= mask - _1
                     level = of_sum[base + (np.int64(levels[at + j]) if rows > 1 else 0)]
-                    octave = half_octave_of(threshold_at(W(block + j), low, high, offset))
-                    c = U(max(octave - level + DEPTH, 0))
+                    c = _context(threshold_at(W(block + j), low, high, offset), level)
                     bound = (span >> _16) * chances[c]
                     if block + j == following:
                         span = bound
@@ -252,15 +262,12 @@ def _decode(
                     _fill(levels, at, base, count, lasts, most)
                 elif block == begin:
                     most[:] = lasts[base]
-                mask = _reached(most, W(block), low, high, offset)
-                if count < BLOCK:
-                    mask &= (_1 << U(count)) - _1
+                mask = _candidates(most, count, W(block), low, high, offset)
                 while mask != _0:
                     j = np.int64(trailing_zeros(mask))
                     mask &= mask - _1
                     level = of_sum[base + (np.int64(levels[at + j]) if rows > 1 else 0)]
-                    octave = half_octave_of(threshold_at(W(block + j), low, high, offset))
-                    c = U(max(octave - level + DEPTH, 0))
+                    c = _context(threshold_at(W(block + j), low, high, offset), level)
                     bound = (span >> _16) * chances[c]
                     if code < bound:
                         span = bound
