@@ -147,15 +147,19 @@ class Seam:
         self.up, self.down, self.other = [], [], []
         receive, end_round, encode = Server.receive, Client.end_round, federation.encode
 
-        def spy_receive(server, blob, *args, **options):
-            assert type(blob) is bytes
-            self.up.append(blob)
-            return receive(server, blob, *args, **options)
+        def bytes_of(read):
+            """What was read may be handed over beside the bytes, since it is nothing but what they say."""
+            assert type(read.blob) is bytes
+            assert gw.decode(read.blob) == read.payload
+            return read.blob
 
-        def spy_end_round(client, blob, *args, **options):
-            assert type(blob) is bytes
-            self.down.append((client.client_id, blob))
-            return end_round(client, blob, *args, **options)
+        def spy_receive(server, opened, *args, **options):
+            self.up.append(bytes_of(opened))
+            return receive(server, self.up[-1], *args, **options)
+
+        def spy_end_round(client, downlink, *args, **options):
+            self.down.append((client.client_id, bytes_of(downlink)))
+            return end_round(client, self.down[-1][1], *args, **options)
 
         def spy_encode(payload):
             self.other.append(encode(payload))

@@ -23,7 +23,7 @@ sys.path.insert(0, str(HERE.parent.parent / "attacks"))
 import forge  # noqa: E402
 
 import gradwire as gw  # noqa: E402
-from gradwire.ends.client import reference_digest  # noqa: E402
+from gradwire.ends.downlink import reference_digest  # noqa: E402
 from gradwire.files import archive as files  # noqa: E402
 from gradwire.files.dtypes import DTYPES  # noqa: E402
 from gradwire.files.safetensors_io import SafetensorsReader  # noqa: E402

@@ -150,7 +150,7 @@ def test_known_supports_are_resolved_by_name():
     names = [n for n in BLOBS if any(isinstance(p.support, Known) for p in gw.decode(read(n)).parts)]
     assert names
     for name in names:
-        from gradwire.ends.client import reference_digest
+        from gradwire.ends.downlink import reference_digest
 
         assert reference_digest(read(EXPECTED[name]["reference_file"])).hex() == EXPECTED[name]["reference"]
         with pytest.raises(gw.StaleReference):

@@ -22,7 +22,7 @@ from gradwire.compressors.sparsify import dense
 from gradwire.compressors.summing import num_summed
 from gradwire.ddp.cost import AGAIN, Choice
 from gradwire.ddp.exchange import Exchange, Message
-from gradwire.ends.client import reference_digest
+from gradwire.ends.downlink import reference_digest
 from gradwire.errors import ConfigError, GradwireError, ProtocolError, StateError
 from gradwire.layout import Layout, check_finite
 from gradwire.payload import Payload

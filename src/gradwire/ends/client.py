@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +13,7 @@ from gradwire.aggregation.aggregator import check_weight
 from gradwire.checks import check_bytes, check_integer, check_support
 from gradwire.compressors.compressor import Compressor, Round, State, Vector, decompress, resolve
 from gradwire.compressors.references import Reference
+from gradwire.ends.downlink import Downlink, reference_digest
 from gradwire.ends.fields import check_field, read_field, saved_field
 from gradwire.errors import ConfigError, ProtocolError, StateError
 from gradwire.fields import Field
@@ -22,10 +22,10 @@ from gradwire.layout import Layout, as_update
 from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
-from gradwire.wire import Limits, decode, encode
+from gradwire.wire import decode, encode
 from gradwire.wire.packets import cut_packets
 
-__all__ = ["Client", "reference_digest"]
+__all__ = ["Client"]
 
 STATE_FORMAT = 1
 Delivered = bool | Set[int]
@@ -283,18 +283,20 @@ class Client:
         )
         return self.compressor.compress(vector, state, agreed)
 
-    def end_round(self, blob: bytes, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
+    def end_round(self, blob: bytes | Downlink, delivered: Delivered | Mapping[int, Delivered] = True) -> Vector:
         """Follow the server into the next round.
 
         Args:
-            blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed.
+            blob: ``result.blob`` of the round that closed; the last one alone is enough after rounds missed. Where many
+                clients in a process follow it, ``Downlink.read`` of it, which is worked out once for all of them.
             delivered: what became of all payloads pending: True when each was accepted or answered ``Duplicate``,
                 False when none was: error feedback then takes them back. After ``packets``, the set of packet
                 numbers that arrived: the others are taken back. Or a dict from sequence number to any of these:
                 payloads it does not name stay pending, nothing being known of them yet.
 
         Returns:
-            (d,) float32: what to add to the model, equal to ``result.applied`` at the server.
+            (d,) float32: what to add to the model, equal to ``result.applied`` at the server. That of a ``Downlink`` is
+            not to be written to.
 
         Raises:
             DecodeError: on a damaged blob.
@@ -303,22 +305,21 @@ class Client:
                 any of these cases.
         """
         self._check_fates(delivered)
-        payload = decode(blob, Limits.of(self.layout.d))
-        if payload.sum_weights is None:
-            raise ProtocolError("end_round takes a server's blob, got a client's")
-        if payload.d != self.layout.d or payload.layout_digest != self.layout.digest:
-            raise ProtocolError(f"blob {self.layout.mismatch(payload.layout_digest.hex(), payload.d)}")
-        if payload.round >= 2**63 - 1:
-            raise ProtocolError(f"blob is of round {payload.round}, after which there is none")
+        if isinstance(blob, Downlink):
+            downlink = blob
+            downlink.check(self.layout)
+        else:
+            downlink = Downlink.read(blob, self.layout)
+        payload = downlink.payload
         standing = self._standing
         if payload.round < standing.synced:
             raise ProtocolError(
                 f"blob is of round {payload.round}, which ended before; expected {standing.synced} or later"
             )
         shipped = check_field(payload.shipped_field, self.layout) if self.compressor.uses_field else None
-        applied = decompress(payload)
+        applied = downlink.applied if downlink is blob else decompress(payload)
         state, pending = self._settled(delivered)
-        held, next_round = self._hold(bytes(blob), payload), payload.round + 1
+        held, next_round = self._hold(downlink), payload.round + 1
         field = standing.field if shipped is None else shipped
         self._standing = _Standing(state, pending, held, field, next_round, next_round, standing.sequence)
         return applied
@@ -396,10 +397,10 @@ class Client:
                     state = self.compressor.restore(decode(blob), state, reference)
         return state, tuple(p for p in standing.pending if p.sequence not in fates)
 
-    def _hold(self, blob: bytes, payload: Payload) -> _Held:
+    def _hold(self, downlink: Downlink) -> _Held:
         """What to keep of a server's blob, decoded only where the compressor reads it."""
-        reference = Reference.of(payload) if self.compressor.uses_reference else None
-        return _Held(blob, reference, payload.sum_weights)
+        reference = downlink.reference if self.compressor.uses_reference else None
+        return _Held(downlink.blob, reference, downlink.payload.sum_weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that must survive a restart: arrays and plain values only.
@@ -458,8 +459,8 @@ class Client:
             reference, synced = None, 0
             if state["reference"] is not None:
                 blob = to_bytes(state["reference"])
-                payload = decode(blob)
-                reference, synced = self._hold(blob, payload), payload.round + 1
+                downlink = Downlink(blob, decode(blob))
+                reference, synced = self._hold(downlink), downlink.payload.round + 1
             field = read_field(state["field"], self.layout)
             pending = tuple(self._read_pending(p, reference) for p in state["pending"])
             sequences = [p.sequence for p in pending]
@@ -477,7 +478,7 @@ class Client:
         held = None
         if saved["reference"] is not None:
             blob = to_bytes(saved["reference"])
-            held = current if current is not None and current.blob == blob else self._hold(blob, decode(blob))
+            held = current if current is not None and current.blob == blob else self._hold(Downlink(blob, decode(blob)))
         blobs = tuple(map(to_bytes, saved["blobs"]))
         for blob in blobs:
             decode(blob)
@@ -502,8 +503,3 @@ def _check_inside(payload: Payload, support: NDArray[np.int64], num_parameters: 
 
 def _check_num_rounds(value: Any) -> int | None:
     return None if value is None else check_integer("num_rounds", value, 1)
-
-
-def reference_digest(blob: bytes) -> bytes:
-    """Eight bytes that name a reference: SHA-256 of the downlink blob it was decoded from."""
-    return hashlib.sha256(blob).digest()[:8]

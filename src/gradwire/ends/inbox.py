@@ -15,8 +15,8 @@ from gradwire.aggregation.clipping import clip_payload
 from gradwire.checks import check_integer, check_number
 from gradwire.compressors.compressor import Compressor
 from gradwire.compressors.references import Reference
-from gradwire.ends.client import reference_digest
 from gradwire.ends.counted import Counted
+from gradwire.ends.downlink import reference_digest
 from gradwire.ends.fields import HELD, read_field, saved_field
 from gradwire.ends.locking import Lock, locked
 from gradwire.ends.pieces import Pieces
@@ -27,7 +27,7 @@ from gradwire.layout import Layout
 from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_state, from_saved, reading_state, to_bytes, to_saved
-from gradwire.wire import Limits, decode, encode
+from gradwire.wire import Limits, Opened, decode, encode
 from gradwire.wire.packets import most_packets
 
 __all__ = ["Clipped", "Inbox"]
@@ -145,11 +145,12 @@ class Inbox:
         """What adds up the open round: to be read, not changed."""
         return self._aggregator
 
-    def receive(self, blob: bytes | bytearray | memoryview, client_id: int = 0, weight: float = 1.0) -> None:
+    def receive(self, blob: bytes | bytearray | memoryview | Opened, client_id: int = 0, weight: float = 1.0) -> None:
         """Count one client's blob into the open round. Many threads may call it at once.
 
         Args:
-            blob: from ``Client.compress``; not longer than ``Limits.of(d)`` allows.
+            blob: from ``Client.compress``; not longer than ``Limits.of(d)`` allows. Or what ``wire.read`` gave of it,
+                within those limits.
             client_id: who sent it.
             weight: the weight it was compressed with, from 2^-64 to 2^64. Entries are added times their weight, in
                 float32: of products below 2^-126 (1e-38) digits are lost. A common factor of all weights does not
@@ -173,7 +174,7 @@ class Inbox:
         client_id = check_integer("client_id", client_id, 0, 2**63)
         if self.num_clients is not None and client_id >= self.num_clients:
             raise ProtocolError(f"client_id must be below {self.num_clients}, got {client_id}")
-        payload = decode(blob, self._limits)
+        payload = blob.payload if isinstance(blob, Opened) else decode(blob, self._limits)
         with self._lock.alone:
             journal = Journal()
             try:

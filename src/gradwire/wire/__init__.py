@@ -1,6 +1,6 @@
 """The wire: payload <-> bytes. docs/format.md is the law."""
 
-from gradwire.wire.container import decode, encode, inspect
+from gradwire.wire.container import Opened, decode, encode, inspect, read
 from gradwire.wire.limits import Limits
 
-__all__ = ["Limits", "decode", "encode", "inspect"]
+__all__ = ["Limits", "Opened", "decode", "encode", "inspect", "read"]

@@ -153,7 +153,64 @@ def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -
         >>> gw.decode(gw.Server(gw.dense(), gw.Layout.flat(3)).close_round().blob).num_kept
         0
     """
-    return _read(blob, limits or Limits())[0]
+    return read(blob, limits).payload
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A blob that was read: who hosts many ends in one process hands it on, so that it is not read again.
+
+    Attributes:
+        blob: the bytes.
+        payload: what they say.
+        header_bytes: of the blob: container.
+        support_bytes: of the blob: which coordinates.
+        values_bytes: of the blob: the numbers, and what it was filled up with.
+    """
+
+    blob: bytes
+    payload: Payload
+    header_bytes: int
+    support_bytes: int
+    values_bytes: int
+    _sizes: tuple[_Sizes, ...]
+
+    @property
+    def support_name(self) -> str:
+        """How coordinates are written, in all parts."""
+        return _join(size.support_name for size in self._sizes)
+
+    @property
+    def values_name(self) -> str:
+        """How numbers are written, in all parts."""
+        return _join(size.values_name for size in self._sizes)
+
+
+def read(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> Opened:
+    """Read a blob, and see where its bytes go.
+
+    Args:
+        blob: the bytes.
+        limits: as ``decode``.
+
+    Returns:
+        The blob and its payload.
+
+    Raises:
+        DecodeError: as ``decode``.
+
+    Example:
+        >>> import gradwire as gw
+        >>> from gradwire.wire import read
+        >>> opened = read(gw.Server(gw.dense(), gw.Layout.flat(3)).close_round().blob)
+        >>> opened.payload.num_kept, opened.values_bytes
+        (0, 0)
+    """
+    data, payload, sizes, padding = _read(blob, limits or Limits())
+    support_bytes = sum(s.support_bytes for s in sizes)
+    values_bytes = sum(s.values_bytes for s in sizes) + padding
+    header_bytes = len(data) - support_bytes - values_bytes
+    return Opened(data, payload, header_bytes, support_bytes, values_bytes, tuple(sizes))
 
 
 def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> dict[str, Any]:
@@ -178,10 +235,8 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
         >>> gw.inspect(client.compress(np.arange(1000, dtype=np.float32)))["num_kept"]
         10
     """
-    payload, sizes, padding = _read(blob, limits or Limits())
-    support_bytes = sum(s.support_bytes for s in sizes)
-    values_bytes = sum(s.values_bytes for s in sizes) + padding
-    kept = payload.num_kept
+    opened = read(blob, limits)
+    payload, num_bytes, kept = opened.payload, len(opened.blob), opened.payload.num_kept
     return {
         "kind": "uplink" if payload.sum_weights is None else "downlink",
         "d": payload.d,
@@ -190,15 +245,15 @@ def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) 
         "round": payload.round,
         "sequence": payload.sequence,
         "codec": {
-            "support": _join(s.support_name for s in sizes),
-            "values": _join(s.values_name for s in sizes),
+            "support": opened.support_name,
+            "values": opened.values_name,
         },
-        "header_bytes": len(blob) - support_bytes - values_bytes,
-        "support_bytes": support_bytes,
-        "values_bytes": values_bytes,
-        "total_bytes": len(blob),
-        "bits_per_parameter": 8 * len(blob) / payload.d if payload.d else None,
-        "bits_per_index": 8 * support_bytes / kept if kept else None,
+        "header_bytes": opened.header_bytes,
+        "support_bytes": opened.support_bytes,
+        "values_bytes": opened.values_bytes,
+        "total_bytes": num_bytes,
+        "bits_per_parameter": 8 * num_bytes / payload.d if payload.d else None,
+        "bits_per_index": 8 * opened.support_bytes / kept if kept else None,
         "layout_digest": payload.layout_digest.hex(),
         "sum_weights": payload.sum_weights,
     }
@@ -208,13 +263,14 @@ def _join(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(name for name in names if name != "none")) or "none"
 
 
-def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload, list[_Sizes], int]:
+def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[bytes, Payload, list[_Sizes], int]:
     if not isinstance(blob, (bytes, bytearray, memoryview)):
         raise ConfigError(f"a blob is bytes, got {type(blob).__name__}")
     num_bytes = memoryview(blob).nbytes
     if num_bytes > limits.max_bytes:
         raise LimitExceeded(f"blob must be at most {limits.max_bytes} bytes, got {num_bytes}")
-    view = memoryview(bytes(blob))  # a buffer that may change later is copied, bytes are not
+    data = bytes(blob)  # a buffer that may change later is copied, bytes are not
+    view = memoryview(data)
     if len(view) >= 2 and bytes(view[:2]) != MAGIC:
         raise Malformed(f"not a gradwire payload: it must start with {MAGIC!r}, got {bytes(view[:2])!r}")
     if len(view) < 8:
@@ -239,7 +295,7 @@ def _read(blob: bytes | bytearray | memoryview, limits: Limits) -> tuple[Payload
             raise Malformed(f"padding must be one byte or more, all 0, got {rest.size}")
     elif rest.size:
         raise Malformed(f"{rest.size} bytes left over after the last part")
-    return payload, sizes, rest.size
+    return data, payload, sizes, rest.size
 
 
 def _read_container(reader: Reader, limits: Limits) -> tuple[Payload, list[_Sizes], int]:

@@ -189,7 +189,7 @@ def _decode_ans(count: int, num_symbols: int, reader: Reader) -> Symbols:
     low, size = _read_range(num_symbols, reader)
     if size > _FREQUENCY_SUM:
         raise Malformed(f"at most {_FREQUENCY_SUM} frequencies, got {size}")
-    frequencies = np.array([reader.varint("frequency", _FREQUENCY_SUM + 1) for _ in range(size)], np.uint32)
+    frequencies = reader.varints(size, "frequency", _FREQUENCY_SUM + 1).astype(np.uint32)
     if int(frequencies.sum()) != _FREQUENCY_SUM:
         raise Malformed(f"frequencies must add up to {_FREQUENCY_SUM}, got {int(frequencies.sum())}")
     found = ops.ans_decode(reader.rest(), count, frequencies)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import gradwire as gw
-from gradwire.ends.client import reference_digest
+from gradwire.ends.downlink import reference_digest
 
 
 def vectors(seed: int, *shape: int) -> np.ndarray:

@@ -91,7 +91,7 @@ class Road:
         def spy_receive(inbox, blob, client_id=0, weight=1.0):
             receive(inbox, blob, client_id, weight)
             if type(inbox) is road.counting:
-                road.accepted.append((client_id, blob, weight, inbox.round))
+                road.accepted.append((client_id, getattr(blob, "blob", blob), weight, inbox.round))
 
         def spy_close(server):
             road.results.append(close(server))
@@ -377,9 +377,9 @@ def test_scaffold_is_algorithm_one(digits):
 def test_control_variates_are_counted_apart(digits, monkeypatch):
     sent, make = [], Controls.receive
 
-    def spy(self, blob, client_id):
-        sent.append(len(blob))
-        return make(self, blob, client_id)
+    def spy(self, opened, client_id):
+        sent.append(len(opened.blob))
+        return make(self, opened, client_id)
 
     monkeypatch.setattr(Controls, "receive", spy)
     plain, sim = simulation(digits), simulation(digits, algorithms=["scaffold()"])
@@ -644,9 +644,9 @@ def test_who_joins_late_pays_for_the_control_variate(digits, monkeypatch):
     sim = simulation(digits, algorithms=["scaffold()"], clients=20, participation=0.2, rounds=2)
     f, sent, receive = sim.federation, [], Controls.receive
 
-    def spy(self, blob, client_id):
-        sent.append(len(blob))
-        return receive(self, blob, client_id)
+    def spy(self, opened, client_id):
+        sent.append(len(opened.blob))
+        return receive(self, opened, client_id)
 
     monkeypatch.setattr(Controls, "receive", spy)
     rounds = sim.rounds()

@@ -16,7 +16,7 @@ from gradwire.federated.algorithms.algorithm import check_positive
 from gradwire.layout import Layout, as_update, check_finite
 from gradwire.rng import Key
 from gradwire.saved import check_memory, from_saved, reading_state, to_saved
-from gradwire.wire import decode
+from gradwire.wire import Opened
 
 __all__ = ["Controls", "control_correction", "control_update"]
 
@@ -65,12 +65,11 @@ class Controls:
         """Whether a change that is not sent, or lost, is sent later: whether there is error feedback."""
         return has_feedback(self._compressor)
 
-    def receive(self, blob: bytes, client_id: int) -> Vector:
+    def receive(self, opened: Opened, client_id: int) -> Vector:
         """Take one client's c_i+ - c_i, and return what arrived of it: (d,) float32."""
-        self.server.receive(blob, client_id)
+        self.server.receive(opened, client_id)
         self._received += 1
-        payload = decode(blob)
-        return decompress(payload, self.server.reference_of(payload))
+        return decompress(opened.payload, self.server.reference_of(opened.payload))
 
     def close_round(self) -> bytes:
         """Move c, and return what tells the clients."""

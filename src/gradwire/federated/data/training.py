@@ -46,7 +46,8 @@ class Trained:
 
 
 def _square(vector: Vector) -> float:
-    return float(np.sum(np.square(vector, dtype=np.float64)))
+    wide = vector.astype(np.float64)
+    return float(wide @ wide)
 
 
 def _rms(squares: list[float]) -> float:

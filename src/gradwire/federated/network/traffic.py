@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gradwire.wire import inspect
+from gradwire.wire import Opened
 
 __all__ = ["Traffic"]
 
@@ -45,13 +45,12 @@ class Traffic:
     num_duplicates: int = 0
     num_clipped: int = 0
 
-    def sent(self, blob: bytes) -> None:
+    def sent(self, opened: Opened) -> None:
         """Count a blob that a client sent."""
-        sizes = inspect(blob)
-        self.uplink_bytes += len(blob)
-        self.header_bytes += sizes["header_bytes"]
-        self.support_bytes += sizes["support_bytes"]
-        self.values_bytes += sizes["values_bytes"]
+        self.uplink_bytes += len(opened.blob)
+        self.header_bytes += opened.header_bytes
+        self.support_bytes += opened.support_bytes
+        self.values_bytes += opened.values_bytes
 
     def sent_again(self, num_bytes: int) -> None:
         """Count what was sent more than once."""

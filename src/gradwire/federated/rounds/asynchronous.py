@@ -16,6 +16,7 @@ from gradwire.federated.data.training import Trained
 from gradwire.federated.rounds.federation import Federation, Job
 from gradwire.rng import Key
 from gradwire.saved import reading_state, saved_integer, saved_number, saved_vector, to_bytes
+from gradwire.wire import read
 
 __all__ = ["AsynchronousRounds"]
 
@@ -148,15 +149,16 @@ class AsynchronousRounds:
             self._work_out()
         update, _ = self._updates[client_id]
         with f.members.at_work([client_id], f.server.round + 1) as members:
-            sequence = members[client_id].client.sequence
-            [blob] = f.compress(members[client_id], update, turn.version, turn.local_steps, turn.num_bytes, weight=1.0)
-        f.traffic.sent(blob)
-        arrives = f.connections[client_id].uploaded(len(blob), now)
+            member = members[client_id]
+            sequence = member.client.sequence
+            [opened] = f.compress(member, update, turn.version, turn.local_steps, turn.num_bytes, weight=1.0)
+        f.traffic.sent(opened)
+        arrives = f.connections[client_id].uploaded(len(opened.blob), now)
         if arrives > turn.leaves or arrives == math.inf:
             del self._turns[client_id], self._updates[client_id]
             self._cut_off(client_id, turn.leaves)
         else:
-            self._blobs[client_id] = sequence, blob
+            self._blobs[client_id] = sequence, opened.blob
             self._push(arrives, _ARRIVED, client_id)
 
     def _cut_off(self, client_id: int, leaves: float) -> None:
@@ -192,7 +194,7 @@ class AsynchronousRounds:
         if staleness > f.server.max_staleness:
             f.traffic.num_late += 1
             return
-        if not f.receive(blob, (client_id, sequence, None), weight, turn.local_steps):
+        if not f.receive(read(blob), (client_id, sequence, None), weight, turn.local_steps):
             return
         self._buffer.append((update, loss, weight))
         self._staleness.append(staleness)

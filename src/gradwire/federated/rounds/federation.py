@@ -15,6 +15,7 @@ from gradwire.compressors.compressor import Compressor, Round, Vector, decompres
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client, Delivered
+from gradwire.ends.downlink import Downlink
 from gradwire.ends.inbox import Inbox
 from gradwire.ends.server import Result
 from gradwire.errors import ConfigError, Duplicate, ProtocolError, StateError
@@ -33,7 +34,7 @@ from gradwire.federated.rounds.members import Member, Members, MembersOnDisk
 from gradwire.federated.rounds.servers import make_servers
 from gradwire.federated.rounds.stopwatch import Stopwatch
 from gradwire.rng import Key
-from gradwire.wire import decode, encode
+from gradwire.wire import Limits, Opened, decode, encode, read
 
 __all__ = ["Federation", "Job"]
 
@@ -89,6 +90,7 @@ class Federation:
         model = build_model(e.model or task.default_model, task, seed)
         self.trainer = Trainer(task, model, e.device, batched, e.weight_decay, e.precision)
         self.layout = self.trainer.layout
+        self._limits = Limits.of(self.layout.d)
         self.shards = parse_partition(e.partition).split(
             np.asarray(task.train_targets), e.clients, _partition_generator(seed), task.groups
         )
@@ -105,6 +107,7 @@ class Federation:
         self.control_fates: dict[int, dict[int, Vector]] = {}
         self.lengths: list[list[int]] = []
         self.last_blobs: list[bytes] = []
+        self._downlinks: list[Downlink] = []
         self.conservation_error = 0.0
         self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
         self.traffic, self.watch = Traffic(), Stopwatch()
@@ -262,14 +265,21 @@ class Federation:
         fates = self.fates.pop(client_id, {})
         delivered: dict[int, Delivered] = {sequence: fates.get(sequence, False) for sequence in member.pending}
         with self.watch:
-            member.client.end_round(self.last_blobs[0], delivered)
+            downlinks = self._read_downlinks()
+            member.client.end_round(downlinks[0], delivered)
             if self.controls is not None and member.control is not None and member.variate is not None:
                 heard = self.control_fates.pop(client_id, {})
                 if not self.controls.keeps_what_is_lost:
                     for change in heard.values():
                         member.variate += change
-                member.control.end_round(self.last_blobs[1], {n: n in heard for n in member.pending})
+                member.control.end_round(downlinks[1], {n: n in heard for n in member.pending})
         member.pending.clear()
+
+    def _read_downlinks(self) -> list[Downlink]:
+        """What the last blobs say, read once for all clients."""
+        if [downlink.blob for downlink in self._downlinks] != self.last_blobs:
+            self._downlinks = [Downlink.read(blob, self.layout) for blob in self.last_blobs]
+        return self._downlinks
 
     def compress(
         self,
@@ -279,7 +289,7 @@ class Federation:
         local_steps: int,
         num_bytes: int | None = None,
         weight: float | None = None,
-    ) -> list[bytes]:
+    ) -> list[Opened]:
         """Make a client's payload: one blob, or its packets.
 
         Args:
@@ -305,15 +315,16 @@ class Federation:
                     if num_bytes is None:
                         raise
                     blobs = [client.compress(update, weight=weight, round=index)]
+            opened = [read(blob, self._limits) for blob in blobs]
         member.pending.append(sequence)
         self.traffic.num_sent += 1
         if self.ledger is not None:
             self.ledger.computed(client.client_id, update)
-        return blobs
+        return opened
 
     def compress_control(
         self, member: Member, update: Vector, local_steps: int, rate: float, index: int
-    ) -> bytes | None:
+    ) -> Opened | None:
         """Make what tells the server how a client's control variate changes; None where there are none.
 
         The variate moves at once where the road keeps what is lost for later, else when it is known to have arrived.
@@ -324,7 +335,7 @@ class Federation:
         if self.controls.keeps_what_is_lost:
             member.variate += change
         with self.watch:
-            return member.control.compress(change, weight=1.0, round=index)
+            return read(member.control.compress(change, weight=1.0, round=index), self._limits)
 
     # ---- servers
 
@@ -339,11 +350,11 @@ class Federation:
         channels = [box.aggregator for box in inboxes if isinstance(box.aggregator, OverTheAir)]
         return sum(channel.channel_uses for channel in channels) if channels else None
 
-    def receive(self, blob: bytes, name: tuple[int, int, int | None], weight: float, local_steps: int) -> bool:
+    def receive(self, opened: Opened, name: tuple[int, int, int | None], weight: float, local_steps: int) -> bool:
         """Hand a blob to its server.
 
         Args:
-            blob: what arrived.
+            opened: what arrived.
             name: the client, the payload's sequence number and the packet's, None where it came whole.
             weight: the client's.
             local_steps: how many it made.
@@ -360,7 +371,7 @@ class Federation:
         before = inbox.aggregator.num_received
         try:
             with self.watch:
-                inbox.receive(blob, client_id, weight)
+                inbox.receive(opened, client_id, weight)
         except Duplicate:
             self.traffic.num_duplicates += 1
             return False
@@ -375,15 +386,14 @@ class Federation:
         if self.step is not None and arrived is None:
             self.step.count(weight, local_steps)
         if self.ledger is not None:
-            payload = decode(blob)
-            self.ledger.counted(name, decompress(payload, inbox.reference_of(payload)))
+            self.ledger.counted(name, decompress(opened.payload, inbox.reference_of(opened.payload)))
         return True
 
-    def receive_control(self, blob: bytes, client_id: int, sequence: int) -> None:
+    def receive_control(self, opened: Opened, client_id: int, sequence: int) -> None:
         """Hand the change of a control variate to its server."""
         if self.controls is not None:
             with self.watch:
-                self.control_fates.setdefault(client_id, {})[sequence] = self.controls.receive(blob, client_id)
+                self.control_fates.setdefault(client_id, {})[sequence] = self.controls.receive(opened, client_id)
 
     def close_round(self) -> Result:
         """End the round: regions forward, the server steps, the model moves."""

@@ -13,6 +13,7 @@ from gradwire.federated.network.links import Connection
 from gradwire.federated.rounds.federation import Federation
 from gradwire.federated.rounds.members import Member
 from gradwire.rng import Key
+from gradwire.wire import Opened
 
 __all__ = ["synchronous_round"]
 
@@ -55,7 +56,7 @@ class _Arrival:
     client_id: int
     sequence: int
     packet: int | None
-    blob: bytes
+    opened: Opened
     local_steps: int
     is_control: bool = False
 
@@ -129,12 +130,13 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
         return _send_packets(f, turn, sequence, blobs, index, deadline)
     rate = f.experiment.step_size_at(index)
     control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
-    left = turn.num_bytes if turn.num_bytes is None or control is None else max(1, turn.num_bytes - len(control))
+    left = turn.num_bytes if turn.num_bytes is None or control is None else max(1, turn.num_bytes - len(control.blob))
     [blob] = f.compress(turn.member, update, index, turn.local_steps, left)
     f.traffic.sent(blob)
     blobs = [blob] if control is None else [blob, control]
-    f.traffic.other_bytes += sum(map(len, blobs[1:]))
-    arrived = turn.connection.uploaded(sum(map(len, blobs)), turn.trained)
+    sizes = [len(opened.blob) for opened in blobs]
+    f.traffic.other_bytes += sum(sizes[1:])
+    arrived = turn.connection.uploaded(sum(sizes), turn.trained)
     if arrived < math.inf and arrived <= turn.leaves:
         turn.done = arrived
     if turn.done == math.inf or turn.done > deadline:
@@ -144,13 +146,13 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
 
 
 def _send_packets(
-    f: Federation, turn: _Turn, sequence: int, blobs: list[bytes], index: int, deadline: float
+    f: Federation, turn: _Turn, sequence: int, blobs: list[Opened], index: int, deadline: float
 ) -> list[_Arrival]:
     key = Key(f.seed, index, turn.client_id, "channel")
-    sizes = [len(blob) for blob in blobs]
+    sizes = [len(opened.blob) for opened in blobs]
     delivery = send_packets(sizes, turn.connection, turn.trained, deadline, f.experiment.loss, key)
-    for blob in blobs[: delivery.num_fresh]:
-        f.traffic.sent(blob)
+    for opened in blobs[: delivery.num_fresh]:
+        f.traffic.sent(opened)
     f.traffic.sent_again(delivery.sent_bytes - sum(sizes[: delivery.num_fresh]))
     if delivery.disconnected_at is not None:
         turn.leaves = min(turn.leaves, delivery.disconnected_at)
@@ -161,10 +163,10 @@ def _send_packets(
 
 def _deliver(f: Federation, arrival: _Arrival) -> None:
     if arrival.is_control:
-        f.receive_control(arrival.blob, arrival.client_id, arrival.sequence)
+        f.receive_control(arrival.opened, arrival.client_id, arrival.sequence)
     else:
         name = (arrival.client_id, arrival.sequence, arrival.packet)
-        f.receive(arrival.blob, name, f.weights[arrival.client_id], arrival.local_steps)
+        f.receive(arrival.opened, name, f.weights[arrival.client_id], arrival.local_steps)
 
 
 def _closing(turns: Sequence[_Turn], opened: float, deadline: float) -> float:
