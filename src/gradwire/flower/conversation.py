@@ -92,6 +92,10 @@ class Conversation:
         """Count a payload into the open round; raises what ``Server.receive`` raises."""
         self.server.receive(blob, self._slots[client][incarnation], weight)
 
+    def _newest_slot(self, client: int) -> int:
+        """The number under which payloads of a client's present incarnation are counted."""
+        return next(reversed(self._slots[client].values()))
+
     def counted(self, client: int) -> Counted | None:
         """Return what is told a client of its payloads; None where it is not known who that is."""
         known = self._slots.get(client)

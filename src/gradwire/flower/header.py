@@ -20,9 +20,14 @@ __all__ = [
     "Counted",
     "Instruction",
     "Refusal",
+    "Step",
+    "StepAnswer",
     "check_conversation",
+    "is_step",
     "read_answer",
     "read_instruction",
+    "read_step",
+    "read_step_answer",
 ]
 
 NUM_RUNS = KEPT
@@ -31,8 +36,8 @@ NO_INCARNATION = bytes(8)
 
 _MAGIC = b"GWF"
 _VERSION = 1
-_INSTRUCTION, _ANSWER, _REFUSAL = 1, 2, 3
-_FULL, _NUM_ROUNDS, _NUM_BYTES, _COUNTED = 1, 2, 4, 8
+_INSTRUCTION, _ANSWER, _REFUSAL, _STEP, _STEP_ANSWER = 1, 2, 3, 4, 5
+_FULL, _NUM_ROUNDS, _NUM_BYTES, _COUNTED, _INVITATION = 1, 2, 4, 8, 16
 _RESYNC, _BLOB = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -76,6 +81,7 @@ class Instruction:
         num_bytes: a payload may take at most this many bytes.
         counted: what became of the payloads of the client; None where the server does not know yet who it is.
         blobs: the downlink blobs of the last rounds, in order, up to this version.
+        invitation: to a secure sum of the round's payloads; None where these are counted one by one.
 
     Example:
         >>> from gradwire.flower.header import Instruction, read_instruction
@@ -96,6 +102,7 @@ class Instruction:
     num_bytes: int | None = None
     counted: Counted | None = None
     blobs: tuple[bytes, ...] = ()
+    invitation: bytes | None = None
 
     @property
     def first(self) -> int:
@@ -109,6 +116,7 @@ class Instruction:
             | _NUM_ROUNDS * (self.num_rounds is not None)
             | _NUM_BYTES * (self.num_bytes is not None)
             | _COUNTED * (self.counted is not None)
+            | _INVITATION * (self.invitation is not None)
         )
         out = [_start(_INSTRUCTION), varint(flags), _text(self.conversation), self.birth, _text(self.spec), self.layout]
         out += [varint(self.seed), varint(self.version), _text(self.weighted_by)]
@@ -122,6 +130,8 @@ class Instruction:
         out.append(varint(len(self.blobs)))
         for blob in self.blobs:
             out += [varint(len(blob)), blob]
+        if self.invitation is not None:
+            out += [varint(len(self.invitation)), self.invitation]
         return b"".join(out)
 
 
@@ -173,6 +183,79 @@ class Answer:
         return b"".join([*out, self.blob or b""])
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a server tells a client in a later step of a secure sum.
+
+    Attributes:
+        conversation: its name.
+        birth: the conversation's.
+        number: 2, 3 or 4; the first step is an instruction with an invitation.
+        message: of ``SecureServer``: the client's roster, deliveries or survivors.
+
+    Example:
+        >>> from gradwire.flower.header import Step, read_step
+        >>> told = Step("trial", bytes(8), 2, b"abc")
+        >>> read_step(told.encode()) == told
+        True
+    """
+
+    conversation: str
+    birth: bytes
+    number: int
+    message: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes ``read_step`` reads."""
+        return _start(_STEP) + _text(self.conversation) + self.birth + varint(self.number) + self.message
+
+
+@dataclass(frozen=True)
+class StepAnswer:
+    """What a client answers in a later step of a secure sum.
+
+    Attributes:
+        birth: the conversation's.
+        client: its number.
+        sequence: the number of the payload that a masked one hides; 0 in other steps.
+        message: of ``SecureClient``.
+    """
+
+    birth: bytes
+    client: int
+    sequence: int
+    message: bytes
+
+    def encode(self) -> bytes:
+        """Return the bytes ``read_step_answer`` reads."""
+        return _start(_STEP_ANSWER) + self.birth + varint(self.client) + varint(self.sequence) + self.message
+
+
+def is_step(data: bytes) -> bool:
+    """Tell whether a header is of a later step of a secure sum."""
+    return len(data) > 4 and data[4] == _STEP
+
+
+def read_step(data: bytes) -> Step:
+    """Read what a server told in a later step of a secure sum, or raise DecodeError."""
+    reader = Reader(memoryview(data))
+    _kind(reader, (_STEP,))
+    conversation, birth = _read_name(reader), bytes(reader.take(8, "birth"))
+    number = reader.varint("step", below=5)
+    if number < 2:
+        raise Malformed(f"step must be 2, 3 or 4, got {number}")
+    return Step(conversation, birth, number, bytes(reader.take(reader.remaining, "message")))
+
+
+def read_step_answer(data: bytes) -> StepAnswer:
+    """Read what a client answered in a later step of a secure sum, or raise DecodeError."""
+    reader = Reader(memoryview(data))
+    _kind(reader, (_STEP_ANSWER,))
+    birth, client = bytes(reader.take(8, "birth")), reader.varint("client", below=2**63)
+    sequence = reader.varint("sequence", below=2**63 - 1)
+    return StepAnswer(birth, client, sequence, bytes(reader.take(reader.remaining, "message")))
+
+
 def read_instruction(data: bytes) -> Instruction | Refusal:
     """Read what a server told.
 
@@ -191,10 +274,8 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
         refusal = Refusal(_read_text(reader, "reason"))
         _end(reader)
         return refusal
-    flags = reader.varint("flags", below=16)
-    conversation = _read_text(reader, "conversation")
-    if not _NAME.fullmatch(conversation):
-        raise Malformed(f"conversation must be letters, digits, '.', '_' and '-', got {conversation[:100]!r}")
+    flags = reader.varint("flags", below=32)
+    conversation = _read_name(reader)
     birth, spec = bytes(reader.take(8, "birth")), _read_text(reader, "spec")
     layout = bytes(reader.take(4, "layout"))
     seed, version = reader.varint("seed"), reader.varint("version", below=2**63 - 1)
@@ -208,6 +289,9 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
     blobs = [bytes(reader.take(reader.varint("length of a blob"), "blob")) for _ in range(count)]
     if flags & _FULL and count > 1:
         raise Malformed(f"beside the model there may be one blob, got {count}")
+    invitation = None
+    if flags & _INVITATION:
+        invitation = bytes(reader.take(reader.varint("length of the invitation"), "invitation"))
     _end(reader)
     return Instruction(
         conversation,
@@ -222,6 +306,7 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
         num_bytes,
         counted,
         tuple(blobs),
+        invitation,
     )
 
 
@@ -293,6 +378,13 @@ def _read_text(reader: Reader, what: str) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise Malformed(f"{what} is not UTF-8 at byte {error.start}") from None
+
+
+def _read_name(reader: Reader) -> str:
+    conversation = _read_text(reader, "conversation")
+    if not _NAME.fullmatch(conversation):
+        raise Malformed(f"conversation must be letters, digits, '.', '_' and '-', got {conversation[:100]!r}")
+    return conversation
 
 
 def _read_counted(reader: Reader) -> Counted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,19 +14,39 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from gradwire.aggregation.aggregator import LARGEST_WEIGHT
 from gradwire.checks import check_integer, check_number
-from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.spec import parse
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.flower.carrier import NAME, Found, find_carrier, kind_of, make_carrier, with_content, without_carrier
-from gradwire.flower.header import NO_INCARNATION, NUM_RUNS, Answer, Instruction, Refusal, read_instruction
+from gradwire.flower.header import NO_INCARNATION, NUM_RUNS, Answer, Instruction, Refusal, is_step, read_instruction
 from gradwire.flower.model import Model
-from gradwire.flower.state import ContextStore, FolderStore, Member, default_folder
+from gradwire.flower.state import ContextStore, FolderStore, Member, Place, default_folder
 
-__all__ = ["CompressionMod"]
+__all__ = ["CompressionMod", "Worked", "asked", "trained"]
 
 _log = logging.getLogger("flwr")
 
+_INSECURE = (
+    "the ServerApp adds updates up securely: give the ClientApp gradwire.flower.secure.SecureMod in the place of "
+    "CompressionMod"
+)
+
 CallNext = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What came of a message.
+
+    Attributes:
+        reply: the app's.
+        blob: what the server is to have of it, None for nothing.
+        trained: whether the reply holds a model, in whose place that goes.
+    """
+
+    reply: Message
+    blob: bytes | None
+    trained: bool
 
 
 class CompressionMod:
@@ -96,6 +117,8 @@ class CompressionMod:
                     "take CompressionMod out of the ClientApp"
                 )
             return call_next(message, context)
+        if is_step(found.data):
+            return self._step(message, context, call_next, found)
         told = read_instruction(found.data)
         if isinstance(told, Refusal):
             raise ProtocolError(told.reason)
@@ -109,15 +132,35 @@ class CompressionMod:
                 asking = ArrayRecord({NAME: make_carrier(member.encode())})
                 return Message(RecordDict({found.key: asking}), reply_to=message)
             _settle(member, told)
-            reply = _asked(message, context, call_next, found.key, member.model)
-            if reply.has_error():
-                return reply
-            blob = _payload(member, told, reply.content) if kind_of(message) == "train" else None
+            worked = self._work(
+                place, member, told, message, lambda: asked(message, context, call_next, found.key, member.model)
+            )
+            if isinstance(worked, Message):
+                return worked
             place.write(member)
             if known is None:
                 _log.info("gradwire: client %d keeps what it did not send yet in %s", client_id, place)
-        answer = Answer(member.birth, client_id, member.incarnation, member.version, blob=blob)
-        return with_content(reply, _answered(reply.content, found.key, answer, kind_of(message) == "train"))
+        answer = Answer(member.birth, client_id, member.incarnation, member.version, blob=worked.blob)
+        return with_content(worked.reply, _answered(worked.reply.content, found.key, answer, worked.trained))
+
+    def _step(self, message: Message, context: Context, call_next: CallNext, found: Found) -> Message:
+        """Answer a later step of a secure sum."""
+        raise ProtocolError(_INSECURE)
+
+    def _work(
+        self, place: Place, member: Member, told: Instruction, message: Message, ask: Callable[[], Message]
+    ) -> Worked | Message:
+        """Do what is asked for: have the app train or evaluate, and compress what it trained; or its error."""
+        if told.invitation is not None:
+            raise ProtocolError(_INSECURE)
+        reply = ask()
+        if reply.has_error():
+            return reply
+        if kind_of(message) != "train":
+            return Worked(reply, None, trained=False)
+        update, weight = trained(member, told.weighted_by, reply.content)
+        blob = member.client.compress(update, weight, told.version, told.num_bytes) if weight else None
+        return Worked(reply, blob, trained=True)
 
     def _check_spec(self, told: Instruction) -> None:
         if self.spec is not None and str(self.spec) != told.spec:
@@ -223,26 +266,24 @@ def _settle(member: Member, told: Instruction) -> None:
         client.skip_to(counted.next)
 
 
-def _asked(message: Message, context: Context, call_next: CallNext, key: str, model: Model) -> Message:
+def asked(message: Message, context: Context, call_next: CallNext, key: str, model: Model) -> Message:
     """Let the app work on the model, which it gets as it would without gradwire."""
     content = RecordDict({k: model.record() if k == key else record for k, record in message.content.items()})
     return call_next(with_content(message, content), context)
 
 
-def _payload(member: Member, told: Instruction, content: RecordDict) -> bytes | None:
-    """Compress what the app trained; None where its weight is 0."""
+def trained(member: Member, weighted_by: str, content: RecordDict) -> tuple[Vector, float]:
+    """The update that an app trained, (d,) float32, and its weight."""
     records, metrics = list(content.array_records.values()), list(content.metric_records.values())
     if len(records) != 1 or len(metrics) != 1:
         raise UpdateError(
             "a train reply must hold one ArrayRecord and one MetricRecord, "
             f"got {len(records)} and {len(metrics)}: {list(content)}"
         )
-    weight = _weight(metrics[0].get(told.weighted_by), told.weighted_by)
+    weight = _weight(metrics[0].get(weighted_by), weighted_by)
     update = member.model.flatten(records[0])
     np.subtract(update, member.model.vector, out=update)
-    if weight == 0:
-        return None
-    return member.client.compress(update, weight, told.version, told.num_bytes)
+    return update, weight
 
 
 def _weight(value: Any, name: str) -> float:

@@ -20,6 +20,7 @@ from gradwire.checks import check_integer
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client
 from gradwire.errors import StateError
+from gradwire.files.atomic import write_atomically
 from gradwire.files.store import pack_state, read_state, unpack_state, write_state
 from gradwire.flower.carrier import NAME
 from gradwire.flower.header import Instruction
@@ -31,6 +32,7 @@ __all__ = ["ContextStore", "FolderStore", "Member", "Place", "default_folder"]
 _FORMAT = 1
 _LOCK_SECONDS = 10.0
 _DAY = 86_400.0
+_SUFFIXES = (".state", ".secrets", ".lock")
 _parse = lru_cache(maxsize=16)(parse)  # the same text comes with every message
 
 
@@ -109,6 +111,12 @@ class Place(Protocol):
     def write(self, member: Member) -> None:
         """Replace it."""
 
+    def read_secrets(self) -> bytes | None:
+        """Return what is kept of a secure sum, None where nothing is."""
+
+    def write_secrets(self, data: bytes) -> None:
+        """Replace that."""
+
 
 def default_folder() -> Path:
     """Return where states are kept unless told: ``$GRADWIRE_STATE``, or ``gradwire`` in Flower's home."""
@@ -169,7 +177,7 @@ class FolderStore:
                 continue
             with suppress(FileNotFoundError):  # another process forgets it just now
                 files = list(folder.iterdir())
-                ours = all(file.name.startswith("client-") and file.suffix in (".state", ".lock") for file in files)
+                ours = all(file.name.startswith("client-") and file.suffix in _SUFFIXES for file in files)
                 if files and ours and all(file.stat().st_mtime < before for file in files):
                     shutil.rmtree(folder, ignore_errors=True)
 
@@ -198,6 +206,18 @@ class _FilePlace:
             write_state(self.path, member.state_dict(), self.synced)
         except OSError as error:
             raise StateError(f"state {self.path} cannot be written: {error.strerror or error}") from None
+
+    def read_secrets(self) -> bytes | None:
+        path = self.path.with_suffix(".secrets")
+        return path.read_bytes() if path.exists() else None
+
+    def write_secrets(self, data: bytes) -> None:
+        path = self.path.with_suffix(".secrets")
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))  # whose mode the new file keeps
+            write_atomically(path, data, self.synced)
+        except OSError as error:
+            raise StateError(f"secrets {path} cannot be written: {error.strerror or error}") from None
 
 
 @dataclass(frozen=True)
@@ -233,8 +253,17 @@ class _ContextPlace:
         return Member.from_state(unpack_state(record[NAME].data, f"context's {self.key!r}"))
 
     def write(self, member: Member) -> None:
-        data = pack_state(member.state_dict())
-        self.context.state[self.key] = ArrayRecord({NAME: Array("uint8", (len(data),), NAME, data)})
+        self._put(self.key, pack_state(member.state_dict()))
+
+    def read_secrets(self) -> bytes | None:
+        record = self.context.state.get(f"{self.key}.secrets")
+        return record[NAME].data if isinstance(record, ArrayRecord) and NAME in record else None
+
+    def write_secrets(self, data: bytes) -> None:
+        self._put(f"{self.key}.secrets", data)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self.context.state[key] = ArrayRecord({NAME: Array("uint8", (len(data),), NAME, data)})
 
 
 def _wait_for(done: Callable[[], bool], otherwise: str) -> None:

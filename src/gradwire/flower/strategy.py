@@ -77,6 +77,7 @@ class CompressedStrategy(Strategy):
     """
 
     payloads_per_round: int | None = 1
+    conversation_type: type[Conversation] = Conversation
 
     def __init__(
         self,
@@ -223,7 +224,7 @@ class CompressedStrategy(Strategy):
             return delta
 
         try:
-            self._ledger.rounds[-1].num_counted = conversation.close(step).num_received
+            self._ledger.rounds[-1].num_counted = self._num_counted(conversation.close(step).num_received)
         except _NothingAggregated:
             conversation.server.drop_round()
             _log.warning("gradwire: nothing was aggregated: the round stays open, its updates stay with the clients")
@@ -232,6 +233,10 @@ class CompressedStrategy(Strategy):
         self._log_round()
         self.rounds_done += 1
         return metrics[0]
+
+    def _num_counted(self, num_received: int) -> int:
+        """Tell how many clients' payloads are in what the server received."""
+        return num_received
 
     def _scaled(self, mean: Vector) -> Vector:
         """Make of the round's mean what the inner strategy is handed."""
@@ -292,7 +297,7 @@ class CompressedStrategy(Strategy):
         with reading_state():
             if state["format"] != _FORMAT:
                 raise StateError(f"state has format {state['format']!r}, expected {_FORMAT}")
-            conversation = Conversation.from_state(
+            conversation = self.conversation_type.from_state(
                 state["conversation"], self.spec, self.downlink, self.max_staleness, self.payloads_per_round
             )
             rounds_done = check_integer("rounds_done", state["rounds_done"], 0)
@@ -311,7 +316,7 @@ class CompressedStrategy(Strategy):
         if self._conversation is None:
             name = self._name or f"run-{grid.run.run_id}"
             model = Model.from_record(arrays)
-            self._conversation = Conversation(
+            self._conversation = self.conversation_type(
                 name, self.spec, self.downlink, model, self.seed, self.max_staleness, self.payloads_per_round
             )
             self._keep_model()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gradwire.checks import check_integer, check_support
 from gradwire.compressors.compressor import Vector
@@ -16,6 +14,7 @@ from gradwire.layout import Layout
 from gradwire.secagg import keys, messages
 from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, TAG_BYTES
 from gradwire.secagg.numbers import Integers, check_layout, integers_of, pack, support_digest, view_of
+from gradwire.secagg.standing import Joined, Masked, Sharing, Standing, pack_standing, unpack_standing
 from gradwire.secagg.terms import Terms
 
 __all__ = ["SecureClient"]
@@ -23,45 +22,7 @@ __all__ = ["SecureClient"]
 _MOST_INVITATION = 32
 
 
-@dataclass(frozen=True)
-class _Joined:
-    """After the invitation: who this client is in the session."""
-
-    session: bytes
-    context: bytes
-    round: int
-    cipher: X25519PrivateKey
-    mask_seed: bytes
-    own_seed: bytes
-    published: messages.Keys
-
-
-@dataclass(frozen=True)
-class _Sharing:
-    """After the roster: what it has in common with each neighbour, in order, and its share of its own secret."""
-
-    joined: _Joined
-    neighbours: tuple[int, ...]
-    sealing: tuple[bytes, ...]
-    masking: tuple[bytes, ...]
-    own_share: bytes
-
-
-@dataclass(frozen=True)
-class _Masked:
-    """After the deliveries: of each neighbour that is still there both shares, None where they were unreadable.
-
-    And the tag that it sends if it knows of the same clients.
-    """
-
-    joined: _Joined
-    own_share: bytes
-    held: tuple[bytes | None, ...]
-    tags: tuple[bytes, ...]
-
-
-_Standing = _Joined | _Sharing | _Masked | None
-_Kind = TypeVar("_Kind", _Joined, _Sharing, _Masked)
+_Kind = TypeVar("_Kind", Joined, Sharing, Masked)
 
 
 class SecureClient:
@@ -69,8 +30,8 @@ class SecureClient:
 
     ``join`` answers the invitation, ``share`` the roster, ``mask`` the deliveries, ``reveal`` the survivors. Each
     answers once: a second message of a kind is refused, so that no server gets two different answers. What fails leaves
-    the client as it was. Secrets are of this session alone and never leave the object: a client that crashes has
-    dropped out, and joins the next round with another ``SecureClient``.
+    the client as it was. Secrets are of this session alone and leave the object by ``to_secrets`` only: a client that
+    crashes has dropped out, and joins the next round with another ``SecureClient``.
 
     Args:
         terms: what was agreed on; a server with others is refused.
@@ -111,7 +72,7 @@ class SecureClient:
         self.terms = terms
         self.layout = check_layout(layout)
         self.client_id = check_integer("client_id", client_id, 0, 2**63 - 1)
-        self._standing: _Standing = None
+        self._standing: Standing = None
         self._used_up = False
 
     def join(self, invitation: bytes) -> bytes:
@@ -142,7 +103,7 @@ class SecureClient:
             keys.public_of(keys.key_of(mask_seed, context)),
             keys.commit(own_seed, context, self.client_id),
         )
-        self._standing = _Joined(opened.session, context, round_, cipher, mask_seed, own_seed, published)
+        self._standing = Joined(opened.session, context, round_, cipher, mask_seed, own_seed, published)
         return messages.encode_keys(opened.session, published)
 
     def share(self, roster: bytes) -> bytes:
@@ -159,7 +120,7 @@ class SecureClient:
             TooFewClients: where there are too few neighbours for the threshold.
             ProtocolError: on keys that come twice or are of no use, too many neighbours, or a message out of turn.
         """
-        joined = self._in_turn(_Joined, "a roster")
+        joined = self._in_turn(Joined, "a roster")
         most = self.terms.most_holders - 1
         opened = messages.open_message(roster, messages.ROSTER, 10 + most * (2 * KEY_BYTES + 9), joined.session)
         neighbours = opened.roster()
@@ -182,7 +143,7 @@ class SecureClient:
             keys.seal(secret, joined.context, self.client_id, number, own_shares[number] + mask_shares[number])
             for number, secret in zip(numbers, sealing, strict=True)
         ]
-        self._standing = _Sharing(joined, numbers, sealing, masking, own_shares[self.client_id])
+        self._standing = Sharing(joined, numbers, sealing, masking, own_shares[self.client_id])
         return messages.encode_shares(joined.session, sealed)
 
     def mask(
@@ -213,7 +174,7 @@ class SecureClient:
             UpdateError: where numbers are at the last point of the grid, and the terms refuse them.
             ProtocolError: on a message out of turn.
         """
-        sharing = self._in_turn(_Sharing, "deliveries")
+        sharing = self._in_turn(Sharing, "deliveries")
         joined, terms = sharing.joined, self.terms
         most = len(sharing.neighbours) * (SEALED_BYTES + 1)
         opened = messages.open_message(deliveries, messages.DELIVERIES, most, joined.session)
@@ -244,7 +205,7 @@ class SecureClient:
             numbers = numbers + mask if self.client_id < number else numbers - mask
             sent.append(keys.attest(sealing, joined.context, self.client_id, number, view))
             expected.append(keys.attest(sealing, joined.context, number, self.client_id, view))
-        self._standing = _Masked(joined, sharing.own_share, tuple(held), tuple(expected))
+        self._standing = Masked(joined, sharing.own_share, tuple(held), tuple(expected))
         return messages.encode_masked(joined.session, digest, pack(numbers, terms.width), sent)
 
     def reveal(self, survivors: bytes) -> bytes:
@@ -264,7 +225,7 @@ class SecureClient:
             TooFewClients: where too few neighbours are in the sum, and knew of the same clients, for the threshold.
             ProtocolError: on a message out of turn.
         """
-        masked = self._in_turn(_Masked, "survivors")
+        masked = self._in_turn(Masked, "survivors")
         most = len(masked.held) * (TAG_BYTES + 1)
         opened = messages.open_message(survivors, messages.SURVIVORS, most, masked.joined.session)
         _, tags = opened.chosen(len(masked.held), TAG_BYTES)
@@ -277,6 +238,40 @@ class SecureClient:
         self._standing, self._used_up = None, True
         return messages.encode_chosen(messages.REVEALS, masked.joined.session, shares, masked.own_share)
 
+    def to_secrets(self) -> bytes:
+        """Write this client with its secrets, for a host whose process ends between two messages.
+
+        The host keeps one copy, where nobody else reads it, and replaces it before an answer leaves: from an older copy
+        a second answer to the same message could be had, and with both the client's numbers.
+
+        Returns:
+            What ``from_secrets`` reads.
+
+        Raises:
+            ProtocolError: before a session was joined: there is nothing to keep.
+        """
+        if self._standing is None and not self._used_up:
+            raise ProtocolError("this client has no secrets yet: it joins a session first")
+        return pack_standing(self._standing, self.client_id, self.terms.digest)
+
+    @classmethod
+    def from_secrets(cls, data: bytes, terms: Terms, layout: Layout, client_id: int) -> SecureClient:
+        """Go on with what ``to_secrets`` wrote.
+
+        Args:
+            data: the bytes.
+            terms: the session's, as for the class.
+            layout: as for the class.
+            client_id: as for the class.
+
+        Raises:
+            StateError: on damaged bytes, those of another client or of other terms.
+        """
+        self = cls(terms, layout, client_id)
+        self._standing = unpack_standing(data, client_id, terms.digest)
+        self._used_up = self._standing is None
+        return self
+
     def _check_enough(self, num_holders: int) -> None:
         if num_holders < self.terms.num_shares:
             raise TooFewClients(
@@ -286,6 +281,6 @@ class SecureClient:
 
     def _in_turn(self, kind: type[_Kind], what: str) -> _Kind:
         if not isinstance(self._standing, kind):
-            state = "used up" if self._used_up else type(self._standing).__name__.strip("_").lower()
+            state = "used up" if self._used_up else type(self._standing).__name__.lower()
             raise ProtocolError(f"{what} comes out of turn: this client is {state}, and answers each message once")
         return self._standing

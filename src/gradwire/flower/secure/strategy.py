@@ -1,0 +1,301 @@
+"""SecureStrategy: the server's side of secure sums over Flower, four messages to each client and round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from gradwire.checks import check_number
+from gradwire.compressors.compressor import Compressor
+from gradwire.errors import ConfigError, DecodeError, Duplicate, LimitExceeded, ProtocolError, TooFewClients, visible
+from gradwire.flower.carrier import NAME, count_bytes, find_carrier, instruction_of, make_carrier, with_content
+from gradwire.flower.header import NO_INCARNATION, Answer, Step, StepAnswer, read_step_answer
+from gradwire.flower.kinds import takes_mean
+from gradwire.flower.post import Post
+from gradwire.flower.replies import Reply, lacks_mod
+from gradwire.flower.secure.conversation import SecureConversation
+from gradwire.flower.secure.support import check_spec, support_of
+from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
+from gradwire.secagg import SecureServer, SecureSum, Terms
+from gradwire.wire import Limits
+
+__all__ = ["SecureStrategy"]
+
+_log = logging.getLogger("flwr")
+_SHARES, _MASKED, _REVEALS = 2, 3, 4
+
+
+@dataclass
+class _Session:
+    """A secure sum under way.
+
+    Attributes:
+        server: its server.
+        grid: where the nodes are.
+        originals: client -> what the inner strategy has for its node.
+        keys: client -> the key of the ArrayRecord in it.
+        sent: the id of a message of the step under way -> whose it is.
+        sequences: client -> the number of the payload it masked.
+    """
+
+    server: SecureServer
+    grid: Grid
+    originals: dict[int, Message] = field(default_factory=dict)
+    keys: dict[int, str] = field(default_factory=dict)
+    sent: list[tuple[Message, int]] = field(default_factory=list)
+    sequences: dict[int, int] = field(default_factory=dict)
+
+
+class SecureStrategy(CompressedStrategy):
+    """Let a strategy that takes the mean train on secure sums: nobody but a client itself sees its update.
+
+    Each round asks the chosen nodes four times: for keys, for shares, to train, and for what takes the masks off the
+    sum. Whoever does not answer in time has dropped out; below ``terms.threshold`` nothing is summed, the model stays
+    as it was, and the updates stay with the clients. Each ClientApp has ``SecureMod`` with the same terms. The inner
+    strategy is handed one reply with the mean, the weights' sum, and no metrics of single clients.
+
+    Args:
+        inner: FedAvg, FedAvgM, FedProx, FedAdam, FedYogi or FedAdagrad; its ``train_metrics_aggr_fn`` sees the weight
+            alone.
+        spec: what compresses the way up, on coordinates that all clients know beforehand and with the terms' grid:
+            ``ef(randk(0.01, shared=True) | fixed(8, 0.05))``, say.
+        terms: what was agreed on with the clients; ``terms.num_clients`` is the most that a round may have.
+        downlink: as for ``CompressedStrategy``.
+        client_id_of: as for ``CompressedStrategy``; node authentication and this keep a node from playing many.
+        step_timeout: seconds to wait for keys, for shares, and for what takes the masks off; training has the
+            ``timeout`` of ``start``.
+        seed: as for ``CompressedStrategy``.
+        conversation: as for ``CompressedStrategy``.
+        out: as for ``CompressedStrategy``.
+        state_file: as for ``CompressedStrategy``; a sum that was under way begins anew.
+
+    Raises:
+        ConfigError: on what cannot work together, before the run starts.
+
+    Example:
+        >>> import gradwire as gw
+        >>> from flwr.serverapp.strategy import FedAvg
+        >>> from gradwire.flower.secure import SecureStrategy, Terms
+        >>> terms = Terms(num_clients=10, threshold=7, grid=gw.fixed(8, 0.05), max_weight=1000)
+        >>> strategy = SecureStrategy(FedAvg(), "ef(randk(0.01, shared=True) | fixed(8, 0.05))", terms)
+    """
+
+    conversation_type = SecureConversation
+
+    def __init__(
+        self,
+        inner: Strategy,
+        spec: Compressor | str,
+        terms: Terms,
+        *,
+        downlink: Compressor | str | None = None,
+        client_id_of: Callable[[Any], int] | None = None,
+        step_timeout: float = 60.0,
+        seed: int = 0,
+        conversation: str | None = None,
+        out: Path | str | None = None,
+        state_file: Path | str | None = None,
+    ) -> None:
+        if not isinstance(terms, Terms):
+            raise ConfigError(f"terms must be Terms, got {type(terms).__name__}")
+        self.terms = terms
+        self.step_timeout = check_number("step_timeout", step_timeout)
+        super().__init__(
+            inner,
+            spec,
+            downlink=downlink,
+            client_id_of=client_id_of,
+            seed=seed,
+            conversation=conversation,
+            out=out,
+            state_file=state_file,
+        )
+        self._session: _Session | None = None
+        self._total: SecureSum | None = None
+
+    def _check(self, inner: Strategy) -> None:
+        super()._check(inner)
+        if not takes_mean(inner):
+            raise ConfigError(
+                f"{type(inner).__name__} looks at each client's update, which nobody sees in a secure sum: use a "
+                "strategy that takes the mean, such as FedAvg"
+            )
+
+    def _begin(self, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float) -> ArrayRecord:
+        arrays = super()._begin(grid, arrays, num_rounds, timeout)
+        conversation, _ = self._opened_secure()
+        check_spec(self.spec, conversation.model.layout, self.terms, self.seed)
+        return arrays
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Have the chosen nodes join a sum and exchange shares, and configure the training of those that did."""
+        self._end_round()
+        self._open(grid, arrays)
+        conversation, post = self._opened_secure()
+        self._ledger.begin()
+        post.drain(grid)
+        messages = list(self.inner.configure_train(server_round + self._before, self._current(), config, grid))
+        self._session = _Session(SecureServer(self.terms, conversation.model.layout, conversation.version), grid)
+        try:
+            self._join(self._session, messages)
+            self._share(self._session)
+            return self._deliver(self._session)
+        except TooFewClients as error:
+            _log.warning("gradwire: no sum in this round: %s", visible(str(error)))
+            self._session = None
+            return []
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Add up what came masked, have the masks taken off, and close the round."""
+        conversation, _ = self._opened_secure()
+        session, self._session, self._total = self._session, None, None
+        errors: list[Message] = []
+        counted: list[Reply] = []
+        if session is not None:
+            masked, errors = self._take(session, _MASKED, list(replies))
+            self._total = self._sum(session)
+            if self._total is not None:
+                conversation.receive_sum(self._total, session.sequences)
+                counted = [self._as_one(session, masked[0], self._total)]
+        metrics = self._close(server_round + self._before, counted, errors)
+        self._save()
+        return self._record, metrics
+
+    def _num_counted(self, num_received: int) -> int:
+        return 0 if self._total is None else len(self._total.clients)
+
+    def _opened_secure(self) -> tuple[SecureConversation, Post]:
+        conversation, post = self._opened()
+        assert isinstance(conversation, SecureConversation)
+        return conversation, post
+
+    # ---- the four steps
+
+    def _join(self, session: _Session, messages: list[Message]) -> None:
+        """Step 1: the model goes out as always, with the invitation; keys come back in the place of payloads."""
+        conversation, post = self._opened_secure()
+        by_node = {message.metadata.dst_node_id: message for message in messages}
+        conversation.invitation = session.server.invitation
+        try:
+            out = post.send(messages, session.grid, self.step_timeout)
+            replies = session.grid.send_and_receive(out, timeout=self.step_timeout)
+            answers, errors = post.collect(replies)
+        finally:
+            conversation.invitation = None
+        if post.without_mod and not answers and not conversation.version and all(map(lacks_mod, errors)):
+            raise ProtocolError(WITHOUT_MOD)
+        for reply in answers:
+            if self._heard(session, reply.answer.client, reply.node_id, reply.answer.blob or b""):
+                session.originals[reply.answer.client] = by_node[reply.node_id]
+                session.keys[reply.answer.client] = reply.key
+
+    def _share(self, session: _Session) -> None:
+        """Step 2: each client gives its neighbours shares of its secrets, which they alone can read."""
+        out = self._step(session, _SHARES, session.server.rosters())
+        self._take(session, _SHARES, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
+
+    def _deliver(self, session: _Session) -> list[Message]:
+        """Step 3: the messages that have clients train, and mask what comes of it."""
+        conversation, _ = self._opened_secure()
+        support = support_of(self.spec, conversation.model.layout, self.seed, conversation.version)
+        return self._step(session, _MASKED, session.server.deliveries(support))
+
+    def _sum(self, session: _Session) -> SecureSum | None:
+        """Step 4: have the masks taken off; None, and a line in the log, where there is no sum."""
+        try:
+            out = self._step(session, _REVEALS, session.server.survivors())
+            self._take(session, _REVEALS, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
+            total = session.server.close_round()
+        except (TooFewClients, ProtocolError) as error:
+            _log.warning("gradwire: no sum in this round: %s", visible(str(error)))
+            return None
+        if total.num_at_clip:
+            _log.info("gradwire: %d of the sum's numbers were at the clip of %s", total.num_at_clip, self.terms.grid)
+        return total
+
+    def _step(self, session: _Session, number: int, told: Mapping[int, bytes]) -> list[Message]:
+        """Make the messages of a step; with those of training goes what the inner strategy has for the app."""
+        conversation, _ = self._opened_secure()
+        session.sent = []
+        for client, message in told.items():
+            original, key = session.originals[client], session.keys[client]
+            carrier = make_carrier(Step(conversation.name, conversation.birth, number, message).encode())
+            rest = dict(original.content.items()) if number == _MASKED else {}
+            content = RecordDict({**rest, key: ArrayRecord({NAME: carrier})})
+            self._ledger.add(original.metadata.dst_node_id, "downlink", count_bytes(content))
+            session.sent.append((instruction_of(original, content), client))
+        return [message for message, _ in session.sent]
+
+    def _take(self, session: _Session, step: int, replies: list[Message]) -> tuple[list[Message], list[Message]]:
+        """Read the replies to a step: those that were taken in, and Flower's error replies."""
+        clients = {message.metadata.message_id: client for message, client in session.sent}
+        taken: list[Message] = []
+        errors: list[Message] = []
+        in_order = sorted(replies, key=lambda reply: clients.get(reply.metadata.reply_to_message_id, -1))
+        for reply in in_order:
+            client = clients.get(reply.metadata.reply_to_message_id)
+            if client is None:
+                continue
+            node_id = session.originals[client].metadata.dst_node_id
+            if reply.has_error():
+                errors.append(reply)
+                reason = visible(reply.error.reason or f"code {reply.error.code}")
+                _log.warning("gradwire: client %d, node %d, drops out: %s", client, node_id, reason)
+                continue
+            self._ledger.add(node_id, "uplink", count_bytes(reply.content))
+            answer = self._read(client, node_id, reply)
+            if answer is not None and self._heard(session, client, node_id, answer.message):
+                if step == _MASKED:
+                    session.sequences[client] = answer.sequence
+                taken.append(reply)
+        return taken, errors
+
+    def _read(self, client: int, node_id: int, reply: Message) -> StepAnswer | None:
+        conversation, _ = self._opened_secure()
+        try:
+            found = find_carrier(reply.content)
+            if found is None:
+                raise ProtocolError("its reply holds nothing of gradwire's")
+            limit = Limits.of(conversation.model.layout.d).max_bytes
+            if len(found.data) > limit:
+                raise LimitExceeded(f"it has {len(found.data)} bytes, at most {limit} make sense")
+            answer = read_step_answer(found.data)
+            if answer.birth != conversation.birth or answer.client != client:
+                raise ProtocolError(f"it answers as client {answer.client}, expected {client}")
+        except (ProtocolError, DecodeError) as error:
+            self._log_dropped(client, node_id, error)
+            return None
+        return answer
+
+    def _heard(self, session: _Session, client: int, node_id: int, message: bytes) -> bool:
+        """Take one message in; False, and a line in the log, where it cannot be."""
+        try:
+            session.server.receive(message, client)
+        except Duplicate:
+            return False
+        except (ProtocolError, DecodeError) as error:
+            self._log_dropped(client, node_id, error)
+            return False
+        return True
+
+    def _log_dropped(self, client: int, node_id: int, error: Exception) -> None:
+        said = "gradwire: refused what client %d, node %d sent, it drops out of the sum: %s: %s"
+        _log.warning(said, client, node_id, type(error).__name__, visible(str(error)))
+
+    def _as_one(self, session: _Session, message: Message, total: SecureSum) -> Reply:
+        """The reply of a client that is all of them together."""
+        metrics = MetricRecord({self.weighted_by_key: float(total.sum_weights)})
+        key = session.keys[total.clients[0]]
+        answer = Answer(bytes(8), 0, NO_INCARNATION, 0, blob=total.blob)
+        return Reply(0, with_content(message, RecordDict({"metrics": metrics})), key, answer)

@@ -1,0 +1,34 @@
+"""Support: the coordinates that all clients of a round send, as both ends work them out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradwire.compressors.compressor import Compressor, Round
+from gradwire.ends.client import Client
+from gradwire.errors import ConfigError
+from gradwire.layout import Layout
+from gradwire.rng import Key
+from gradwire.secagg import Terms
+from gradwire.secagg.numbers import integers_of
+
+__all__ = ["check_spec", "support_of"]
+
+
+def support_of(spec: Compressor, layout: Layout, seed: int, round: int) -> NDArray[np.int64]:
+    """Return a round's coordinates, (k,) int64 increasing, or raise ConfigError where clients choose their own."""
+    support = spec.shared_support(layout, Round(index=round, key=Key(seed, round)))
+    if support is None:
+        raise ConfigError(
+            f"{spec} has no coordinates that all clients know of beforehand, as a secure sum needs them: take "
+            "ef(randk(density, shared=True) | fixed(bits, clip)) or ef(cyclic(density) | fixed(bits, clip))"
+        )
+    return support
+
+
+def check_spec(spec: Compressor, layout: Layout, terms: Terms, seed: int) -> None:
+    """Raise ConfigError on a spec whose payloads cannot be added up under these terms."""
+    sample = (Key(seed, purpose="sample").words(layout.d) / 2**63 - 1).astype(np.float32)
+    blob = Client(spec, layout, seed=seed).compress(sample)
+    integers_of(blob, layout, terms, support_of(spec, layout, seed, 0), 0)

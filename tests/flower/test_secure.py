@@ -1,0 +1,299 @@
+"""Secure sums over Flower, on a grid in this process: the mean, nothing else, and nothing lost by whoever drops out."""
+
+from __future__ import annotations
+
+import stat
+from collections import Counter
+
+import numpy as np
+import pytest
+from apps import Books, config, flat, initial, logged, make_app, make_grid, member_of, trained
+from flwr.app import RecordDict
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
+
+import gradwire as gw
+from gradwire.errors import ConfigError
+from gradwire.flower import CompressedStrategy, CompressionMod
+from gradwire.flower.carrier import find_carrier
+from gradwire.flower.header import is_step, read_step
+from gradwire.flower.model import Model
+from gradwire.flower.secure import SecureMod, SecureStrategy, Terms
+from gradwire.secagg import SecureServer
+
+SPEC = "ef(randk(0.2, shared=True) | fixed(8, 1.0))"
+TERMS = Terms(num_clients=4, threshold=3, grid=gw.fixed(8, 1.0), max_weight=10)
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """Every sum that a server came to."""
+    found, close = [], SecureServer.close_round
+
+    def closing(server):
+        found.append(close(server))
+        return found[-1]
+
+    monkeypatch.setattr(SecureServer, "close_round", closing)
+    return found
+
+
+def step_of(message) -> int:
+    data = find_carrier(message.content).data
+    return read_step(data).number if is_step(data) else 1
+
+
+class Fate:
+    """In one round, at one step, something becomes of the messages of some nodes."""
+
+    def __init__(self, index: int, step: int, what: str, *clients: int) -> None:
+        self.index, self.step, self.what, self.clients = index, step, what, clients
+        self.seen: Counter[tuple[int, int]] = Counter()
+        self.grid = None
+
+    def __call__(self, message) -> str:
+        if not message.metadata.message_type.startswith("train") or find_carrier(message.content) is None:
+            return "ok"
+        client, step = self.grid.nodes[message.metadata.dst_node_id].config["partition-id"], step_of(message)
+        self.seen[client, step] += 1
+        hit = client in self.clients and step == self.step and self.seen[client, step] == self.index
+        return self.what if hit else "ok"
+
+
+def federation(tmp_path, fate=None, books=None, num_clients=4, **options):
+    mod = SecureMod(TERMS, state_dir=tmp_path, **options)
+    grid = make_grid(make_app(mod, books=books), num_clients, fate or (lambda message: "ok"))
+    if fate is not None:
+        fate.grid = grid
+    return grid
+
+
+def strategy(**options) -> SecureStrategy:
+    return SecureStrategy(FedAvg(fraction_evaluate=0.0), SPEC, TERMS, conversation="secure", step_timeout=5, **options)
+
+
+def in_clear(num_rounds: int, num_clients: int = 4) -> np.ndarray:
+    """The same rounds with plain clients, whose integers are added up here."""
+    start = Model.from_record(initial())
+    model, layout, spec = start.vector, start.layout, gw.parse(SPEC)
+    ends = {i: gw.Client(spec, layout, i) for i in range(num_clients)}
+    for index in range(num_rounds):
+        total, weights = np.zeros(layout.d, np.int64), 0
+        for i, end in ends.items():
+            update = layout.flatten(trained(layout.unflatten(model), i, index + 1)) - model
+            sent = gw.decompress(gw.decode(end.compress(update, i + 1, round=index)))
+            total += (i + 1) * np.rint(sent * 127).astype(np.int64)
+            weights += i + 1
+            end.settle(True)
+        model = model + (total / 127 / weights).astype(np.float32)
+    return model
+
+
+def test_the_model_is_that_of_integers_added_up_in_clear(tmp_path, sums):
+    grid = federation(tmp_path)
+    result = strategy().start(grid, initial(), num_rounds=5, timeout=5)
+    np.testing.assert_allclose(flat(result.arrays), in_clear(5), rtol=0, atol=1e-6)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3)] * 5
+    assert [total.sum_weights for total in sums] == [10] * 5
+
+
+def lost(tmp_path, books, sums) -> float:
+    """Law 1 of all clients together: what was computed, less what they keep, is what the sums came to."""
+    counted = np.zeros(210)
+    for total in sums:
+        counted[total.support] += total.integers / 127
+    computed = np.zeros(210)
+    for client, raw in books.raw.items():
+        member = member_of(tmp_path, "secure", client)
+        kept = member.client.state_dict()["residual"].astype(np.float64)
+        assert member.client.pending_sequences == ()
+        computed += (client + 1) * (raw - kept)
+    return float(np.linalg.norm(computed - counted) / np.linalg.norm(computed))
+
+
+@pytest.mark.parametrize("what", ["lost", "unanswered", "late", "dead"])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_who_drops_out_loses_nothing(tmp_path, sums, step, what):
+    books = Books()
+    fate = Fate(2, step, what, 2)
+    grid = federation(tmp_path, fate, books)
+    wrapped = strategy()
+    result = wrapped.start(grid, initial(), num_rounds=4, timeout=5)
+    there = (0, 1, 2, 3) if step == 4 else (0, 1, 3)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3), there, (0, 1, 2, 3), (0, 1, 2, 3)]
+    assert [r.num_counted for r in wrapped.ledger.rounds] == [4, len(there), 4, 4]
+    assert np.isfinite(flat(result.arrays)).all()
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def tell(grid, wrapped) -> None:
+    """Begin one more round, in which clients hear of the last one, and no further."""
+    fate, grid.fate = grid.fate, lambda message: "ok" if step_of(message) == 1 else "lost"
+    with logged():
+        assert len(wrapped.configure_train(9, wrapped.arrays, config(9), grid)) in (0, 4)
+    grid.fate = fate
+
+
+def test_below_the_threshold_there_is_no_sum_and_nothing_is_lost(tmp_path, sums):
+    books = Books()
+    grid = federation(tmp_path, Fate(2, 3, "unanswered", 1, 2), books)
+    wrapped, models = strategy(), []
+    with logged() as lines:
+        wrapped.start(grid, initial(), 4, 5, evaluate_fn=lambda _, arrays: models.append(flat(arrays)))
+    assert len(sums) == 3
+    assert models[1].tobytes() == models[2].tobytes() != models[3].tobytes()
+    assert any("no sum in this round: 2 of the clients sent masked numbers" in line for line in lines)
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def test_nothing_but_masked_numbers_leaves_a_node(tmp_path):
+    grid = federation(tmp_path)
+    strategy().start(grid, initial(), num_rounds=2, timeout=5)
+    trained = [reply for reply in grid.replies if reply.metadata.message_type.startswith("train")]
+    assert len(trained) == 2 * 4 * 4
+    for reply in trained:
+        (record,) = reply.content.values()
+        assert list(record) == ["gradwire"]
+
+
+def test_secrets_are_the_user_s_alone_and_used_up_in_the_end(tmp_path):
+    grid = federation(tmp_path)
+    strategy().start(grid, initial(), num_rounds=1, timeout=5)
+    for client in range(4):
+        path = tmp_path / "secure" / f"client-{client}.secrets"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert b"used up" in path.read_bytes()
+        assert b"own_seed" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_no_step_is_answered_twice(tmp_path, step):
+    """A server that asks again, with the same words or others, gets an error: no second answer to hold to the first."""
+    grid = federation(tmp_path)
+    strategy().start(grid, initial(), num_rounds=1, timeout=5)
+    asked = [m for m in grid.pushed if m.metadata.message_type.startswith("train") and step_of(m) == step]
+    assert len(asked) == 4
+    reply = grid.nodes[asked[0].metadata.dst_node_id].run(asked[0])
+    if step > 1:
+        assert reply.has_error()
+        assert "ProtocolError" in reply.error.reason
+    else:  # a new session, of which nobody else has the keys
+        assert not reply.has_error()
+
+
+def test_the_state_goes_into_a_new_run(tmp_path, sums):
+    books, file = Books(), tmp_path / "server.state"
+    grid = federation(tmp_path, books=books)
+    strategy(state_file=file).start(grid, initial(), num_rounds=2, timeout=5)
+    resumed = strategy(state_file=file)
+    result = resumed.start(grid, initial(), num_rounds=4, timeout=5)
+    assert resumed.rounds_done == 4
+    np.testing.assert_allclose(flat(result.arrays), in_clear(4), rtol=0, atol=1e-6)
+    tell(grid, resumed)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def test_a_node_that_lost_its_disk_goes_on(tmp_path, sums):
+    grid = federation(tmp_path)
+    wrapped = strategy()
+    wrapped.start(grid, initial(), num_rounds=2, timeout=5)
+    (tmp_path / "secure" / "client-1.state").unlink()
+    (tmp_path / "secure" / "client-1.secrets").unlink()
+    wrapped.start(grid, wrapped.arrays, num_rounds=4, timeout=5)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3)] * len(sums)
+    assert member_of(tmp_path, "secure", 1).client.sequence == 2
+
+
+def test_it_trains_with_the_state_in_the_context(sums):
+    grid = make_grid(make_app(SecureMod(TERMS, state="context")), 4)
+    result = strategy().start(grid, initial(), num_rounds=5, timeout=5)
+    np.testing.assert_allclose(flat(result.arrays), in_clear(5), rtol=0, atol=1e-6)
+
+
+def test_adaptive_strategies_are_handed_the_mean(tmp_path):
+    grid = federation(tmp_path)
+    inner = FedAdam(fraction_evaluate=0.0, eta=0.01)
+    result = SecureStrategy(inner, SPEC, TERMS, step_timeout=5).start(grid, initial(), num_rounds=2, timeout=5)
+    assert 0 < np.abs(flat(result.arrays) - flat(initial())).max() < 0.1
+
+
+# ---- what cannot be
+
+
+@pytest.mark.parametrize(
+    ("spec", "terms", "said"),
+    [
+        ("ef(topk(0.1) | fixed(8, 1.0))", TERMS, "no coordinates that all clients know of"),
+        ("ef(randk(0.1, shared=True))", TERMS, "on the grid"),
+        ("ef(randk(0.1, shared=True) | fixed(4, 1.0))", TERMS, "on the grid"),
+    ],
+)
+def test_specs_that_cannot_be_summed_are_refused_before_anything_is_sent(tmp_path, spec, terms, said):
+    grid = federation(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        SecureStrategy(FedAvg(), spec, terms).start(grid, initial(), num_rounds=1, timeout=5)
+    assert grid.pushed == []
+
+
+def test_strategies_that_look_at_each_update_are_refused():
+    with pytest.raises(ConfigError, match="FedMedian looks at each client's update"):
+        SecureStrategy(FedMedian(), SPEC, TERMS)
+    with pytest.raises(ConfigError, match="terms must be Terms, got int"):
+        SecureStrategy(FedAvg(), SPEC, 3)
+    with pytest.raises(ConfigError, match="terms must be Terms, got str"):
+        SecureMod("terms")
+
+
+def said_by(grid, wrapped) -> str:
+    with logged() as lines:
+        wrapped.start(grid, initial(), num_rounds=1, timeout=5)
+    return "\n".join(lines)
+
+
+def test_a_client_does_not_send_in_clear(tmp_path):
+    books = Books()
+    said = said_by(federation(tmp_path, books=books), CompressedStrategy(FedAvg(), SPEC))
+    assert "asks for updates in clear, and this ClientApp has SecureMod" in said
+    assert not books.runs
+
+
+def test_a_client_without_the_mod_is_told_which(tmp_path):
+    grid = make_grid(make_app(CompressionMod(state_dir=tmp_path)), 4)
+    assert "give the ClientApp gradwire.flower.secure.SecureMod" in said_by(grid, strategy())
+
+
+def test_other_terms_are_refused(tmp_path):
+    other = Terms(num_clients=4, threshold=4, grid=gw.fixed(8, 1.0), max_weight=10)
+    grid = make_grid(make_app(SecureMod(other, state_dir=tmp_path)), 4)
+    assert "server has terms" in said_by(grid, strategy())
+
+
+@pytest.mark.parametrize("weight", [11, 0, 1.5])
+def test_a_weight_that_is_none_of_the_terms_drops_out(tmp_path, sums, weight):
+    app = make_app(SecureMod(TERMS, state_dir=tmp_path), weight=lambda client: weight if client == 3 else 2)
+    said = said_by(make_grid(app, 4), strategy())
+    assert f"must be an integer from 1 to max_weight, 10, got {weight:g}" in said
+    assert [(total.clients, total.sum_weights) for total in sums] == [((0, 1, 2), 6)]
+
+
+def test_a_client_that_talks_nonsense_drops_out(tmp_path, sums):
+    grid = federation(tmp_path)
+    node = list(grid.nodes.values())[1]
+    app = node.app
+
+    def lying(message, context):
+        reply = app(message, context)
+        found = find_carrier(reply.content)
+        if found is not None and find_carrier(message.content) and step_of(message) == 3:
+            from flwr.app import ArrayRecord
+
+            from gradwire.flower.carrier import make_carrier
+
+            reply.content = RecordDict({found.key: ArrayRecord({"gradwire": make_carrier(found.data[:-3])})})
+        return reply
+
+    node.app = lying
+    said = said_by(grid, strategy())
+    assert "refused what client 1" in said
+    assert [total.clients for total in sums] == [(0, 2, 3)]
