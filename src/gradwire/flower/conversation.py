@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -187,7 +187,7 @@ class Conversation:
         downlink: Compressor,
         max_staleness: int,
         payloads_per_round: int | None = 1,
-    ) -> Conversation:
+    ) -> Self:
         """Read what ``state_dict`` gave, or raise StateError."""
         with reading_state():
             if state["format"] != _FORMAT:

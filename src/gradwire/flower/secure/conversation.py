@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from gradwire.compressors.compressor import Compressor
 from gradwire.ends.counted import Counted
@@ -70,10 +70,9 @@ class SecureConversation(Conversation):
         downlink: Compressor,
         max_staleness: int,
         payloads_per_round: int | None = 1,
-    ) -> SecureConversation:
+    ) -> Self:
         """Read what ``state_dict`` gave, or raise StateError."""
         self = super().from_state(state, spec, downlink, max_staleness, payloads_per_round)
-        assert isinstance(self, SecureConversation)
         with reading_state():
             self._in_sums = {int(slot): Counted.from_state(known) for slot, known in state["in_sums"]}
         return self

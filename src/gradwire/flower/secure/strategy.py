@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -177,8 +177,7 @@ class SecureStrategy(CompressedStrategy):
 
     def _opened_secure(self) -> tuple[SecureConversation, Post]:
         conversation, post = self._opened()
-        assert isinstance(conversation, SecureConversation)
-        return conversation, post
+        return cast(SecureConversation, conversation), post
 
     # ---- the four steps
 
