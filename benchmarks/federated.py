@@ -23,7 +23,7 @@ from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment, read_settings
 from gradwire.federated.folder import RunFolder
 from gradwire.federated.runs import run_experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.report.tables import format_bytes
 
 FOLDER = Path(__file__).parent.parent / "experiments"

@@ -23,7 +23,7 @@ from gradwire.compressors.compressor import resolve
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 
 SEEDS = (0, 1)
 SPECS = (

@@ -20,7 +20,7 @@ from gradwire.errors import GradwireError
 from gradwire.federated.data.task import Task
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 
 _BEFORE_END = (5, 3, 1, 0)  # how many rounds before the end the model is evaluated: the accuracy is the mean
 _HELD_OUT = 10  # every so-manieth training example is of the validation split

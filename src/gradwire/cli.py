@@ -113,6 +113,9 @@ def _root(
 def run(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
     data: Annotated[str | None, typer.Option(help="A task: digits (default), mnist, cifar10, shakespeare.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Your own task, package.module:function: see docs/federated.md.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")
     ] = None,
@@ -168,15 +171,33 @@ def run(
             if given or experiment is not None or out is not None:
                 extra = "an experiment file" if experiment else "--out" if out else _option(next(iter(given)))
                 raise ConfigError(f"--resume takes its settings from the folder, got {extra} as well")
-            return _run(RunFolder.open(resume), None, interruption)
+            folder = RunFolder.open(resume)
+            _check_own(folder.experiment.data, task)
+            return _run(folder, None, interruption)
+        if task is not None:
+            if data is not None:
+                raise ConfigError("--task and --data both say what is trained: give one of them")
+            given["data"] = task
         settings = read_settings(experiment) if experiment else {}
         here = with_whole_paths(_with_data_dir({**settings, **given}), Path.cwd())
         checked = Experiment.build(here, str(experiment) if experiment else "options")
+        _check_own(checked.data, task)
         from gradwire.federated.runs import prepare  # torch, which a misspelt method need not wait for
 
-        task = prepare(checked)
+        prepared = prepare(checked)
         folder = RunFolder.create(out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S"), checked)
-        return _run(folder, task, interruption)
+        return _run(folder, prepared, interruption)
+
+
+def _check_own(data: str, task: str | None) -> None:
+    """Run the code of a task of one's own only where it was asked for by name: settings may come from anybody."""
+    if ":" in data and task is None:
+        raise ConfigError(f"the experiment trains a task of its own: pass --task {data} to run that code")
+    if task is not None and (":" not in task or task != data):
+        wanted = data if ":" in data else "package.module:function"
+        raise ConfigError(f"--task must be {wanted}, got {task}")
+    if task is not None and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
 
 
 def _option(name: str) -> str:

@@ -21,7 +21,7 @@ from gradwire.errors import GradwireError, visible
 from gradwire.report import tables
 
 if TYPE_CHECKING:
-    from gradwire.federated.simulate import RoundMetrics, Simulation
+    from gradwire.federated.simulation import RoundMetrics, Simulation
 
 __all__ = [
     "BenchProgress",

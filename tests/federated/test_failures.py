@@ -24,7 +24,7 @@ from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.folder import RunFolder
 from gradwire.federated.runs import run_experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 
 SETTINGS = {"methods": ["ef(topk(0.1))"], "rounds": 4, "clients": 3, "local_steps": 1, "batch_size": 4}
 ON_DISK = {**SETTINGS, "clients_on_disk": True}

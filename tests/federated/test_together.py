@@ -13,7 +13,7 @@ from gradwire.errors import ConfigError
 from gradwire.federated.algorithms import parse_algorithm
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.federated.together import NEEDS, warn_of_noise
 
 SMALL = {"clients": 4, "rounds": 3, "local_steps": 3, "batch_size": 8, "methods": ["ef(topk(0.1))"]}

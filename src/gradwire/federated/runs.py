@@ -19,7 +19,7 @@ from gradwire.federated.data.task import Task
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment, Variant
 from gradwire.federated.folder import Checkpoint, RunFolder
-from gradwire.federated.simulate import RoundMetrics, Simulation
+from gradwire.federated.simulation import RoundMetrics, Simulation
 from gradwire.files.store import write_state
 
 __all__ = ["prepare", "run_experiment"]

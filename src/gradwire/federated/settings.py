@@ -35,7 +35,7 @@ class Settings(BaseModel):
 
     Attributes:
         name: what a run is called in tables, or None for what tells it from the others.
-        data: ``digits``, ``mnist``, ``cifar10`` or ``shakespeare``.
+        data: ``digits``, ``mnist``, ``cifar10`` or ``shakespeare``; or a task of your own, ``package.module:function``.
         data_dir: folder of the data files, or None for ``GRADWIRE_DATA``.
         model: a model's name, or None for the task's own.
         methods: spec texts.

@@ -99,7 +99,7 @@ def hindsight(settings: dict[str, Any], progress: Callable[[float], None]) -> di
     """
     from gradwire.federated.experiment import Experiment
     from gradwire.federated.runs import describe, prepare
-    from gradwire.federated.simulate import Simulation
+    from gradwire.federated.simulation import Simulation
 
     density, feedback = settings.pop("density"), settings.pop("feedback")
     experiment = Experiment.build({**settings, "methods": [f"topk({density!r})"]}, "hindsight")

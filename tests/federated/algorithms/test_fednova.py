@@ -12,7 +12,7 @@ from gradwire.federated.algorithms import fedavg, fednova
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
 MINIMA = np.array([0.0, 10.0, 4.0])  # of F_i(x) = (x - e_i)^2 / 2

@@ -14,7 +14,7 @@ from gradwire.federated.data.task import Task
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import Trainer, _moved, draw_batches, draw_shifts
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.layout import Layout
 from gradwire.rng import Key
 

@@ -17,7 +17,7 @@ from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.rounds import federation as federation_module
 from gradwire.federated.rounds.members import MembersOnDisk
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
 BASE = {"rounds": 6, "clients": 5, "local_steps": 3, "batch_size": 8, "partition": "dirichlet:0.5"}

@@ -50,10 +50,16 @@ def build_model(name: str, task: Task, seed: int) -> nn.Module:
 
     Deviations: char_transformer normalises before each block and learns its positions.
     """
-    if name not in _BUILDERS:
-        raise ConfigError(f"model must be one of {', '.join(MODEL_NAMES)}, got {name!r}{nearest(name, MODEL_NAMES)}")
     if not 0 <= seed < 2**63:
         raise ConfigError(f"seed must be in [0, 2**63), got {seed}")
+    if task.build is not None:
+        if name != task.default_model:
+            raise ConfigError(f"model is for the tasks that come with gradwire, {task.name} has its own; got {name!r}")
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            return task.build()
+    if name not in _BUILDERS:
+        raise ConfigError(f"model must be one of {', '.join(MODEL_NAMES)}, got {name!r}{nearest(name, MODEL_NAMES)}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(seed))
         return _BUILDERS[name](task)

@@ -37,6 +37,10 @@ class Task:
         num_classes: labels are 0 <= label < num_classes.
         groups: (n,) int64, the natural client of each training example (shakespeare's speaker), or None.
         default_model: the name of the model meant for it.
+        build: makes the model, where it is the user's own, drawing from torch's generator; ``default_model`` is then
+            what it is called.
+        loss: (outputs, targets) -> a scalar; None for cross-entropy.
+        metric: (outputs, targets) -> a mean over the examples in [0, 1], larger is better; None for accuracy.
 
     Source: none.
 
@@ -52,6 +56,15 @@ class Task:
     num_classes: int
     groups: Labels | None
     default_model: str
+    build: Callable[[], torch.nn.Module] | None = None
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    metric: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def labels(self) -> npt.NDArray[Any]:
+        """(n,) or (n, length) integers that partitions go by; zeros where targets are no labels."""
+        targets = np.asarray(self.train_targets)
+        return targets if targets.dtype.kind in "iu" and targets.ndim in (1, 2) else np.zeros(len(targets), np.int64)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,15 @@ TASKS: Mapping[str, TaskRow] = {row.name: row for row in (DIGITS, MNIST, CIFAR10
 
 
 def find_row(name: str) -> TaskRow:
-    """Return the row of the task called ``name``.
+    """Return the row of the task called ``name``, or of one of the user's own: ``package.module:function``.
 
     Raises:
         ConfigError: on an unknown name.
     """
+    if ":" in name:
+        from gradwire.federated.data.own import own_row  # torch, which settings can be read without
+
+        return own_row(name)
     if name not in TASKS:
         raise ConfigError(f"data must be one of {', '.join(TASKS)}, got {name!r}{nearest(name, TASKS)}")
     return TASKS[name]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch.func import functional_call, vmap
 from gradwire.checks import check_integer, check_number
 from gradwire.errors import ConfigError
 from gradwire.federated.data.models import cross_entropies, cross_entropy
+from gradwire.federated.data.own import can_batch
 from gradwire.federated.data.task import Task
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
@@ -58,9 +61,13 @@ class Trainer:
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.layout = Layout.from_arrays(model.state_dict())
         has_statistics = self.layout.num_parameters < self.layout.d
+        self._own, self._loss, self._metric = task.build is not None, task.loss, task.metric
         if batched is None:
             small = not has_statistics and self.layout.d <= _MAX_BATCHED_PARAMETERS
             batched = small or self.device.type != "cpu"
+            if batched and self._own:
+                examples = task.train_inputs[:2].to(self.device), task.train_targets[:2].to(self.device)
+                batched = can_batch(self.model, self._loss or cross_entropy, *examples)
         self.batched = batched
         self.weight_decay = weight_decay
         self._half = precision == "bfloat16"
@@ -128,18 +135,21 @@ class Trainer:
         return updates.cpu().numpy(), losses.cpu().numpy()
 
     def evaluate(self, model: NDArray[np.float32]) -> float:
-        """Return the accuracy of a (d,) float32 model on the held-out examples, in [0, 1]."""
+        """Return the accuracy, or the task's metric, of a (d,) float32 model on the held-out examples, in [0, 1]."""
         self._load(torch.from_numpy(model).to(self.device))
         self.model.eval()
         inputs, targets = self._test
-        right = 0
+        right, share = 0, 0.0
         with torch.no_grad():
             for x, y in _pieces(inputs, targets):
                 with self._autocast():
                     logits = self.model(x)
-                right += int((logits.argmax(-1) == y).sum())
+                if self._metric is None:
+                    right += int((logits.argmax(-1) == y).sum())
+                else:
+                    share += float(self._metric(logits, y)) * len(x) / len(inputs)
         self.model.train()
-        return right / targets.numel()
+        return right / targets.numel() if self._metric is None else min(1.0, share)
 
     def _train_one_by_one(
         self,
@@ -161,14 +171,15 @@ class Trainer:
                 steps = steps[: local_steps[client]]
             origin = self._parameters_of(starts[client]) if proximal else {}
             correction = {} if corrections is None else self._parameters_of(corrections[client])
-            for step, rows in enumerate(torch.from_numpy(steps).to(self.device)):
-                inputs, targets = self._examples(rows, None if moves is None else moves[client, step])
-                with self._autocast():
-                    loss = cross_entropy(self.model(inputs), targets)
-                gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-                with torch.no_grad():
-                    self._descend(parameters, gradients, learning_rate, proximal, origin, correction)
-                    losses[client] += loss.detach() / len(steps)
+            with self._drawing(steps):
+                for step, rows in enumerate(torch.from_numpy(steps).to(self.device)):
+                    inputs, targets = self._examples(rows, None if moves is None else moves[client, step])
+                    with self._autocast():
+                        loss = (self._loss or cross_entropy)(self.model(inputs), targets)
+                    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+                    with torch.no_grad():
+                        self._descend(parameters, gradients, learning_rate, proximal, origin, correction)
+                        losses[client] += loss.detach() / len(steps)
             torch.sub(self.layout.flatten(self.model.state_dict()), starts[client], out=updates[client])
         return updates, losses
 
@@ -219,7 +230,7 @@ class Trainer:
             leaves = {name: view.detach().requires_grad_() for name, view in views.items()}
             with self._autocast():
                 logits, moved = apply_all(leaves, statistics, inputs)
-                loss = cross_entropies(logits, targets)
+                loss = cross_entropies(logits, targets) if self._loss is None else vmap(self._loss)(logits, targets)
             # a client's parameters move its own loss alone: the sum's gradients are each one's
             slopes = torch.autograd.grad(loss.sum(), list(leaves.values()))
             with torch.no_grad():
@@ -271,6 +282,16 @@ class Trainer:
         """Some training examples and their targets, moved where asked: rows (...), moves (..., 3)."""
         inputs = self._train[0][rows]
         return inputs if moves is None else _moved(inputs, moves), self._train[1][rows]
+
+    @contextmanager
+    def _drawing(self, steps: NDArray[np.int64]) -> Iterator[None]:
+        """Let what a model of the user's own draws, by dropout say, follow from the client's batches alone."""
+        if not self._own:
+            yield
+            return
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(int.from_bytes(hashlib.sha256(steps.tobytes()).digest()[:7]))
+            yield
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)

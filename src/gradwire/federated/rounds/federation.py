@@ -92,7 +92,7 @@ class Federation:
         self.layout = self.trainer.layout
         self._limits = Limits.of(self.layout.d)
         self.shards = parse_partition(e.partition).split(
-            np.asarray(task.train_targets), e.clients, _partition_generator(seed), task.groups
+            task.labels, e.clients, _partition_generator(seed), task.groups
         )
         self.weights = [float(shard.size) if e.weighting == "examples" else 1.0 for shard in self.shards]
         self.connections: list[Connection] = parse_links(e.links[0]).assign(e.clients, seed)

@@ -22,7 +22,7 @@ from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import draw_batches
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.rounds import federation
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
 SMALL = {"rounds": 4, "clients": 5, "local_steps": 3, "batch_size": 8}
@@ -269,7 +269,7 @@ _PROGRAM = """
 import sys
 import gradwire as gw
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.simulate import Simulation
+from gradwire.federated.simulation import Simulation
 from gradwire.federated.data.tasks import load_task
 e = Experiment.build({"rounds": 4, "clients": 5, "local_steps": 3, "batch_size": 8, "methods": sys.argv[2:]})
 task = load_task("digits")
