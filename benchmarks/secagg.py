@@ -5,6 +5,7 @@ python -m benchmarks secagg [--only CLIENTS]
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ PARTS = tuple(map(str, SIZES))
 SPEC = gw.parse(f"randk({DENSITY}, shared=True) | fixed({BITS}, {CLIP})")
 COLLUDING, DROPPING = 0.05, 0.1
 LAYOUT = gw.Layout.flat(D)
+LARGEST = 2 ** (BITS - 1) - 1
 
 
 def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
@@ -168,6 +170,10 @@ def document(found: Found) -> dict[str, str]:
             ]
         )
     first = next(iter(found["rounds"].values()))
+    least = [
+        f"{r['masked_bytes'] / r['clear_bytes'] * math.log2(2 * int(part) * LARGEST + 1) / r['width']:.2f}x"
+        for part, r in found["rounds"].items()
+    ]
     text = [
         f"`{found['spec']}` of {found['d']:,} parameters, simulated clients in one process, a tenth of them lost with "
         f"their shares dealt. Below 100 clients all are neighbours, from there on as few as `least_neighbours` finds "
@@ -189,6 +195,9 @@ def document(found: Found) -> dict[str, str]:
             ],
             rows,
         ),
+        f"A masked number looks like any of the values that the sum of so many clients may have, {2 * LARGEST:,} "
+        f"times as many and one: no code takes fewer than their logarithm, which is {', '.join(least)} of the payload "
+        "in clear, whose numbers are entropy-coded.",
         "Time of the process, a client and round, and the server's for the whole round:",
         table(["clients", "a client", "the server", "of it unmasking", "clients lost"], times),
         describe(found),
