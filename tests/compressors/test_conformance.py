@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pytest
@@ -105,10 +106,27 @@ def _check_laws(row: cases.Row, name: str, d: int, layout: gw.Layout) -> None:
     assert np.array_equal(dense[statistics], update[statistics]), f"{what}: running statistics changed"
 
 
+def _in_turn(row: cases.Row, d: int) -> Iterator[tuple[str, gw.Layout]]:
+    """Every update, each on one of the layouts: which one goes round from row to row and from update to update."""
+    layouts = [make(d) for make in cases.LAYOUTS.values()]
+    first = cases.COMPRESSORS.index(row) + d
+    for number, name in enumerate(cases.UPDATES):
+        yield name, layouts[(first + number) % len(layouts)]
+
+
+@ROWS
+@pytest.mark.parametrize("d", cases.SIZES)
+def test_laws(row, d):
+    """Every update, on one layout each, in turn: the slow test below has all of them."""
+    for name, layout in _in_turn(row, d):
+        _check_laws(row, name, d, layout)
+
+
+@pytest.mark.slow
 @ROWS
 @pytest.mark.parametrize("d", cases.SIZES)
 @pytest.mark.parametrize("shape", cases.LAYOUTS)
-def test_laws(row, d, shape):
+def test_laws_on_every_layout(row, d, shape):
     layout = cases.LAYOUTS[shape](d)
     for name in cases.UPDATES:
         _check_laws(row, name, d, layout)
@@ -166,13 +184,25 @@ KEYED = [r for r in PROMISING if r.keyed is not None]
 
 
 @pytest.mark.parametrize("row", DETERMINISTIC, ids=lambda row: row.spec)
+@pytest.mark.parametrize("d", [1, 7, 300, 4096])
+def test_deterministic_guarantee_holds_for_every_draw(row, d):
+    """Every update, on one layout each, in turn: the slow test below has all of them."""
+    _check_guarantee(row, d, _in_turn(row, d))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", DETERMINISTIC, ids=lambda row: row.spec)
 @pytest.mark.parametrize("shape", cases.LAYOUTS)
-@pytest.mark.parametrize("d", [1, 7, 300, 4096, pytest.param(cases.LARGE, marks=pytest.mark.slow)])
-def test_deterministic_guarantee_holds_for_every_draw(row, shape, d):
+@pytest.mark.parametrize("d", [1, 7, 300, 4096, cases.LARGE])
+def test_deterministic_guarantee_holds_on_every_layout(row, shape, d):
     layout = cases.LAYOUTS[shape](d)
+    _check_guarantee(row, d, ((name, layout) for name in cases.UPDATES))
+
+
+def _check_guarantee(row: cases.Row, d: int, on: Iterable[tuple[str, gw.Layout]]) -> None:
     guarantee = row.build().guarantee(d)
     assert isinstance(guarantee, (gw.Contractive, gw.Absolute)), f"{row.spec}: {guarantee}"
-    for name in cases.UPDATES:
+    for name, layout in on:
         update = cases.update_of(name, d)
         payload = _compress(row, update, layout)
         error = gw.decompress(payload).astype(np.float64) - update
