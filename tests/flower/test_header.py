@@ -14,9 +14,14 @@ from gradwire.flower.header import (
     Counted,
     Instruction,
     Refusal,
+    Step,
+    StepAnswer,
     check_conversation,
+    is_step,
     read_answer,
     read_instruction,
+    read_step,
+    read_step_answer,
 )
 
 numbers = st.integers(0, 2**62)
@@ -50,6 +55,7 @@ def instructions(draw):
         draw(st.none() | st.integers(1, 2**40)),
         draw(st.none() | st.builds(Counted, eight, runs())),
         blobs,
+        draw(st.none() | st.binary(max_size=30)),
     )
 
 
@@ -61,6 +67,19 @@ answers = st.builds(
     numbers,
     blob=st.none() | st.binary(max_size=50),
 )
+
+
+names = st.from_regex(r"[a-z0-9][a-zA-Z0-9._-]{0,30}", fullmatch=True)
+steps = st.builds(Step, names, eight, st.integers(2, 4), st.binary(max_size=50))
+step_answers = st.builds(StepAnswer, eight, numbers, numbers, st.binary(max_size=50))
+
+
+@given(steps, step_answers)
+def test_steps_of_secure_sums_come_back(step, answer):
+    assert read_step(step.encode()) == step
+    assert is_step(step.encode())
+    assert read_step_answer(answer.encode()) == answer
+    assert not is_step(answer.encode())
 
 
 @given(instructions())
@@ -85,12 +104,20 @@ def test_the_bytes_are_these():
     expected += b"\x05" + b"I" * 8 + b"\x01\x01\x01" + b"\x01" + b"\x02xy"
     assert told.encode() == expected
     answer = Answer(b"B" * 8, 130, b"I" * 8, 3, blob=b"xy")
+    step = Step("c", b"B" * 8, 2, b"xy")
+    assert step.encode() == b"GWF\x01\x04" + b"\x01c" + b"B" * 8 + b"\x02" + b"xy"
+    assert StepAnswer(b"B" * 8, 130, 1, b"xy").encode() == b"GWF\x01\x05" + b"B" * 8 + b"\x82\x01" + b"\x01" + b"xy"
     assert answer.encode() == b"GWF\x01\x02" + b"\x02" + b"B" * 8 + b"\x82\x01" + b"I" * 8 + b"\x03" + b"xy"
 
 
-@given(st.binary(max_size=80), instructions(), answers, st.data())
-def test_reading_is_total_and_strict(junk, told, answer, data):
-    for read, good in ((read_instruction, told.encode()), (read_answer, answer.encode())):
+@given(st.binary(max_size=80), instructions(), answers, steps, step_answers, st.data())
+def test_reading_is_total_and_strict(junk, told, answer, step, step_answer, data):
+    for read, good in (
+        (read_instruction, told.encode()),
+        (read_answer, answer.encode()),
+        (read_step, step.encode()),
+        (read_step_answer, step_answer.encode()),
+    ):
         position = data.draw(st.integers(0, len(good) - 1))
         changed = bytearray(good)
         changed[position] ^= data.draw(st.integers(1, 255))
