@@ -171,20 +171,20 @@ def test_the_report_opens_offline(finished):
     assert "ef(topk(0.01))" in page
 
 
-def test_resuming_a_finished_run_changes_nothing(finished):
+def test_resuming_a_finished_run_changes_nothing(finished, here):
     folder, _ = finished
     before = hashes(folder)
-    done = gradwire("run", "--resume", folder)
+    done = here("run", "--resume", folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert hashes(folder) == before
     assert str(folder / "report.html") in done.stdout
 
 
-def test_report_rebuilds_the_same_page(finished):
+def test_report_rebuilds_the_same_page(finished, here):
     folder, _ = finished
     before = hashes(folder)
     (folder / "report.html").unlink()
-    done = gradwire("report", folder)
+    done = here("report", folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{folder / 'report.html'}\n", "")
     assert hashes(folder) == before
 
@@ -319,7 +319,8 @@ def test_ctrl_c_just_after_the_folder_was_made_leaves_nothing_half_made(tmp_path
 # ---- outputs of any encoding
 
 
-@pytest.mark.parametrize("encoding", ["cp932", pytest.param("ascii", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["cp932", "ascii"])
 def test_no_encoding_of_the_output_ends_a_training(tmp_path, encoding):
     """The label of a run with an algorithm has a middle dot, which neither of these can write."""
     options = ["--method", "dense()", "--algorithm", "fedavgm()", "--out", "run"]
@@ -365,15 +366,15 @@ def limited(folder, num_bytes, *arguments):
     ("num_bytes", "settings", "named"),
     [
         (8_000, 'methods = ["topk(0.1)"]\nrounds = 30\nclients = 2\nevaluate_every = 15\n', "run"),
-        pytest.param(
+        (
             200_000,
             'methods = ["ef(topk(0.1))"]\nrounds = 2\nclients = 30\nclients_on_disk = true\n',
             "members.sqlite",
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["metrics", "clients"],
 )
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_exit_code_1(tmp_path, here, num_bytes, settings, named):
     (tmp_path / "mine.toml").write_text(settings + "local_steps = 1\nbatch_size = 4\n")
     done = limited(tmp_path, num_bytes, "run", "mine.toml", "--out", "run")
@@ -488,7 +489,7 @@ def test_a_bad_toml_file_is_named(tmp_path, here, name):
 def test_out_never_overwrites(finished, tmp_path, here):
     folder, _ = finished
     before = hashes(folder)
-    refused(gradwire("run", *FAST, "--out", folder), str(folder), "not an empty folder", "--resume")
+    refused(here("run", *FAST, "--out", folder), str(folder), "not an empty folder", "--resume")
     assert hashes(folder) == before
     (tmp_path / "file").write_text("mine")
     refused(here("run", *FAST, "--out", tmp_path / "file"), str(tmp_path / "file"))

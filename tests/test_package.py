@@ -120,6 +120,7 @@ def test_error_tree():
 # --- who imports whom -----------------------------------------------------------------------------
 
 
+HAND_ON = {"gradwire.federated"}  # names of what is inside, asked for when they are needed
 GROUND = {"errors.py", "checks.py", "fields.py", "layout.py", "rng.py", "payload.py", "saved.py"}
 BESIDE = {"checks.py": {"errors.py"}, "wire": {*GROUND, "kernels"}}  # rooms that may not import all that is below them
 
@@ -131,7 +132,7 @@ def test_every_module_has_its_room():
     of_rooms = {f"gradwire.{name.split('/')[0]}" for name in rooms() if "/" in name}
     lost = {module for module in MODULES if room_of(module) is None} - {*FREE}
     assert lost <= of_rooms, f"docs/architecture.md gives no room to {', '.join(sorted(lost - of_rooms))}"
-    for face in lost:
+    for face in lost - HAND_ON:
         assert imports_of(tree_of(MODULES[face])) == set(), f"{face} is a room of rooms, which only says what it is"
 
 

@@ -22,6 +22,7 @@ from gradwire.aggregation.robust import Median, TrimmedMean
 from gradwire.federated.algorithms.algorithm import parse_algorithm
 from gradwire.federated.algorithms.controls import Controls
 from gradwire.saved import StateArray, from_saved, to_saved
+from gradwire.wire import read
 
 LAYOUT = gw.Layout.from_arrays({"w": np.zeros((6, 5)), "b": np.zeros(8), "running_mean": np.zeros(2)})
 D = LAYOUT.d
@@ -96,7 +97,7 @@ def controls() -> Controls:
 
 def run_controls() -> Controls:
     made = controls()
-    made.receive(made.make_client(1).compress(vector(0)), 1)
+    made.receive(read(made.make_client(1).compress(vector(0))), 1)
     made.close_round()
     return made
 

@@ -198,13 +198,10 @@ def test_a_second_process_is_refused_and_changes_nothing(tmp_path):
         before = contents(path)
         with pytest.raises(ConfigError, match=rf"{path}: process {os.getpid()} is at work there"):
             go(RunFolder.open(path))
-        done = subprocess.run(
-            [sys.executable, "-m", "gradwire", "run", "--resume", str(path)],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        code = "from pathlib import Path\nfrom gradwire.federated.folder import RunFolder\n"
+        code += f"with RunFolder.open(Path({str(path)!r})).lock():\n    print('in')"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (1, "")
         assert f"process {os.getpid()} is at work there" in done.stderr
         assert contents(path) == before
     assert go(RunFolder.open(path)) is True

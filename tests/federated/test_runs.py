@@ -16,6 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gradwire import cli
 from gradwire.errors import ConfigError, GradwireError, StateError
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.folder import RunFolder
@@ -389,6 +390,8 @@ def test_open_takes_only_a_run_s_folder(tmp_path):
 def test_a_failing_resume_keeps_the_folder(tmp_path, monkeypatch):
     """Killed before its first checkpoint, resumed while the data is away: the settings must survive."""
     RunFolder.create(tmp_path / "run", Experiment.build({"data": "mnist", "data_dir": str(tmp_path / "away")}))
-    done = subprocess.run([str(GRADWIRE), "run", "--resume", str(tmp_path / "run")], capture_output=True, text=True)
-    assert done.returncode == 2
+    monkeypatch.setattr(sys, "argv", ["gradwire", "run", "--resume", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
     assert (tmp_path / "run" / "experiment.toml").is_file()

@@ -112,8 +112,14 @@ def log2_beta(ones: float, zeros: float) -> float:
     return (math.lgamma(ones) + math.lgamma(zeros) - math.lgamma(ones + zeros)) / math.log(2)
 
 
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("density", [0.001, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize(
+    ("n", "density"),
+    [
+        pytest.param(n, density, marks=pytest.mark.slow if n * density > 20_000 else [])
+        for n in SIZES
+        for density in (0.001, 0.02, 0.5, 1.0)
+    ],
+)
 def test_code_round_trip_and_length_in_closed_form(n: int, density: float) -> None:
     values = np.random.default_rng(n).laplace(size=n).astype(np.float32)
     which, step = drawn(n, 77), 1 / density

@@ -239,7 +239,7 @@ def test_fresh_random_payloads(seed):
         agree(payload, blob=blob)
 
 
-@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("kernels", [pytest.param("reference", marks=pytest.mark.slow), "cpu"])
 def test_damaged_payloads_that_still_decode(kernels, monkeypatch):
     """What no writer wrote, but both readers accept, stands for the same numbers."""
     monkeypatch.setattr(ops, "BACKEND", kernels)

@@ -612,7 +612,11 @@ def _peak(blob: bytes, limits: gw.Limits) -> int:
 
 
 @pytest.mark.parametrize(
-    "limits", [gw.Limits(), gw.Limits(max_parameters=2**63, max_parts=2**40)], ids=["default", "wide"]
+    "limits",
+    [
+        pytest.param(gw.Limits(), id="default"),
+        pytest.param(gw.Limits(max_parameters=2**63, max_parts=2**40), id="wide", marks=pytest.mark.slow),
+    ],
 )
 def test_no_memory_is_spent_on_what_a_blob_only_claims(limits):
     """A huge integer in place of any field: the peak stays in proportion to the bytes there are."""

@@ -51,7 +51,8 @@ class Downlink:
             DecodeError: on a damaged blob.
             ProtocolError: on a blob of another layout, or an uplink blob.
         """
-        downlink = cls(bytes(blob), decode(blob, Limits.of(layout.d)))
+        payload = decode(blob, Limits.of(layout.d))
+        downlink = cls(bytes(blob), payload)
         downlink.check(layout)
         return downlink
 
