@@ -96,7 +96,12 @@ def test_a_superlink_that_takes_the_run_with_it(tmp_path):
         net.superlink()
         net.release("train-0-3")
         net.run(APP, state_file=state_file)
-        lost, resumed = sorted(net.runs(), key=lambda listed: listed["pending-at"])
+
+        def runs():
+            return sorted(net.runs(), key=lambda listed: listed["pending-at"])
+
+        net.wait(lambda: runs()[0]["status"] != "running", "Flower holds the first run for lost", 120)
+        lost, resumed = runs()
     assert lost["status"] == "finished:failed"
     assert resumed["status"] == "finished:completed"
     assert "goes on after round 2 with the saved model" in net.log("run")
