@@ -114,7 +114,7 @@ def run(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file of settings; options override it.")] = None,
     data: Annotated[str | None, typer.Option(help="A task: digits (default), mnist, cifar10, shakespeare.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Your own task, package.module:function: see docs/federated.md.")
+        str | None, typer.Option(help="Your own task, package.module:function: see docs/tutorial.md.")
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files (else the variable GRADWIRE_DATA).")

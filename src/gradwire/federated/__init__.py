@@ -1,6 +1,6 @@
 """The federated system: tasks, partitions, local training, simulation.
 
-``own_task`` and ``simulate`` train your own model and data from a script: docs/federated.md.
+``own_task`` and ``simulate`` train your own model and data from a script: docs/tutorial.md.
 """
 
 from typing import TYPE_CHECKING, Any

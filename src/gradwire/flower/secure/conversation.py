@@ -49,6 +49,8 @@ class SecureConversation(Conversation):
             if known.run_of(sequences[client]) is None:  # what a client says of its numbers may be anything
                 known = known.added(sequences[client], self.version)
             self._in_sums[slot] = known.without(self.version)
+        told = {slot for known in self._slots.values() for slot in known.values()}  # others are told of no more
+        self._in_sums = {slot: known for slot, known in self._in_sums.items() if slot in told}
 
     def counted(self, client: int) -> header.Counted | None:
         """As ``Conversation.counted``: the payloads that are in some sum."""
