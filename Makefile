@@ -36,11 +36,11 @@ kernels: $(STAMP)
 # examples every time (its profile "ci"), so that a run depends on the code alone, and new ones in test-all
 test: $(STAMP)
 	$(MAKE) --jobs=2 lint kernels
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist loadfile --hypothesis-profile=ci
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal --hypothesis-profile=ci
 
 test-all: $(STAMP)
 	$(MAKE) --jobs=2 lint kernels
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

@@ -8,6 +8,7 @@ sideways until arrows are as straight as the boxes let them be.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -164,28 +165,37 @@ def crossings(rows: list[list[Stop]]) -> int:
     total = 0
     for row in rows[1:]:
         places = {id(stop): place for place, stop in enumerate(rows[row[0].floor - 1])} if row else {}
-        ends = [[places[id(lower)] for lower in stop.below] for stop in row]
-        for left, right in itertools.combinations(ends, 2):
-            total += sum(a > b for a in left for b in right)
+        further_left: list[int] = []
+        for stop in row:
+            ends = [places[id(lower)] for lower in stop.below]
+            total += sum(len(further_left) - bisect_right(further_left, end) for end in ends)
+            further_left = sorted(further_left + ends)
     return total
 
 
 def ordered(rows: list[list[Stop]]) -> list[list[Stop]]:
     """The best order that sweeps up and down come by."""
     rows = [sorted(row, key=lambda s: (s.side, s.name)) for row in rows]
-    best = rows
+    best, least = [list(row) for row in rows], crossings(rows)
+    places = {id(s): i for row in rows for i, s in enumerate(row)}
+
+    def mean(near: list[Stop], stop: Stop) -> float:
+        return sum(places[id(s)] for s in near) / len(near) if near else places[id(stop)]
+
+    still = 0
     for sweep in range(24):
+        moved = False
         for row in rows if sweep % 2 else reversed(rows):
-            places = {id(s): i for other in rows for i, s in enumerate(other)}
-
-            def mean(stop: Stop, places: dict[int, int] = places, up: int = sweep % 2) -> float:
-                near = stop.below if up else stop.above
-                return sum(places[id(s)] for s in near) / len(near) if near else places[id(stop)]
-
-            row.sort(key=lambda s: (s.side, mean(s)))
-        if crossings(rows) < crossings(best):
-            best = [list(row) for row in rows]
-        rows = [list(row) for row in rows]
+            before = list(row)
+            row.sort(key=lambda s: (s.side, mean(s.below if sweep % 2 else s.above, s)))
+            if any(now is not then for now, then in zip(row, before, strict=True)):
+                moved = True
+                places.update({id(s): i for i, s in enumerate(row)})
+        still = 0 if moved else still + 1
+        if still == 2:
+            break
+        if moved and (fewer := crossings(rows)) < least:
+            best, least = [list(row) for row in rows], fewer
     return best
 
 

@@ -113,6 +113,7 @@ def without_detours(graph: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
+@cache
 def sizes() -> dict[str, tuple[int, int]]:
     """Number of files and of lines of each room, those of rooms inside it apart."""
     found = dict.fromkeys(rooms(), (0, 0))

@@ -222,7 +222,7 @@ def test_fresh_random_payloads(seed):
     bitmap = np.zeros(d, np.uint8)
     bitmap[chosen] = 1
     forced = {
-        index.RUNS: index._encode_runs(chosen, 1 + int(np.count_nonzero(gaps[1:]))),
+        index.RUNS: index._encode_runs(gaps, 1 + int(np.count_nonzero(gaps[1:]))),
         index.BITMAP: np.packbits(bitmap, bitorder="little").tobytes(),
     }
     if (coded := index._encode_entropy(gaps, 10**9)) is not None:

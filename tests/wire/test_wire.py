@@ -446,7 +446,7 @@ def test_mutation_fuzz():
     rng = random.Random(2026)
     outcomes: dict[str, int] = {}
     names = sorted(BLOBS)
-    for _ in range(20_000):
+    for _ in range(12_000):
         name = rng.choice(names)
         blob = repaired(mutate(BLOBS[name][:-4], rng))
         try:

@@ -114,7 +114,7 @@ def _rivals(length: int, indices: NDArray[np.int64], gaps: NDArray[np.int64], si
     num_runs = 1 + int(np.count_nonzero(gaps[1:]))
     skipped = float(indices[-1]) + 1 - count
     if num_runs * (_least_golomb_bits(skipped / num_runs) + _least_golomb_bits(count / num_runs - 1)) < 8 * size:
-        yield RUNS, _encode_runs(indices, num_runs)
+        yield RUNS, _encode_runs(gaps, num_runs)
 
 
 def _least_golomb_bits(mean: float) -> float:
@@ -122,15 +122,15 @@ def _least_golomb_bits(mean: float) -> float:
     return max(1.0, (mean + 1) * math.log2(mean + 1) - mean * math.log2(mean)) if mean > 0 else 1.0
 
 
-def _encode_runs(indices: NDArray[np.int64], num_runs: int) -> bytes:
-    firsts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-    run_lengths = np.diff(firsts, append=indices.size)
-    starts = indices[firsts]
-    ends = starts + run_lengths
-    skipped = starts - np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+def _encode_runs(gaps: NDArray[np.int64], num_runs: int) -> bytes:
+    """Write where runs start and how long they are: each starts after a gap, the first one in any case."""
+    firsts = np.empty(num_runs + 1, np.int64)
+    firsts[0], firsts[-1] = 0, gaps.size
+    firsts[1:-1] = gaps[1:].nonzero()[0] + 1
+    skipped = gaps[firsts[:-1]]
     skipped[1:] -= 1  # runs that touch would be one run
     out = varint(num_runs)
-    for lengths in (skipped, run_lengths - 1):
+    for lengths in (skipped, firsts[1:] - firsts[:-1] - 1):
         m, _ = golomb_parameter(lengths)
         out += varint(m) + ops.golomb_encode(lengths, m).tobytes()
     return out
@@ -140,16 +140,16 @@ def _decode_runs(length: int, reader: Reader, limits: Limits) -> NDArray[np.int6
     num_runs = reader.varint("number of runs", below=length + 1)
     if num_runs == 0:
         raise Malformed("run-length support needs a run or more, got 0")
-    skipped = np.diff(read_golomb(reader, num_runs, length + 1, "skipped runs"), prepend=-1) - 1
-    run_lengths = np.diff(read_golomb(reader, num_runs, length + 1, "kept runs"), prepend=-1)
-    skipped[1:] += 1
-    ends = np.cumsum(skipped + run_lengths)
-    count = int(run_lengths.sum())
-    if int(ends[-1]) > length:
-        raise Malformed(f"runs must end by {length}, got {int(ends[-1])}")
+    skipped = read_golomb(reader, num_runs, length + 1, "skipped runs")  # before each run, all in all
+    lasts = read_golomb(reader, num_runs, length + 1, "kept runs")  # ranks of the last index of each run
+    count = int(lasts[-1]) + 1
+    if int(skipped[-1]) + count > length:
+        raise Malformed(f"runs must end by {length}, got {int(skipped[-1]) + count}")
     _check_expansion(count, reader, limits)
-    before = np.cumsum(run_lengths) - run_lengths
-    indices: NDArray[np.int64] = np.arange(count, dtype=np.int64) + np.repeat(ends - run_lengths - before, run_lengths)
+    lasts[1:] -= lasts[:-1].copy()  # how many indices each run has
+    lasts[0] += 1
+    indices: NDArray[np.int64] = np.repeat(skipped, lasts)
+    indices += np.arange(count)
     return indices
 
 

@@ -83,25 +83,28 @@ class Reader:
             Truncated: when there are fewer.
             Malformed: when one is out of range or not written in the shortest way.
         """
-        data = self.rest()[: 8 * count]
-        ends = np.flatnonzero(data < 0x80)[:count]
-        if ends.size < count and data.size == 8 * count:
-            raise Malformed(f"{what}: integers too large")
-        if ends.size < count:
-            raise Truncated(f"{what}: expected {count} integers at offset {self.position}")
-        if not count:
-            return np.empty(0, np.int64)
-        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])
-        lengths = ends - starts + 1
-        data = data[: ends[-1] + 1].astype(np.int64)
-        if int(lengths.max()) > 7 or ((data[ends] == 0) & (lengths > 1)).any():
-            raise Malformed(f"{what}: integer not in its shortest form, or too large")
-        shifts = 7 * (np.arange(data.size) - np.repeat(starts, lengths))
-        values: NDArray[np.int64] = np.add.reduceat((data & 0x7F) << shifts, starts)
-        if int(values.max()) >= below:
-            raise Malformed(f"{what} must be below {below}, got {int(values.max())}")
-        self.position += data.size
-        return values
+        self.need(count, what)
+        data = self._data
+        at, end = self.position, len(data)
+        values: list[int] = []
+        for _ in range(count):
+            value = shift = 0
+            while True:
+                if at == end:
+                    raise Truncated(f"{what}: expected {count} integers at offset {self.position}, got {len(values)}")
+                byte = data[at]
+                at += 1
+                value |= (byte & 0x7F) << shift
+                if byte < 0x80:
+                    break
+                shift += 7
+                if shift > 42:
+                    raise Malformed(f"{what}: integer too large")
+            if value >= below or (shift and not byte):
+                raise Malformed(f"{what} must be below {below} and in its shortest form, got {value}")
+            values.append(value)
+        self.position = at
+        return np.array(values, np.int64)
 
     def byte(self, what: str) -> int:
         """Read one byte."""
