@@ -8,8 +8,8 @@ sideways until arrows are as straight as the boxes let them be.
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
