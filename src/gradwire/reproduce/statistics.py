@@ -12,9 +12,11 @@ from gradwire.reproduce.blocks import Series
 __all__ = ["accuracies", "bits_after", "compare", "curve", "mean_and_spread", "paired_interval", "show"]
 
 
-def accuracies(results: Sequence[dict[str, Any]]) -> list[float]:
-    """Return the final accuracies of training results, in per cent."""
-    return [100 * result["summary"]["final_accuracy"] for result in results]
+def accuracies(results: Sequence[dict[str, Any]], last: int = 1) -> list[float]:
+    """Return the accuracies that training results end with, in per cent: the mean of so many last evaluations."""
+    if last == 1:
+        return [100 * result["summary"]["final_accuracy"] for result in results]
+    return [100 * statistics.mean(y for _, y in result["accuracy"][-last:]) for result in results]
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
@@ -56,12 +58,13 @@ def paired_interval(ours: Sequence[float], others: Sequence[float]) -> tuple[flo
     return mean, float(t.ppf(0.975, len(differences) - 1)) * spread / math.sqrt(len(differences))
 
 
-def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) -> tuple[str, str]:
-    """Return how final accuracies differ on the same seeds, and what may be said of it.
+def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], last: int = 1) -> tuple[str, str]:
+    """Return how the accuracies at the end differ on the same seeds, and what may be said of it.
 
     Args:
         ours: training results by seed.
         others: those they are compared with.
+        last: over how many of the last evaluations the mean is taken.
 
     Returns:
         The mean difference in points with half its 95 % interval (Student's t) and the number of pairs; and ``better``
@@ -70,7 +73,7 @@ def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]]) 
     seeds = [seed for seed in ours if seed in others]
     if len(seeds) < 2:
         return "-", "too few seeds"
-    mean, half = paired_interval(accuracies([ours[s] for s in seeds]), accuracies([others[s] for s in seeds]))
+    mean, half = paired_interval(*(accuracies([runs[s] for s in seeds], last) for runs in (ours, others)))
     verdict = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
     return f"{mean:+.2f} ± {half:.2f} ({len(seeds)})", verdict
 
