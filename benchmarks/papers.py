@@ -2,7 +2,8 @@
 
     python -m benchmarks adaptopk regtopk tcs --data-dir DIR
 
-Takes about two hours on two cores; goes on where runs/PAPER-cpu was left.
+Takes about two hours on two cores; goes on where runs/PAPER-cpu was left, or from the result file: pieces of work that
+a configuration still has are not done again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import results
 from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.report.plots import styles_of
 from gradwire.reproduce.blocks import Block, Chart, Heading, Table
-from gradwire.reproduce.run import load_paper, reproduce
+from gradwire.reproduce.run import find_config, load_paper, reproduce
 
 _MARKERS = {
     "circle": "o",
@@ -43,6 +45,8 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | N
         print(f"{paper} is left out: {error}")
         return None
     out = Path("runs") / f"{paper}-cpu"
+    if not out.exists() and results.is_there(paper):
+        _lay_out(results.load(paper), out)
     done = reproduce(
         paper,
         "cpu",
@@ -56,6 +60,21 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | N
     assert done
     found: Found = _rounded(json.loads((out / "results.json").read_text()))
     return found
+
+
+def _lay_out(found: Found, out: Path) -> None:
+    """Put results into a folder for ``reproduce`` to go on with, those whose settings are what they were."""
+    paper, config = load_paper(found["paper"]), find_config(found["paper"], "cpu")
+    before = {unit.name: unit for unit in paper.units(found["config"])}
+    kept = [
+        unit.name for unit in paper.units(config) if before.get(unit.name) == unit and unit.name in found["results"]
+    ]
+    (out / "units").mkdir(parents=True)
+    described = {"paper": found["paper"], "scale": "cpu", "config": config}
+    (out / "reproduction.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    for name in kept:
+        (out / "units" / f"{name}.json").write_text(json.dumps(found["results"][name]), encoding="utf-8")
+    print(f"{paper.name}: {len(kept)} pieces of work are there")
 
 
 def document(found: Found) -> dict[str, str]:

@@ -32,6 +32,8 @@ def secure(path: Path) -> None:
     clients = {i: gw.Client(SPEC, LAYOUT, client_id=i) for i in CLIENTS}
     server, model = gw.Server(gw.dense(), LAYOUT), np.zeros(LAYOUT.d, np.float32)
     done = max(map(int, (p.name for p in path.iterdir() if p.name.isdecimal())), default=0)
+    for left in [p for p in path.iterdir() if p.name != str(done)]:
+        shutil.rmtree(left)
     if done:
         model = np.load(path / str(done) / "model.npy")
         for name, end in {"server": server, **clients}.items():
@@ -44,7 +46,6 @@ def secure(path: Path) -> None:
         for i, client in clients.items():
             client.end_round(result.blob, delivered=i in total.clients)
         model += result.applied
-        shutil.rmtree(path / "next", ignore_errors=True)
         (path / "next").mkdir()
         np.save(path / "next" / "model.npy", model)
         for name, end in {"server": server, **clients}.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,15 @@ import pytest
 import gradwire as gw
 from gradwire.federated.experiment import Experiment
 from gradwire.reproduce.blocks import Chart, Heading, Table, Text
-from gradwire.reproduce.regression import Method, Problem, draw_data, run_regression, run_two_worker, simulate
+from gradwire.reproduce.regression import (
+    Method,
+    Problem,
+    draw_data,
+    overlap_of,
+    run_regression,
+    run_two_worker,
+    simulate,
+)
 from gradwire.reproduce.regtopk import PAPER
 from gradwire.reproduce.run import find_config
 
@@ -108,6 +117,39 @@ def test_simulation_is_what_clients_and_server_do(spec: str, method: Method) -> 
     others = [Method("topk", 0.1), Method("regtopk", 0.9, 7)]  # in the same batch: must not disturb
     gaps = simulate(problem, [others[0], method, others[1]], 25, 0.05, seed=7)[:, 1]
     assert gaps == pytest.approx(real_gaps(problem, gw.parse(spec), 25, 0.05, 7), rel=1e-4)
+
+
+def test_passing_over_what_was_sent_last() -> None:
+    """Beside a loop that sorts by (sent in the round before, magnitude), and supports counted pair by pair."""
+    problem, k, rate = small_problem(), 12, 0.05  # of 20: the order of those sent last matters, too
+    theta, residuals, sent, gaps, overlaps, watched = (
+        np.zeros(20),
+        np.zeros((4, 20)),
+        np.zeros((4, 20), bool),
+        [],
+        [],
+        [],
+    )
+    for _ in range(30):
+        residuals += 2 * (problem.hessians @ theta - problem.targets)
+        supports = [set(np.lexsort((-np.abs(r), s))[:k].tolist()) for r, s in zip(residuals, sent, strict=True)]
+        overlaps.append(np.mean([len(a & b) / k for a, b in itertools.permutations(supports, 2)]))
+        sent = np.array([[j in support for j in range(20)] for support in supports])
+        theta = theta - rate * np.where(sent, residuals, 0).mean(axis=0)
+        residuals = np.where(sent, 0, residuals)
+        gaps.append(np.square(theta - problem.optimum).sum())
+    methods = [Method("topk", 0.3), Method("passover", 0.6)]
+    found = simulate(problem, methods, 30, rate, watch=lambda t, chosen: watched.append(overlap_of(chosen)[1]))
+    assert found[:, 1] == pytest.approx(gaps, rel=1e-9)
+    assert watched == pytest.approx(overlaps)
+
+
+def test_a_large_mu_is_in_the_order_of_what_came_back() -> None:
+    """mu = 1e4 tells entries sent last apart by |1 + Delta|, passover by magnitude: alike only up to S = 1 / 2."""
+    methods = [Method(kind, density, 1e6) for density in (0.4, 0.8) for kind in ("regtopk", "passover")]
+    few, few_passed, most, most_passed = simulate(small_problem(), methods, 40, 0.05).T
+    assert few == pytest.approx(few_passed, rel=1e-9)
+    assert most[-1] != pytest.approx(most_passed[-1], rel=0.01)
 
 
 def test_optimum_is_the_pooled_least_squares_solution_and_dense_reaches_it() -> None:
@@ -269,7 +311,7 @@ def test_report_of_all_results(smoke_results: dict[str, dict[str, Any]]) -> None
     assert "earlier NumPy computation of the same" not in text  # only the paper's own problem is compared
     assert "units are not done" not in text
     headings = [block.text for block in PAPER.report(SMOKE, smoke_results) if isinstance(block, Heading)]
-    assert len(headings) == 7
+    assert len(headings) == 8
 
 
 def test_report_of_some_results(smoke_results: dict[str, dict[str, Any]]) -> None:

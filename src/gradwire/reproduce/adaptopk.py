@@ -181,8 +181,8 @@ def report(config: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[B
             "Eq. (14)-(15) for the norms of the Top-K run, with B_t = 1 (eta mu k / d is unknown, and about 1e-6): "
             "since the bound is linear in n_t, a few rounds send everything and all others nothing. What is best for "
             "the bound ruins the training: the model stands still between those rounds, so that the norms are not "
-            "those the schedule was made for, and with error feedback the updates of hundreds of rounds at one and the same "
-            "model then go out at once."
+            "those the schedule was made for, and with error feedback the updates of hundreds of rounds at one and the "
+            "same model then go out at once."
         ),
         Table(
             ("d / k", "error feedback", "Top-K", "online", "gain (95 %)", "hindsight", "rounds it sends in"),

@@ -27,16 +27,19 @@ from gradwire.payload import SUPPORT_PURPOSE
 from gradwire.rng import Key
 
 __all__ = [
-    "CONTROLS", "CONVERGED", "CONVERGED_SHARE", "KINDS", "Found", "Method", "Problem", "draw_data", "run_regression",
-    "run_two_worker", "simulate",
+    "CONTROLS", "CONVERGED", "CONVERGED_SHARE", "KINDS", "Found", "Method", "Problem", "draw_data", "overlap_of",
+    "run_regression", "run_two_worker", "simulate",
 ]  # fmt: skip
 
 CONTROLS = ("cyclic", "randk")
-KINDS = ("dense", "topk", "regtopk", *CONTROLS)
+SCORED = ("topk", "regtopk", "passover")
+KINDS = ("dense", *SCORED, *CONTROLS)
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 Progress = Callable[[float], None]
+Watch = Callable[[int, Mask], None]
 
+_LAST = 2.0**-200  # of a score: behind all others, and in their order
 CURVE_POINTS = 50
 CONVERGED = -10.0  # log10 of the squared distance
 CONVERGED_SHARE = 0.75
@@ -48,7 +51,8 @@ class Method:
 
     Attributes:
         kind: one of ``KINDS``: ``cyclic`` sends k coordinates from t k mod J in round t, ``randk`` k drawn from the
-            seed; both the same for all workers.
+            seed; both the same for all workers. ``passover`` is Top-k that takes what it sent in the round before only
+            after all else, whatever became of it.
         density: k / J.
         mu: of ``regtopk``, as are the others.
         denominator: ``previous`` or ``current``.
@@ -162,6 +166,7 @@ def simulate(
     delay: int = 0,
     drift: float = 0.0,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Array:
     """Run gradient descent with sparsified gradients and error feedback, every method on the same data.
 
@@ -180,6 +185,7 @@ def simulate(
         delay: rounds an aggregate takes to come back beyond the usual one.
         drift: root mean square length of the optimum's step in a round.
         progress: called with the share done.
+        watch: called with each round's number and where each worker sends, (N, C, J).
 
     Returns:
         |theta - theta*|^2 after each round, (rounds, C): of the model the workers hold.
@@ -202,10 +208,12 @@ def simulate(
             residuals += gradients  # what is sent is taken off below
             chosen = np.empty(residuals.shape, bool)
             for column, method in enumerate(methods):
-                if method.kind not in ("topk", "regtopk"):
+                if method.kind not in SCORED:
                     chosen[:, column] = _support(method, t, seed, d)
             for group in groups:
                 chosen[:, group.columns] = _largest(_scores(residuals, known, group), kept[group.columns])
+            if watch is not None:
+                watch(t, chosen)
             values = np.where(chosen, residuals, 0.0)
             residuals -= values
             under_way.append(_Sent(values, chosen, values.mean(axis=0)))
@@ -222,7 +230,7 @@ def _groups(methods: Sequence[Method]) -> list[_Group]:
     """The methods that choose by score, those that differ in mu and density alone together."""
     members: dict[tuple[object, ...], list[int]] = {}
     for column, method in enumerate(methods):
-        if method.kind in ("topk", "regtopk"):
+        if method.kind in SCORED:
             shared = (method.kind, method.denominator, method.exponent, method.likelihood)
             members.setdefault(shared, []).append(column)
     return [
@@ -243,6 +251,21 @@ def _support(method: Method, t: int, seed: int, d: int) -> Mask:
     return support
 
 
+def overlap_of(chosen: Mask) -> Array:
+    """Return which share of what a worker sends another one sends too, in the mean over all pairs.
+
+    Args:
+        chosen: where each of N workers sends, (N, C, J), N >= 2; each of a method sends as many entries.
+
+    Returns:
+        (C,) of [0, 1]: S where supports of k = S J entries are drawn independently, 1 where all are the same.
+    """
+    senders = chosen.sum(axis=0)
+    pairs = len(chosen) * (len(chosen) - 1)
+    shared: Array = (senders * (senders - 1)).sum(axis=-1) / pairs / np.maximum(1, chosen[0].sum(axis=-1))
+    return shared
+
+
 def _scores(accumulated: Array, known: _Sent | None, group: _Group) -> Array:
     """How much each entry asks to be sent: (N, members of the group, J)."""
     now = accumulated[:, group.columns]
@@ -252,6 +275,8 @@ def _scores(accumulated: Array, known: _Sent | None, group: _Group) -> Array:
     scores = np.abs(now) if method.exponent == 1 else np.abs(now) ** method.exponent
     if known is None:
         return scores
+    if method.kind == "passover":
+        return np.where(known.chosen[:, group.columns], _LAST * scores, scores)
     sent = known.values[:, group.columns]
     divisor = sent if method.denominator == "previous" else now
     delta = distortion(known.aggregate[group.columns], sent, 1 / len(now), divisor)
@@ -325,12 +350,19 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
     Returns:
         ``curve_rounds`` and for each of ``methods`` its settings and log10 |theta - theta*|^2: ``at_mark`` after that
         many rounds, ``best`` of all rounds, ``curve`` now and then; ``tracking`` is the mean of |theta - theta*|^2
-        itself over the last half.
+        itself over the last half; ``overlap``, where the settings have it true, is ``overlap_of`` in the mean over the
+        second half of the rounds up to the mark.
     """
     data = ("workers", "rows", "dimension", "mean_variance", "noise_variance", "homogeneous")
     problem = Problem.build(*draw_data(settings["seed"], **{k: settings[k] for k in data if k in settings}))
     methods = [Method(**row) for row in settings["methods"]]
     rounds, mark = settings["rounds"], settings["mark"]
+    overlaps: list[Array] | None = [] if settings.get("overlap") else None
+
+    def watch(t: int, chosen: Mask) -> None:
+        if overlaps is not None and mark // 2 <= t < mark:
+            overlaps.append(overlap_of(chosen))
+
     gaps = simulate(
         problem,
         methods,
@@ -340,6 +372,7 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
         settings.get("delay", 0),
         settings.get("drift", 0.0),
         progress,
+        watch,
     )
     gaps = np.clip(np.nan_to_num(gaps, nan=1e300), 1e-300, 1e300)
     logs = np.log10(gaps)
@@ -351,6 +384,7 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
             "best": round(float(logs[:, column].min()), 3),
             "tracking": float(gaps[rounds // 2 :, column].mean()),
             "curve": logs[at - 1, column].round(2).tolist(),
+            **({} if overlaps is None else {"overlap": round(float(np.mean([o[column] for o in overlaps])), 4)}),
         }
         for column, method in enumerate(methods)
     ]

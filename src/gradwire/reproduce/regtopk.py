@@ -7,6 +7,7 @@ from typing import Any
 
 from gradwire.reproduce.blocks import Block, Text
 from gradwire.reproduce.regression import CONTROLS, Method, run_regression, run_two_worker
+from gradwire.reproduce.regtopk_overlap import overlap_cases
 from gradwire.reproduce.regtopk_report import sections, training_name
 from gradwire.reproduce.units import Paper, Unit
 
@@ -40,6 +41,8 @@ def units(config: Config) -> list[Unit]:
             methods = _few(config[section])
             for value in config[section][values]:
                 made += _regression(config, f"{section}-{value}", methods, **{setting: value})
+    for name, changed, methods in overlap_cases(config):
+        made += _regression(config, name, methods, overlap=True, **changed)
     for training in config.get("classification", []):
         made += _trainings(training)
     return made

@@ -12,6 +12,7 @@ import numpy as np
 
 from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
 from gradwire.reproduce.regression import CONTROLS, CONVERGED, CONVERGED_SHARE, Found
+from gradwire.reproduce.regtopk_overlap import report_overlap
 from gradwire.reproduce.statistics import accuracies, compare, curve, show
 
 __all__ = ["sections", "training_name"]
@@ -59,6 +60,7 @@ def sections(config: Config, results: Results) -> list[Block]:
         ("score", _report_score),
         ("drift", _report_drift),
         ("delay", _report_delay),
+        ("overlap", report_overlap),
         ("classification", _report_classification),
     ):
         if section in config:
