@@ -14,7 +14,7 @@ from gradwire.reproduce import adaptopk, tcs
 from gradwire.reproduce.blocks import Chart, Heading, Series, Table, Text
 from gradwire.reproduce.page import render
 from gradwire.reproduce.run import PAPERS, SCALES, find_config, load_paper, read_results, reproduce
-from gradwire.reproduce.statistics import bits_after, curve, paired_interval
+from gradwire.reproduce.statistics import accuracies, bits_after, curve, gain_at_the_end, paired_interval
 
 
 def quiet(*_):
@@ -143,10 +143,22 @@ def test_statistics_closed_forms():
         "accuracy": [[0, 0.5], [9, 0.75]],
     }
     assert bits_after(result, 5) == 8 * 100 / 200
+    assert bits_after({**result, "downlink_bytes": [[9, 1], [19, 25]]}, 10, "downlink_bytes") == 8 * 25 / 200
     line = curve("x", [result, {**result, "accuracy": [[0, 0.7], [9, 0.75]]}], scale=0.1)
     assert line.x == pytest.approx([0.1, 1.0])
     assert line.y == pytest.approx([60, 75])
     assert line.spread == pytest.approx([200**0.5, 0])
+
+
+def test_the_end_of_a_curve():
+    """Rounds 1 to 10, evaluated every two: the last fifth are rounds 9 and 10."""
+    curve = [[1, 0.2], [3, 0.5], [5, 0.6], [7, 0.65], [9, 0.67]]
+    short = [[9, 0.4]]
+    assert gain_at_the_end([{"accuracy": curve}]) == pytest.approx(2)
+    assert gain_at_the_end([{"accuracy": curve}, {"accuracy": short}]) == pytest.approx(1)
+    result = {"accuracy": curve, "summary": {"final_accuracy": 0.67}}
+    assert accuracies([result]) == pytest.approx([67])
+    assert accuracies([result], 3) == pytest.approx([64])
 
 
 def test_missing_data_is_said_before_anything_is_written(tmp_path, monkeypatch):

@@ -9,7 +9,16 @@ from typing import Any
 
 from gradwire.reproduce.blocks import Series
 
-__all__ = ["accuracies", "bits_after", "compare", "curve", "mean_and_spread", "paired_interval", "show"]
+__all__ = [
+    "accuracies",
+    "bits_after",
+    "compare",
+    "curve",
+    "gain_at_the_end",
+    "mean_and_spread",
+    "paired_interval",
+    "show",
+]
 
 
 def accuracies(results: Sequence[dict[str, Any]], last: int = 1) -> list[float]:
@@ -78,21 +87,40 @@ def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], 
     return f"{mean:+.2f} ± {half:.2f} ({len(seeds)})", verdict
 
 
-def bits_after(result: dict[str, Any], warmup_rounds: int) -> float:
-    """Return bits per parameter and upload after the warm-up, headers included.
+def gain_at_the_end(results: Sequence[dict[str, Any]]) -> float:
+    """Return by how many points accuracy rises over the last fifth of training, in the mean over results.
+
+    Args:
+        results: of training units, with evaluations throughout; one or more.
+
+    Returns:
+        Points of per cent from the last evaluation before the last fifth of the rounds to the last one of all.
+    """
+
+    def gain(curve: list[list[float]]) -> float:
+        end, reached = curve[-1]
+        before = [accuracy for round, accuracy in curve if round + 1 <= 0.8 * (end + 1)] or [curve[0][1]]
+        return 100 * (reached - before[-1])
+
+    return statistics.mean(gain(result["accuracy"]) for result in results)
+
+
+def bits_after(result: dict[str, Any], warmup_rounds: int, key: str = "uplink_bytes") -> float:
+    """Return bits per parameter and client after the warm-up, headers included.
 
     Args:
         result: of a training unit.
         warmup_rounds: rounds to leave out; stretches of the record that reach into them are.
+        key: ``"uplink_bytes"`` or ``"downlink_bytes"``, where each client's copy counts.
 
     Returns:
         8 * bytes / (d * clients), averaged over rounds.
     """
     num_parameters, clients = result["experiment"]["num_parameters"], result["summary"]["clients"]
     before, means = -1, []
-    for last, uplink_bytes in result["uplink_bytes"]:
+    for last, num_bytes in result[key]:
         if before + 1 >= warmup_rounds:
-            means.append(uplink_bytes)
+            means.append(num_bytes)
         before = last
     return 8 * statistics.mean(means) / (num_parameters * clients) if means else math.nan
 
