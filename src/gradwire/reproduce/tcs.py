@@ -164,8 +164,8 @@ def _undertrained(found: dict[str, dict[int, dict[str, Any]]]) -> list[Block]:
     return [
         Text(
             "Plain top-k is above `dense` too, where the paper has it a little below: few rounds at a learning rate "
-            "that was not chosen for `dense` leave it behind, and to be better than it here is no sign of what a method "
-            "does where training converges."
+            "that was not chosen for `dense` leave it behind, and to be better than it here is no sign of what a "
+            "method does where training converges."
         )
     ]
 
