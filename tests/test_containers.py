@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.containers import describe, name_of
 
 
@@ -123,7 +124,7 @@ def alike(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and a.dtype.byteorder == b.dtype.byteorder and np.array_equal(a, b)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(held.filter(lambda value: isinstance(value, (dict, list, tuple))))
 def test_what_was_given_comes_back(value):
     layout = gw.Layout.from_arrays(value)

@@ -8,11 +8,13 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
+
 
 def drawn() -> list[str]:
     found = []
 
-    @settings(max_examples=200, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=up_to(200), derandomize=True, database=None, deadline=None)
     @given(st.floats())
     def collect(x: float) -> None:
         found.append(repr(x))

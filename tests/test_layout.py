@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.layout import as_update
 
 ARRAYS = {
@@ -149,7 +150,7 @@ shapes = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 names = st.text(max_size=8).filter(lambda s: not s.rsplit(".", 1)[-1].startswith("running_"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(spec=st.dictionaries(names, st.tuples(shapes, st.sampled_from(["float16", "float32", "float64"])), max_size=6))
 def test_round_trip_of_any_model(spec):
     rng = np.random.default_rng(0)
@@ -274,7 +275,7 @@ def test_difference(here, there, said):
     assert (said is None) == (here.digest == there.digest)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(
     a=st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 2), st.booleans()), max_size=3),
     b=st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(1, 2), st.booleans()), max_size=3),
@@ -294,7 +295,7 @@ def test_dtypes_are_no_difference():
 # --- NaN and Inf name the tensor ------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=up_to(50), deadline=None)
 @given(index=st.integers(0, 13))
 def test_place(index):
     layout = gw.Layout.from_arrays(ARRAYS)

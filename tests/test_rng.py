@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 
 MASK = 2**64 - 1
 M0, M1 = 0xD2E7470EE14C6C93, 0xCA5A826395121157
@@ -75,7 +76,7 @@ keys = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(key=keys, num_words=st.integers(0, 23))
 def test_words(key, num_words):
     got = key.words(num_words)
@@ -88,7 +89,7 @@ def test_words_pinned():
     assert gw.Key(1, 2, 3, "x").words(5).tolist() == gw.Key(1, 2, 3, "x").words(9)[:5].tolist(), "a prefix"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=up_to(80), deadline=None)
 @given(key=keys, d=st.integers(0, 60), data=st.data())
 def test_choice_matches_the_docstring(key, d, data):
     k = data.draw(st.integers(0, d))

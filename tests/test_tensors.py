@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import gradwire as gw
+from examples import up_to
 from gradwire.tensors import cast
 
 finite = hnp.arrays(np.float32, st.integers(0, 8), elements=st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -23,7 +24,7 @@ def back(values: np.ndarray | torch.Tensor, dtype: str):
     return gw.Layout.from_arrays({"w": holder}).unflatten(values)["w"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(finite)
 def test_half_precision_is_rounded_and_never_infinite(values):
     expected = np.clip(values, -65504, 65504).astype(np.float16)
@@ -36,7 +37,7 @@ def test_half_precision_is_rounded_and_never_infinite(values):
     assert np.array_equal(back(torch.from_numpy(values), "float16").numpy(), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(finite)
 def test_bfloat16_is_rounded_and_never_infinite(values):
     got = back(torch.from_numpy(values), "bfloat16")

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.aggregation.mean import mean_of
 from gradwire.errors import ConfigError, ProtocolError, UpdateError
 
@@ -88,7 +89,7 @@ def test_payloads_that_lean_on_the_mean_before(spec):
     assert applied
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(st.data(), st.integers(1, 200))
 def test_a_list_makes_the_payload_of_its_vector(data, d):
     places = sorted(data.draw(st.sets(st.integers(0, d - 1))))

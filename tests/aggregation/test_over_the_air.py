@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.aggregation.over_the_air import OverTheAir, gaussians, over_the_air
 from gradwire.aggregation.robust import Aggregation
 from gradwire.payload import Every, Floats, Part, Payload
@@ -300,7 +301,7 @@ def test_refused_payloads_change_nothing(filled):
         assert same(aggregator.state_dict(), before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     numbers=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6),
     weights=st.lists(st.floats(2.0**-64, 2.0**64), min_size=6, max_size=6),

@@ -14,6 +14,7 @@ from scipy import stats
 
 import gradwire as gw
 import gradwire.aggregation.robust
+from examples import up_to
 from gradwire.aggregation.robust import Aggregation, Median, TrimmedMean, mean, median, trimmed_mean
 from gradwire.payload import Every, Explicit, Floats, Known, Part, Payload
 from gradwire.rng import Key
@@ -145,7 +146,7 @@ def test_largest_numbers_stay_finite(rule):
     assert np.isfinite(aggregator.mean()).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(data=st.data(), rule=st.sampled_from(RULES), count=st.integers(1, 9))
 def test_order_of_arrival_does_not_matter(data, rule, count):
     number = st.one_of(st.sampled_from([0.0, -0.0, 1.0]), st.floats(width=32, allow_nan=False, allow_infinity=False))
@@ -159,7 +160,7 @@ def test_order_of_arrival_does_not_matter(data, rule, count):
     assert results[0] == results[1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
     honest=st.integers(2, 8),

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.payload import Every, Floats, Levels, Part
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -50,7 +51,7 @@ def uniform(key: gw.Key, count: int) -> np.ndarray:
     return (words >> np.uint64(40)).astype(np.float64) * 2.0**-24
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(numbers=VECTORS)
 @example(numbers=[0.0, -0.0, 0.0])
 @example(numbers=[2.0**-149, -3 * 2.0**-149, 5 * 2.0**-149, 2.0**-126, 1.5 * 2.0**-127])

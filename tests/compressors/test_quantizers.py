@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
+from examples import up_to
 from gradwire.compressors.quantize import fixed, fractional, qsgd, sign, ternary, uniform
 from gradwire.payload import Every, Floats, Levels, Part, Symbols
 
@@ -138,7 +139,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("compressor", ALL, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(x=VECTORS)
 @example(x=f32(0, -0.0, 0))
 @example(x=f32(UNIT))
@@ -235,7 +236,7 @@ def test_uniform_contraction_is_attained(bits, d):
     assert uniform(bits, scope=10).guarantee(1000) == uniform(bits).guarantee(10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(x=MODERATE_VECTORS)
 @example(x=f32(1, *[0] * 29))
 def test_two_bits_lose_no_more_than_one(x):
@@ -276,7 +277,7 @@ def step_and_zero(bits: int, x: np.ndarray) -> tuple[Fraction, int]:
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(x=MODERATE_VECTORS)
 @example(x=f32(1, -1))
 @example(x=f32(3, 2.5, 1))
@@ -396,7 +397,7 @@ def test_affine_at_the_ends_of_float32():
 # --- sign -------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(x=MODERATE_VECTORS)
 def test_sign_is_equation_11(x):
     expected = np.abs(x.astype(np.float64)).sum() / x.size * np.where(x < 0, -1, 1)
@@ -465,7 +466,7 @@ RANDOM = [
 
 
 @pytest.mark.parametrize("compressor", RANDOM, ids=str)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(x=MODERATE_VECTORS)
 @example(x=f32(1))
 @example(x=np.ones(30, np.float32))
@@ -619,7 +620,7 @@ def equation_12(x: np.ndarray, intervals: int) -> tuple[list[float], list[int]]:
     return [float(means[p]) * (-1 if v < 0 else 1) if p else 0.0 for v, p in zip(x, found, strict=True)], found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(
     x=st.lists(st.integers(-40, 40), min_size=1, max_size=25).filter(any).map(lambda x: np.array(x, np.float32)),
     intervals=st.integers(1, 9),
@@ -644,7 +645,7 @@ def test_fractional_is_equation_12(x, intervals, shift):
     assert (np.diff(codes[np.argsort(np.abs(x))].astype(int)) <= 0).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(x=VECTORS, intervals=st.sampled_from([1, 2, 5, 16, 1000]))
 @example(x=f32(LARGEST, UNIT, -UNIT, 1, -1e-20), intervals=16)
 @example(x=f32(LARGEST, np.nextafter(np.float32(LARGEST), np.float32(0))), intervals=16)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import cases
 import gradwire as gw
 import test_laws
+from examples import up_to
 from gradwire.compressors.feedback import ef, momentum_correction
 from gradwire.compressors.lowrank import powersgd
 from gradwire.compressors.rules import by_tensor, warmup, weaker
@@ -241,7 +242,7 @@ def _is_matrix(shape: tuple[int, ...], min_elements: int) -> bool:
     return len(shape) >= 2 and int(np.prod(shape)) >= min_elements
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(shapes, st.sampled_from(INNER), st.sampled_from(INNER), st.integers(0, 13), st.booleans(), st.integers(0, 99))
 def test_is_both_side_by_side(shapes, chosen, others, min_elements, statistics, seed):
     """What arrives is, bit for bit, what each compressor makes of its own tensors alone."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 
 # --- round trips ----------------------------------------------------------------------------------
 
@@ -35,7 +36,7 @@ decays = st.floats(min_value=0, max_value=1, exclude_min=True)
 compressors = st.one_of(pipelines, st.builds(gw.ef, pipelines, decay=decays, unchecked=st.just(True)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(compressor=compressors)
 def test_round_trip(compressor):
     text = str(compressor)
@@ -48,7 +49,7 @@ def test_round_trip(compressor):
     assert "\n" not in text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(a=compressors, b=compressors)
 def test_equality_is_equality_of_text(a, b):
     assert (a == b) == (str(a) == str(b))
@@ -359,7 +360,7 @@ def test_bombs_are_config_errors_and_quick(bomb):
     assert len(str(caught.value)) < 30_000
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=up_to(400), deadline=None)
 @given(text=st.one_of(st.text(max_size=40), st.text("topk(0.1)|ef u,='\"#\n\\", max_size=40)))
 def test_any_text_is_a_compressor_or_a_config_error(text):
     try:
@@ -370,7 +371,7 @@ def test_any_text_is_a_compressor_or_a_config_error(text):
     assert gw.parse(str(built)) == built
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(compressor=compressors, data=st.data())
 def test_damaged_specs(compressor, data):
     text = str(compressor)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
+from examples import up_to
 from gradwire.aggregation.mean import mean_of
 from gradwire.compressors.references import as_reference
 from gradwire.compressors.summing import num_summed
@@ -103,7 +104,7 @@ def test_the_mean_of_the_payloads_and_the_states_of_workers_alone(spec, layout):
         assert sizes[0] < layout.d // 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     spec=st.sampled_from(WHOLE + PARTLY),
     index=st.integers(0, 3),

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.compressors.sparsify import threshold
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -81,7 +82,7 @@ def test_text():
 # --- a given threshold ------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(x=VECTORS, value=st.floats(min_value=1e-50, max_value=LARGEST))
 @example(x=f32(1, -1, 0.5), value=1.0)
 @example(x=f32(0.7, -0.7), value=0.7)
@@ -117,7 +118,7 @@ def test_a_budget_of_bytes_is_refused_where_it_does_not_fit():
 # --- a sampled one ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(x=VECTORS, density=DENSITIES)
 @example(x=f32(), density=0.5)
 @example(x=f32(0, 0, 0), density=0.5)

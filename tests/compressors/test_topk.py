@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.kernels import reference as ops
 
 TIED = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 1e-45, -1e-45, 3e38, -3e38])
@@ -41,7 +42,7 @@ def compress(spec: gw.Compressor, x: np.ndarray, layout: gw.Layout | None = None
     return spec.compress(x, spec.init(layout), gw.Round(**options))[0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(x=VECTORS, data=st.data())
 def test_kernel_matches_sorted(x, data):
     k = data.draw(st.integers(0, x.size))
@@ -52,7 +53,7 @@ def test_kernel_matches_sorted(x, data):
     assert x.tobytes() == before.tobytes()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(x=VECTORS, density=DENSITIES)
 @example(x=np.zeros(5, np.float32), density=0.5)
 @example(x=np.array([1, -1, 1, -1, 1], np.float32), density=0.5)
@@ -68,7 +69,7 @@ def test_model_scope(x, density):
     assert kept(payload) == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(x=VECTORS, density=DENSITIES, block=st.integers(1, 70))
 def test_block_scope(x, density, block):
     payload = compress(gw.topk(density, scope=block), x)
@@ -80,7 +81,7 @@ def test_block_scope(x, density, block):
     assert np.array_equal(gw.decompress(payload)[expected], x[expected])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(pieces=st.lists(st.lists(NUMBERS, max_size=12), min_size=1, max_size=6), density=DENSITIES)
 def test_tensor_scope(pieces, density):
     arrays = {f"t{i}": np.array(p, np.float32) for i, p in enumerate(pieces)}
@@ -119,7 +120,7 @@ def test_k_rule(d, density, k, make):
     assert compress(make(density), np.arange(1, d + 1, dtype=np.float32)).num_kept == k
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(d=st.integers(1, 400), density=DENSITIES)
 def test_k_rule_is_python_round(d, density):
     x = np.arange(1, d + 1, dtype=np.float32)

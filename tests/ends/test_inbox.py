@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.aggregation.over_the_air import OverTheAir
 from gradwire.aggregation.robust import Median
 from gradwire.ends.counted import KEPT
@@ -406,7 +407,7 @@ DELIVER = st.tuples(st.just("deliver"), st.one_of(st.integers(-4, -1), st.intege
 OTHER = st.sampled_from([("close",), ("restart",)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     st.integers(0, 2), st.sampled_from([1, 2, None]), st.lists(st.one_of(MAKE, DELIVER, DELIVER, OTHER), max_size=150)
 )

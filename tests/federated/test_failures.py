@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.errors import GradwireError, StateError
 from gradwire.federated import runs
 from gradwire.federated.data.tasks import load_task
@@ -242,7 +243,7 @@ def replaced(tree, path, value):
 
 
 @pytest.mark.parametrize("name", WITH)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=up_to(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_a_field_of_another_kind_is_a_named_error(name, data):
     task, e, compressor, state = begun(name)

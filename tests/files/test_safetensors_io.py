@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize, safe_open
 
+from examples import up_to
 from gradwire.errors import ConfigError
 from gradwire.files.dtypes import DTYPES, TensorInfo, from_float32, to_float32
 from gradwire.files.safetensors_io import SafetensorsReader, SafetensorsWriter
@@ -104,7 +105,7 @@ _entries = st.lists(
 
 
 @given(entries=_entries, fit=st.booleans(), extra=st.integers(-2, 2), order=st.randoms(use_true_random=False))
-@settings(max_examples=300)
+@settings(max_examples=up_to(300))
 def test_any_shapes_offsets_and_lengths_are_judged_as_by_the_package(tmp_path_factory, entries, fit, extra, order):
     end, described = 0, []
     for number, (dtype, shape, start, stop) in enumerate(entries):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import gradwire as gw
+from examples import up_to
 from gradwire.compressors.sparsify import num_kept_of
 from gradwire.files import selection
 from gradwire.files.archive import compress_file, decompress_file
@@ -81,7 +82,7 @@ def old_way(vector, num_kept, stages, key):
 
 
 @given(tensors(), st.floats(0.001, 1.0), st.booleans(), st.sampled_from([1, 3, 16, 1000]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 def test_the_selection_is_that_of_a_top_k_in_memory(tmp_path_factory, vectors, density, whole, piece):
     with mock.patch.object(selection, "_PIECE", piece):
         found = select(vectors, density, tmp_path_factory.getbasetemp(), whole)
@@ -98,7 +99,7 @@ def test_the_selection_is_that_of_a_top_k_in_memory(tmp_path_factory, vectors, d
     st.sampled_from([(), ("uniform(4)",), ("sign()", "ans()"), ("qsgd(4)",), ("fp16()",)]),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 def test_a_file_s_containers_are_those_of_a_top_k_in_memory(tmp_path_factory, vectors, density, stages, feedback):
     folder = tmp_path_factory.mktemp("file")
     if stages == ("fp16()",):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.kernels import context_tables, contexts, contexts_reference
 
 BACKENDS = (contexts_reference, contexts)
@@ -94,7 +95,7 @@ def test_structure_is_found():
     assert 0.95 * entropy < mixed < 1.15 * entropy + 40
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(st.binary(max_size=60), st.integers(1, 40), st.integers(1, 300), st.sampled_from([1, 2, 15, 16, 400]))
 def test_any_bytes_are_read_alike_or_refused(data, width, length, most):
     lengths, columns = shapes_of((length, width))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.fields import Field, num_levels
 from gradwire.kernels import fielded, fielded_reference, fires_reference, ops
 from gradwire.kernels.fielded_reference import FIELD_ONES
@@ -107,7 +108,7 @@ def test_what_a_field_is_worth() -> None:
     assert bits < 0.8 * 8 * ops.encode_fires(n, inside, plain, which).size / indices.size
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=up_to(40), deadline=None)
 @given(st.binary(max_size=60), st.sampled_from(list(SHAPES)), st.integers(0, 127), st.integers(0, 30))
 def test_any_bytes_are_read_or_refused(data: bytes, name: str, level: int, num_fires: int) -> None:
     which, field = drawn(level), field_of(SHAPES[name], level)

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.kernels import fires, fires_reference, ops
 from gradwire.kernels.fires_reference import DEPTH, ONES, REACH, WEIGHT, Thresholds
 
 BACKENDS = [fires_reference, fires]
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=up_to(60), deadline=None)
 SIZES = [0, 1, 63, 64, 65, 1000, 70_001]
 
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from examples import up_to
 from gradwire.kernels import cpu, models, reference
 
 BACKENDS = [reference, cpu]
 SIZES = [0, 1, 3, 4, 1023, 1024, 1025, 1026, 1027, 4096, 100_000]
 either = pytest.mark.parametrize("ops", BACKENDS, ids=["reference", "cpu"])
-fast = settings(max_examples=150, deadline=None)
+fast = settings(max_examples=up_to(150), deadline=None)
 Bytes = NDArray[np.uint8]
 
 
@@ -211,7 +212,7 @@ def test_positions_of_gaps_in_two_parts(n: int, shift: int, cap: int) -> None:
         assert same(lambda ops: ops.positions(quotients, more, cap, low, shift, limit - 1)) is None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(
     gaps=st.lists(st.lists(st.integers(0, 2**48), min_size=1, max_size=70), min_size=1, max_size=4),
     parameters=st.lists(st.integers(1, 2**48), min_size=3, max_size=3),

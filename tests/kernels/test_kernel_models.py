@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from examples import up_to
 from gradwire.kernels import models, ops
 
 counts_lists = st.lists(
@@ -24,7 +25,7 @@ def cost(counts: NDArray[np.int64], frequencies: NDArray[np.uint32]) -> float:
     return float((counts[used] * (12 - np.log2(frequencies[used]))).sum())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(counts_lists)
 def test_frequencies_are_valid(values: list[int]) -> None:
     counts = np.array(values, np.int64)
@@ -47,7 +48,7 @@ def best_cost(counts: list[int]) -> float:
     return sum(c * (12 - math.log2(f)) for c, f in zip(counts, frequencies, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=300))
 def test_frequencies_cost_almost_the_least(values: list[int]) -> None:
     counts = np.array(values, np.int64)
@@ -87,7 +88,7 @@ def huffman_depths(counts: list[int]) -> list[int]:
     return depths
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(counts_lists)
 def test_huffman_lengths_are_valid(values: list[int]) -> None:
     counts = np.array(values, np.int64)
@@ -101,7 +102,7 @@ def test_huffman_lengths_are_valid(values: list[int]) -> None:
     assert all(a[1] >= b[1] for a, b in itertools.pairwise(x for x in ordered if x[0]) if a[0] < b[0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(st.lists(st.integers(1, 1000), min_size=2, max_size=200))
 def test_huffman_lengths_are_optimal(values: list[int]) -> None:
     depths = huffman_depths(values)

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from examples import up_to
 from gradwire.kernels import occupied, reference
 
 BACKENDS = [occupied.occupied, reference.occupied]
@@ -45,7 +46,7 @@ def test_places_are_numpys(threads, kind, d):
                 np.testing.assert_array_equal(found, expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(arrays(np.float32, st.integers(0, 200), elements=st.sampled_from([0.0, -0.0, 1.0, -1e-45])), st.integers(0, 200))
 def test_bits_count(values, most):
     expected = [i for i, x in enumerate(values.view(np.uint32).tolist()) if x]

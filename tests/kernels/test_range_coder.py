@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from examples import up_to
 from gradwire.kernels import ops, range_coder, range_reference
 from gradwire.kernels.range_reference import COUNT, Decoder, Encoder, chance_of_one
 
 BACKENDS = [range_reference, range_coder]
-fast = settings(max_examples=150, deadline=None)
+fast = settings(max_examples=up_to(150), deadline=None)
 Bits = NDArray[np.uint8]
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from examples import up_to
 from gradwire.journal import Journal
 from gradwire.kernels import dense, reference, select, threads
 from gradwire.kernels.sampling import sample_plan
@@ -31,7 +32,7 @@ def test_topk_is_exact(kind, d):
         np.testing.assert_array_equal(select.topk(values, k), reference.topk(values, k))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(arrays(np.float32, st.integers(1, 700), elements=st.floats(-2, 2, width=16)), st.data())
 def test_ties_go_to_the_lower_index(values, data):
     k = data.draw(st.integers(1, values.size))

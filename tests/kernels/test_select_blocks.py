@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import gradwire as gw
+from examples import up_to
 from gradwire.kernels import cpu, ops, reference, select_blocks, threads
 
 KINDS = {
@@ -33,7 +34,7 @@ def test_blocks_are_exact(kind, d, block):
         np.testing.assert_array_equal(found, reference.topk_blocks(values, block, k, last))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(arrays(np.float32, st.integers(1, 300), elements=st.floats(-2, 2, width=16)), st.data())
 def test_ties_go_to_the_lower_index(values, data):
     block = data.draw(st.integers(1, values.size))
@@ -70,7 +71,7 @@ def test_what_topk_sends_of_blocks(d):
 sets = st.sets(st.integers(0, 60))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(sets, sets, st.integers(0, 2**32 - 1))
 def test_sums_of_lists(first, second, seed):
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from examples import up_to
 from gradwire.compressors.quantize import _inner_edges
 from gradwire.journal import Journal
 from gradwire.kernels import reference, torch_ops
@@ -103,7 +104,7 @@ def test_topk_is_exact_across_chunks(device):
 
 
 @on_devices
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(values=VECTORS, data=st.data())
 @example(values=np.array([-0.0, 0.0, 1e-45, -1e-45], np.float32), data=None)
 def test_topk_of_few(device, values, data):
@@ -114,7 +115,7 @@ def test_topk_of_few(device, values, data):
 
 
 @on_devices
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     pool=st.lists(NUMBERS, min_size=1, max_size=12),
     d=st.integers(512, 4000),
@@ -214,7 +215,7 @@ def test_large_numbers_that_do_not_meet_are_finite(device):
 
 
 @on_devices
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(
     pairs=st.lists(st.tuples(NUMBERS, st.one_of(NUMBERS, st.floats(width=32))), min_size=1, max_size=60),
     decay=st.sampled_from([1.0, 0.9, 0.1, 1e-30, 1.5]),
@@ -227,7 +228,7 @@ def test_sums_of_anything(device, pairs, decay, data):
 
 
 @on_devices
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(out=VECTORS, weight=st.sampled_from([1.0, 0.1, 3.0, 1e-3]), data=st.data())
 def test_accumulation_is_the_references(device, out, weight, data):
     indices = np.array(data.draw(st.lists(st.integers(0, out.size - 1), unique=True)), np.int64)
@@ -275,7 +276,7 @@ def test_intervals_are_the_references(device, num_edges, more):
 
 
 @on_devices
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(magnitudes=MAGNITUDES, intervals=st.sampled_from([1, 2, 3, 16, 1000, 32_768]), seed=st.integers(0, 1000))
 @example(magnitudes=np.array([LARGEST, 1e-45, 0, 2.0**-126, 2.0**127], np.float32), intervals=16, seed=0)
 @example(magnitudes=np.array([1e-45, 3e-45, 3e-45], np.float32), intervals=16, seed=0)
@@ -292,7 +293,7 @@ def test_intervals_of_anything(device, magnitudes, intervals, seed):
 
 
 @on_devices
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(
     values=VECTORS,
     num_symbols=st.sampled_from([2, 3, 4, 5, 255, 256, 65_535, 65_536]),

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gradwire as gw
+from examples import up_to
 from gradwire.payload import Every, Explicit, Floats, Levels, Seeded, Symbols
 from gradwire.wire import entropy
 
@@ -69,7 +70,7 @@ def test_bytes_fall_as_runs_lengthen(coder):
     assert all(a > b for a, b in pairwise(sizes) if a > floor), "strictly, until the bound"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     lengths=st.lists(st.sampled_from([1, 2, 7, 60, 63, 64, 65, 127, 128, 129, 500, 3000]), min_size=1, max_size=40),
     coder=st.sampled_from([*entropy.CODERS, "auto"]),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 import cases
 import gradwire as gw
+from examples import up_to
 from gradwire.kernels import reference as ops
 from gradwire.payload import Every, Explicit, Floats, Seeded
 from gradwire.wire import entropy, golomb, index
@@ -66,7 +67,7 @@ def indices_of(gaps: list[int]) -> list[int]:
 gap_lists = st.lists(st.one_of(st.integers(0, 8), st.integers(0, 3000)), min_size=1, max_size=50)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(gaps=gap_lists, m=st.one_of(st.integers(1, 70), st.sampled_from([64, 128, 129, 1000, 4096])))
 def test_golomb_matches_bit_by_bit(gaps, m):
     bits = golomb_bits(gaps, m)
@@ -100,7 +101,7 @@ def test_golomb_of_large_parameters(m):
     assert found[0].tolist() == indices_of(gaps)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(data=st.binary(max_size=40), count=st.integers(1, 30), m=st.integers(1, 2**34), limit=st.integers(1, 2**34))
 def test_golomb_decode_of_anything(data, count, m, limit):
     found = ops.golomb_decode(np.frombuffer(data, np.uint8), count, m, limit)
@@ -116,14 +117,14 @@ def test_golomb_decode_of_anything(data, count, m, limit):
     assert again == data[:num_bytes], "one code for each support"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=up_to(100), deadline=None)
 @given(indices=st.sets(st.integers(0, 10_000), min_size=1, max_size=60).map(sorted))
 def test_gaps(indices):
     expected = [b - a - 1 for a, b in itertools.pairwise([-1, *indices])]
     assert ops.gaps(np.array(indices, np.int64)).tolist() == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(width=st.integers(0, 16), data=st.data())
 def test_pack_matches_bit_by_bit(width, data):
     symbols = data.draw(st.lists(st.integers(0, 2**width - 1), max_size=40))
@@ -156,7 +157,7 @@ def bfloat16_oracle(x: np.float32) -> int:
     return sign | best & 0x7FFF
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(x=st.floats(width=32, allow_nan=False, allow_infinity=False))
 def test_bfloat16_bits(x):
     x32 = np.float32(x)
@@ -171,7 +172,7 @@ def test_bfloat16_matches_torch():
     assert np.array_equal(ops.bfloat16_bits(x), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(
     x=st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=20),
     num_symbols=st.integers(2, 300),
@@ -459,7 +460,7 @@ def test_mutation_fuzz():
     assert {"Truncated", "UnknownCodec", "LimitExceeded"} <= set(outcomes), outcomes
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(data=st.binary(max_size=60))
 def test_random_sections_fuzz(data):
     """An honest header, then anything."""
@@ -666,7 +667,7 @@ def test_many_small_parts_before_a_large_one_decode_in_proportion():
 # --- symbols ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(
     symbols=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), min_size=1, max_size=60),
     num_symbols=st.sampled_from([31, 32, 33, 1000]),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paper_oracles import ACTIONS, Network, Talk, buffered_layout, check_errors, s_top, same, support_of, vectors
 
 import gradwire as gw
+from examples import up_to
 from gradwire.compressors.papers.adaptopk import hindsight_schedule, turning_point
 
 
@@ -57,7 +58,7 @@ def test_schedules_sum_to_k_t_for_all_short_runs(density: float, gamma: float, d
             check_schedule(density, gamma, d, total, t_hat)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(
     density=st.floats(1e-3, 1),
     gamma=st.floats(0, 1),
@@ -120,7 +121,7 @@ def test_worked_values() -> None:
     assert [turning_point(5888, 256, 0.1, mu, 1 / 128) for mu in (0.01, 0.1, 1.0)] == [1704, 531, 160]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(
     alpha=st.floats(1e-3, 1e6),
     beta=st.floats(1e-3, 1e6),
@@ -215,7 +216,7 @@ def decide(norms: list[Fraction], t: int, total: int, left: dict[int, int], c: F
     return turns[rank], hair
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=up_to(150), deadline=None)
 @given(
     squares=st.lists(st.integers(0, 60).map(lambda i: 16.0 * i * i), min_size=1, max_size=14),
     contraction=st.sampled_from([0.0, 0.0625, 0.5]),
@@ -234,7 +235,7 @@ def test_online_decisions(squares, contraction) -> None:
     assert set(left.values()) == {0}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(
     squares=st.lists(st.floats(1e-20, 1e20), min_size=1, max_size=40),
     contraction=st.floats(0, 0.99),
@@ -316,7 +317,7 @@ def objective(schedule: np.ndarray, squares: np.ndarray, d: int, c: float) -> fl
     return float(np.sum((1 - schedule / d) * squares * (1 - c) ** (squares.size - 1 - rounds)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=up_to(60), deadline=None)
 @given(
     squares=st.lists(st.floats(0, 100), min_size=1, max_size=4),
     d=st.integers(1, 4),

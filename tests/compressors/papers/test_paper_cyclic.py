@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from paper_oracles import ACTIONS, Network, Talk, buffered_layout, check_errors, same, vectors
 
 import gradwire as gw
+from examples import up_to
 from gradwire.compressors.compressor import Round
 from gradwire.payload import Cyclic
 
@@ -17,7 +18,7 @@ def window(t: int, k: int, d: int) -> list[int]:
     return sorted((t * k + j) % d for j in range(k))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=up_to(300), deadline=None)
 @given(data=st.data())
 def test_the_window(data) -> None:
     d = data.draw(st.integers(1, 200))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import gradwire as gw
+from examples import up_to
 from gradwire.federated.algorithms import (
     Algorithm,
     BufferedStep,
@@ -615,7 +616,7 @@ any_algorithm = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=up_to(200), deadline=None)
 @given(any_algorithm)
 def test_round_trip(algorithm):
     again = parse_algorithm(str(algorithm))

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.errors import ConfigError
 from gradwire.federated.data.partition import Dirichlet, Iid, Natural, Shards, parse_partition
 from gradwire.federated.data.partition import _dirichlet_shares as dirichlet_shares
@@ -22,7 +23,7 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=up_to(150))
 @given(
     text=texts,
     num_clients=st.integers(1, 12),

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.errors import ConfigError
 from gradwire.federated.network.channel import Loss, send_packets
 from gradwire.federated.network.traces import Conditions, Connection, ListedSessions
@@ -126,7 +127,7 @@ losses = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=up_to(200))
 @given(
     sizes=st.lists(st.integers(1, 2000), max_size=12),
     loss=losses,

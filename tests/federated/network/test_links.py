@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import up_to
 from gradwire.errors import ConfigError
 from gradwire.federated.network.links import Links, Profile, ideal, link, mix, parse_links, trace
 from gradwire.federated.network.traces import UNLIMITED_BYTES, Conditions, Connection, ListedSessions, read_trace
@@ -100,14 +101,14 @@ def connections(draw):
     )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=up_to(200))
 @given(line=connections(), seconds=st.floats(0, 1e4), start=st.floats(0, 300))
 def test_budget_is_the_inverse_of_uploaded(line, seconds, start):
     budget = line.upload_budget(seconds, start)
     assert line.uploaded(budget, start) <= start + seconds < line.uploaded(budget + 1, start)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=up_to(100))
 @given(line=connections(), sizes=st.lists(st.integers(0, 10**9), min_size=2, max_size=6), start=st.floats(0, 300))
 def test_more_bytes_never_arrive_earlier(line, sizes, start):
     ends = [line.uploaded(size, start) for size in sorted(sizes)]
