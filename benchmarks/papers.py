@@ -3,7 +3,7 @@
     python -m benchmarks adaptopk regtopk tcs --data-dir DIR
 
 Takes about two hours on two cores; goes on where runs/PAPER-cpu was left, or from the result file: pieces of work that
-a configuration still has are not done again.
+a configuration still has are not done again. Ctrl-C ends it early, and what is done by then is kept.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,17 +48,21 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | N
     out = Path("runs") / f"{paper}-cpu"
     if not out.exists() and results.is_there(paper):
         _lay_out(results.load(paper), out)
-    done = reproduce(
-        paper,
-        "cpu",
-        out,
-        Path(data_dir).resolve() if data_dir else None,
-        os.cpu_count() or 1,
-        lambda _: None,
-        lambda unit, share: print(f"{unit}: done") if share == 1.0 else None,
-        lambda: False,
-    )
-    assert done
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        reproduce(
+            paper,
+            "cpu",
+            out,
+            Path(data_dir).resolve() if data_dir else None,
+            os.cpu_count() or 1,
+            lambda _: None,
+            lambda unit, share: print(f"{unit}: done") if share == 1.0 else None,
+            lambda: bool(asked),
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     found: Found = _rounded(json.loads((out / "results.json").read_text()))
     return found
 

@@ -113,6 +113,16 @@ def test_adaptopk_smoke_has_equal_budgets_and_a_hindsight(tmp_path):
     assert hindsight["full_rounds"] == kept // 9610
     tables = [block for block in adaptopk.report(config, results) if isinstance(block, Table)]
     assert all(row[2] == "1.000000" for row in tables[1].rows)
+    swept = tables[3]
+    assert swept.headings == ["gamma", "t_hat = 0", "t_hat = 40"]
+    assert [[cell[-3:] for cell in row[1:]] for row in swept.rows] == [["(2)", "(2)"]]
+
+
+def test_sweeps_are_of_the_schedules_they_are_named_for():
+    units = {unit.name: unit for unit in adaptopk.units(find_config("adaptopk", "cpu"))}
+    assert units["gamma0.25-t750-128-seed2"].settings["methods"] == ["adaptopk(0.0078125, gamma=0.25, t_hat=750)"]
+    assert len([name for name in units if name.startswith("gamma")]) == 3 * 5 * 3
+    assert {name[-1] for name in units if name.startswith("adaptopk-512-ef")} == set("0123456789")
 
 
 def test_pages_escape_and_draw():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,22 @@ def units(config: dict[str, Any]) -> list[Unit]:
                     settings["methods"] = [f"ef({spec})" if case["feedback"] else spec]
                 function = "hindsight" if name == "hindsight" else "train"
                 made.append(Unit(_name(name, case, seed), function, settings))
+    for gamma, t_hat, seed in product(*(_sweep(config)[name] for name in ("gammas", "t_hats", "seeds"))):
+        case = _sweep(config)
+        spec = f"adaptopk({1 / case['ratio']!r}, gamma={gamma!r}, t_hat={t_hat!r})"
+        settings = {**config["shared"], "seeds": [seed], "methods": [f"ef({spec})" if case["feedback"] else spec]}
+        made.append(Unit(_name(_swept(gamma, t_hat), case, seed), "train", settings))
     return made
+
+
+def _sweep(config: dict[str, Any]) -> dict[str, Any]:
+    """What gamma and t_hat are swept at; nothing where a configuration does not say."""
+    sweep: dict[str, Any] = config.get("sweep", {"gammas": [], "t_hats": [], "seeds": []})
+    return sweep
+
+
+def _swept(gamma: float, t_hat: int) -> str:
+    return f"gamma{gamma:g}-t{t_hat}"
 
 
 def _cases(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -189,6 +205,8 @@ def report(config: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[B
             [_beside_row(config, case, results) for case in _cases(config) if len(case["methods"]) > 2],
         ),
     ]  # fmt: skip
+    if "sweep" in config:
+        blocks += _report_sweep(config, results)
     for case in _cases(config):
         feedback = "with" if case["feedback"] else "without"
         name = f"adaptopk-{case['ratio']}{'-ef' if case['feedback'] else ''}"
@@ -262,6 +280,27 @@ def _beside_row(config: dict[str, Any], case: dict[str, Any], results: dict[str,
         compare(online, top, _LAST)[0],
         show(accuracies(list(best.values()), _LAST)),
         ", ".join(str(run["full_rounds"]) for run in best.values()) or "-",
+    ]
+
+
+def _report_sweep(config: dict[str, Any], results: dict[str, Any]) -> list[Block]:
+    """Gamma and t_hat, which the paper leaves to the user, beside Top-K on the same seeds."""
+    sweep = _sweep(config)
+    seeds = {**config, "seeds": sweep["seeds"]}
+    top = _of(seeds, "topk", sweep, results)
+    rows = [
+        [f"{gamma:g}", *(compare(_of(seeds, _swept(gamma, t), sweep, results), top, _LAST)[0] for t in sweep["t_hats"])]
+        for gamma in sweep["gammas"]
+    ]
+    feedback = "with" if sweep["feedback"] else "without"
+    return [
+        Heading("Gamma and t_hat"),
+        Text(
+            f"Gains over Top-K on the same seeds, in points with their 95 % intervals, d / k = {sweep['ratio']}, "
+            f"{feedback} error feedback. The rounds that send less are half of the run in a row, from t_hat / 2 on: its "
+            "first half at t_hat = 0, its second at t_hat = T."
+        ),
+        Table(["gamma", *(f"t_hat = {t}" for t in sweep["t_hats"])], rows),
     ]
 
 
