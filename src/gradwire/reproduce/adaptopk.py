@@ -297,8 +297,8 @@ def _report_sweep(config: dict[str, Any], results: dict[str, Any]) -> list[Block
         Heading("Gamma and t_hat"),
         Text(
             f"Gains over Top-K on the same seeds, in points with their 95 % intervals, d / k = {sweep['ratio']}, "
-            f"{feedback} error feedback. The rounds that send less are half of the run in a row, from t_hat / 2 on: its "
-            "first half at t_hat = 0, its second at t_hat = T."
+            f"{feedback} error feedback. The rounds that send less are half of the run in a row, from t_hat / 2 on: "
+            "its first half at t_hat = 0, its second at t_hat = T."
         ),
         Table(["gamma", *(f"t_hat = {t}" for t in sweep["t_hats"])], rows),
     ]
