@@ -24,6 +24,7 @@ from benchmarks import (
     results,
     secagg,
     speed,
+    supports,
     wire,
 )
 from gradwire.reproduce.run import PAPERS
@@ -62,6 +63,7 @@ DOCUMENTS = (
     Document(("pareto",), pareto.document),
     Document(("secagg",), secagg.document),
     Document(("speed",), speed.document),
+    Document(("supports",), supports.document),
     *(Document((paper,), papers.document) for paper in PAPERS),
 )
 

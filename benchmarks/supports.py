@@ -164,7 +164,7 @@ def document(found: Found) -> dict[str, str]:
     rows = []
     for method, spec in METHODS.items():
         of_each = [[r for r in found["runs"] if (r["method"], r["partition"]) == (method, p)] for p in PARTITIONS]
-        if not all(of_each):
+        if not any(of_each):
             continue
         both = [r for runs in of_each for r in runs]
         rows.append(
@@ -180,7 +180,8 @@ def document(found: Found) -> dict[str, str]:
         f"MNIST's cnn of {found['runs'][0]['num_parameters']:,} parameters, {CLIENTS} clients, {ROUNDS} rounds of "
         f"{LOCAL_STEPS} local steps, batch {BATCH}, learning rate {LEARNING_RATE}; accuracy on the test set, mean and "
         "standard deviation of the number of seeds in brackets; bytes of a client and round on the way up, keys, "
-        "shares and what it takes to agree on the support counted.",
+        "shares and what it takes to agree on the support counted. "
+        f"{len(found['runs'])} of {len(METHODS) * len(PARTITIONS) * len(SEEDS)} runs are done.",
         table(["method", "numbers", "accuracy, iid", "accuracy, dirichlet:0.3", "up", "at the clip"], rows),
         describe(found),
     ]
@@ -188,6 +189,8 @@ def document(found: Found) -> dict[str, str]:
 
 
 def _accuracy(runs: list[dict[str, Any]]) -> str:
+    if not runs:
+        return "-"
     accuracies = [100 * r["accuracy"] for r in runs]
-    spread = statistics.stdev(accuracies) if len(runs) > 1 else 0.0
-    return f"{statistics.mean(accuracies):.2f} ± {spread:.2f} % ({len(runs)})"
+    spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
+    return f"{statistics.mean(accuracies):.2f}{spread} % ({len(runs)})"
