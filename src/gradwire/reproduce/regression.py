@@ -350,8 +350,8 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
     Returns:
         ``curve_rounds`` and for each of ``methods`` its settings and log10 |theta - theta*|^2: ``at_mark`` after that
         many rounds, ``best`` of all rounds, ``curve`` now and then; ``tracking`` is the mean of |theta - theta*|^2
-        itself over the last half; ``overlap``, where the settings have it true, is ``overlap_of`` in the mean over the
-        second half of the rounds up to the mark.
+        itself over the last half. Where the settings have ``overlap`` true it stands in the place of the curve:
+        ``overlap_of`` in the mean over the second half of the rounds up to the mark.
     """
     data = ("workers", "rows", "dimension", "mean_variance", "noise_variance", "homogeneous")
     problem = Problem.build(*draw_data(settings["seed"], **{k: settings[k] for k in data if k in settings}))
@@ -383,8 +383,11 @@ def run_regression(settings: dict[str, Any], progress: Progress) -> dict[str, An
             "at_mark": round(float(logs[mark - 1, column]), 3),
             "best": round(float(logs[:, column].min()), 3),
             "tracking": float(gaps[rounds // 2 :, column].mean()),
-            "curve": logs[at - 1, column].round(2).tolist(),
-            **({} if overlaps is None else {"overlap": round(float(np.mean([o[column] for o in overlaps])), 4)}),
+            **(
+                {"curve": logs[at - 1, column].round(2).tolist()}
+                if overlaps is None
+                else {"overlap": round(float(np.mean([o[column] for o in overlaps])), 4)}
+            ),
         }
         for column, method in enumerate(methods)
     ]

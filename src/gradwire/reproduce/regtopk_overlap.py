@@ -105,15 +105,20 @@ def _verdict(found: Found, section: Config) -> str:
         return f"from S = {min(above):g} on" if above else "nowhere"
 
     largest = max(section["mu"])
-    same = [
-        f"{s:g}"
-        for s in section["densities"]
-        if found.converged(kind="passover", density=s) == found.converged(kind="regtopk", mu=4, density=s)
-    ]
+    works = [s for s in section["densities"] if found.converged(kind="regtopk", mu=4, density=s)]
+    both = [s for s in works if found.converged(kind="passover", density=s)]
+    reason = (
+        ""
+        if both or not works
+        else " That an entry was sent last is not what helps, then, but the order that the aggregate, the same for "
+        "all, gives to entries that were: it decides only where some of them must be sent again, above S = 1 / 2."
+    )
     return (
         f"Supports are more alike than chance by .05 or more {alike('regtopk', mu=4)} with RegTop-k at mu 4, "
         f"{alike('regtopk', mu=largest)} at mu {largest:g}, {alike('passover')} with `passover`, {alike('topk')} with "
-        f"Top-k. `passover` converges where RegTop-k at mu 4 does, and only there, at {len(same)} of "
-        f"{len(section['densities'])} sparsities ({', '.join(same)}): where they agree, what became of an entry plays "
-        "no part, only that it was sent."
+        f"Top-k. RegTop-k at mu 4 converges at S = {_listed(works)}, `passover` at {_listed(both)} of these.{reason}"
     )
+
+
+def _listed(densities: list[float]) -> str:
+    return ", ".join(f"{s:g}" for s in densities) or "none"
