@@ -26,9 +26,8 @@ def test_only_payloads_and_decode_errors_come_out(seed, cases):
 @pytest.mark.parametrize(
     "error",
     [
-        gw.StaleReference,
         KeyError,
-        *(pytest.param(e, marks=pytest.mark.slow) for e in (gw.ProtocolError, gw.ConfigError)),
+        *(pytest.param(e, marks=pytest.mark.slow) for e in (gw.StaleReference, gw.ProtocolError, gw.ConfigError)),
     ],
 )
 def test_any_other_error_of_decompress_is_a_failure(error, monkeypatch):

@@ -244,7 +244,7 @@ def test_damaged_payloads_that_still_decode(kernels, monkeypatch):
     """What no writer wrote, but both readers accept, stands for the same numbers."""
     monkeypatch.setattr(ops, "BACKEND", kernels)
     blobs, rng, num_read = fuzz.honest_blobs(), random.Random(31), 0
-    for _ in range(1200):
+    for _ in range(700):
         blob = fuzz.mutate(blobs, rng)
         try:
             payload = gw.decode(blob, gw.Limits(max_parameters=6000))
@@ -254,7 +254,7 @@ def test_damaged_payloads_that_still_decode(kernels, monkeypatch):
             continue
         agree(payload, reference, blob)
         num_read += 1
-    assert num_read > 100
+    assert num_read > 60
 
 
 @pytest.mark.parametrize("spec", ["topk(0.1)", "topk(0.2) | uniform(4)", "randk(0.6) | fp16()", "uniform(2) | ans()"])
