@@ -35,30 +35,26 @@ class Style:
     symbol: str
 
 
-def num_uploads(row: Row, num_parameters: int | None) -> float:
+def num_uploads(row: Row) -> float:
     """Count the uploads behind a row's uplink bytes.
 
     Args:
         row: a row.
-        num_parameters: of the model, where it is known.
 
     Returns:
         Dense bytes over 4 bytes a parameter; clients times rounds where the parameters are not known.
     """
-    if num_parameters:
-        return row.dense_uplink_bytes.mean / (4 * num_parameters)
+    if row.num_parameters:
+        return row.dense_uplink_bytes.mean / (4 * row.num_parameters)
     return float(row.clients * row.rounds_done)
 
 
-def upload_bars(
-    rows: Sequence[Row], styles: Mapping[str, Style], num_parameters: int | None, *, share: bool
-) -> Figure | None:
+def upload_bars(rows: Sequence[Row], styles: Mapping[str, Style], *, share: bool) -> Figure | None:
     """Draw the mean upload of every method split into header, support and values.
 
     Args:
         rows: one a method.
         styles: method to style.
-        num_parameters: of the model, where it is known.
         share: in percent of the upload instead of bytes.
 
     Returns:
@@ -66,7 +62,7 @@ def upload_bars(
     """
     bars = []
     for row in rows:
-        uploads = num_uploads(row, num_parameters)
+        uploads = num_uploads(row)
         header, support, values = row.header_bytes, row.support_bytes, row.values_bytes
         if header is None or support is None or values is None or uploads <= 0:
             continue

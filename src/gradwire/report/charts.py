@@ -78,8 +78,8 @@ CHARTS = (
         "What an upload is made of",
         "Mean bytes of an upload split into header, support and values, a bar for each method",
         {
-            "bytes": lambda runs: upload_bars(runs.rows, runs.styles, runs.num_parameters, share=False),
-            "shares": lambda runs: upload_bars(runs.rows, runs.styles, runs.num_parameters, share=True),
+            "bytes": lambda runs: upload_bars(runs.rows, runs.styles, share=False),
+            "shares": lambda runs: upload_bars(runs.rows, runs.styles, share=True),
         },
         key=(("hatched", "header"), ("pale", "support (which coordinates)"), ("", "values")),
         empty="summary.json does not say how the uplink bytes split into header, support and values.",

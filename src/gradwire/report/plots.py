@@ -57,13 +57,11 @@ class Runs:
         rows: one a method.
         points: one a round, method and seed; those of seeds that are not in a method's row are left out.
         styles: what ``styles_of`` gave for all methods of rows and points.
-        num_parameters: of the model, where it is known.
     """
 
     rows: Sequence[Row]
     points: Sequence[RoundPoint]
     styles: Mapping[str, Style]
-    num_parameters: int | None = None
 
     @cached_property
     def curves(self) -> list[Curve]:
