@@ -14,7 +14,7 @@ from gradwire.report.values import show
 
 __all__ = ["KINDS", "ClientCounts", "add_up", "read_clients"]
 
-KINDS = ("uplink", "downlink", "other", "late", "lost")
+KINDS = ("uplink", "downlink", "other", "late", "lost", "idle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class ClientCounts:
 
     Attributes:
         names: of n clients, in order.
-        counts: (n, 5) int64: bytes up, bytes down, other bytes, payloads late, payloads lost; as ``KINDS``.
+        counts: (n, 6) int64: bytes up, bytes down, other bytes, payloads late, payloads lost, turns not begun; as
+            ``KINDS``.
     """
 
     names: tuple[str, ...]

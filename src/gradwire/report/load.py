@@ -91,6 +91,7 @@ class RoundPoint:
     num_sent: int | None
     num_late: int | None
     num_lost: int | None
+    num_idle: int | None
     num_kept: int | None
     num_moved: int | None
     overlap: float | None
@@ -161,6 +162,7 @@ def read_metrics(directory: Path) -> list[RoundPoint]:
             num_sent=optional_whole(record, "num_sent", where),
             num_late=optional_whole(record, "num_late", where),
             num_lost=optional_whole(record, "num_lost", where),
+            num_idle=optional_whole(record, "num_idle", where),
             num_kept=optional_whole(record, "num_kept", where),
             num_moved=optional_whole(record, "num_moved", where),
             overlap=fraction(record, "overlap", where, required=False),
