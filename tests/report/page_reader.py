@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html.parser
 import json
 from typing import Any
@@ -52,3 +54,9 @@ class Page(html.parser.HTMLParser):
 
 def cells(found: Page) -> dict[str, list[str]]:
     return {" ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in found.cells[1:]}
+
+
+def sheet(found: Page, name: str) -> dict[str, list[Any]]:
+    """The columns that a chart's CSV is made of."""
+    scripts = [attrs.get("id") for tag, attrs in found.tags if tag == "script"]
+    return json.loads(gzip.decompress(base64.b64decode(found.scripts[scripts.index(f"sheet-{name}")])))

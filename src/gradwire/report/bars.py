@@ -1,4 +1,4 @@
-"""Stacked bars: what an upload is made of and where the time went, as plain plotly figures."""
+"""Stacked bars: what an upload is made of, which way bytes and where the time went, as plain plotly figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from gradwire.report.tables import Row, format_bytes
 
-__all__ = ["SHARED_LAYOUT", "Figure", "Style", "num_uploads", "time_bars", "upload_bars", "wrapped"]
+__all__ = ["SHARED_LAYOUT", "Figure", "Style", "direction_bars", "num_uploads", "time_bars", "upload_bars", "wrapped"]
 
 Figure = dict[str, Any]
 
@@ -83,6 +83,34 @@ def upload_bars(rows: Sequence[Row], styles: Mapping[str, Style], *, share: bool
     )
 
 
+def direction_bars(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
+    """Draw the bytes of every method split by the way they went.
+
+    Args:
+        rows: one a method.
+        styles: method to style.
+
+    Returns:
+        The figure, ``None`` where nothing travelled.
+    """
+    bars = []
+    for row in rows:
+        between = sum(stat.mean for stat in (row.wan_uplink_bytes, row.wan_downlink_bytes) if stat is not None)
+        parts = [row.uplink_bytes.mean, row.downlink_bytes.mean, row.other_bytes.mean, between]
+        if sum(parts) > 0:
+            bars.append((row, parts, format_bytes(sum(parts))))
+    return _stacked(
+        bars,
+        styles,
+        hovers=("uplink", "downlink, every copy", "other", "between regions and server"),
+        looks=("values", "support", "header", "dotted"),
+        share=False,
+        title="bytes of a run",
+        axis={"tickformat": "~s"},
+        amount=format_bytes,
+    )
+
+
 def time_bars(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
     """Draw the time of every method split into compression and the rest.
 
@@ -112,10 +140,11 @@ def time_bars(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None
     )
 
 
-# How one part of a bar is told from the next within a method's colour: the CSS legend draws the same three.
+# How one part of a bar is told from the next within a method's colour: the CSS legend draws the same.
 _LOOKS: dict[str, dict[str, Any]] = {
     "header": {"opacity": 1.0, "pattern": {"shape": "x", "size": 5, "solidity": 0.45, "fillmode": "replace"}},
     "support": {"opacity": 0.4},
+    "dotted": {"opacity": 1.0, "pattern": {"shape": ".", "size": 5, "solidity": 0.4, "fillmode": "replace"}},
     "values": {"opacity": 1.0},
 }
 

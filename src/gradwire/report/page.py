@@ -9,15 +9,18 @@ from typing import Any
 from urllib.parse import quote
 
 from gradwire.errors import ConfigError
-from gradwire.report import charts, offline, plots, tables
+from gradwire.report import charts, offline, tables
 from gradwire.report.bars import Style
 from gradwire.report.folders import TASK, Folder, common, differences, read_folders
 from gradwire.report.load import RoundPoint, Run
+from gradwire.report.series import Runs, styles_of
+from gradwire.report.sheets import packed, sheets_of
 from gradwire.report.verdict import verdict
 
 __all__ = ["build_report", "render"]
 
 _NAME, _NAME_OF_SEVERAL = "report.html", "comparison.html"
+_MOST_SHEET_BYTES = 2_500_000  # beside two million of plotly, and the figures
 # CSS borders know fewer patterns than plotly's lines.
 _BORDERS = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdashdot": "double"}
 
@@ -73,14 +76,18 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
     rows = tables.rows_of(runs)
     ranked = not any(name in differing for name in TASK)
     specs = {row.method: row.spec for row in rows} | {point.method: point.spec for point in points}
-    styles = plots.styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
-    shown, figures = charts.draw(plots.Runs(rows, points, styles))
+    styles = styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
+    drawn = Runs(rows, points, styles)
+    shown, figures = charts.draw(drawn)
+    sheets, every = _sheets(drawn)
     grouped = any("legendgroup" in trace for figure in figures.values() for trace in figure["data"])
     columns = tables.columns_of(rows)
     several_seeds = any(len(row.seeds) > 1 for row in rows)
     return offline.render(
         "page.html.j2",
         figures,
+        sheets,
+        every=every,
         title=_title(experiment),
         verdict=verdict(rows) if ranked else "Trained or tested on different data, so none is ranked before another.",
         settings=_settings(experiment, rows),
@@ -99,6 +106,17 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
         ],
         charts=shown,
     )
+
+
+def _sheets(runs: Runs) -> tuple[dict[str, str], bool]:
+    """The sheets as the page holds them, of fewer rounds where it would grow too large; and whether all are there."""
+    sheets = {name: packed(sheet) for name, sheet in sheets_of(runs).items()}
+    size = sum(map(len, sheets.values()))
+    longest = max((len(points) for seeds in runs.seeds.values() for points in seeds.values()), default=0)
+    if size <= _MOST_SHEET_BYTES:
+        return sheets, True
+    fewer = max(4, int(longest * _MOST_SHEET_BYTES / size * 0.9))
+    return {name: packed(sheet) for name, sheet in sheets_of(runs, fewer).items()}, False
 
 
 def _links(folder: Folder, beside: Path) -> dict[str, str]:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from gradwire.report import offline, plots
+from gradwire.report import offline
 from gradwire.report.bars import SHARED_LAYOUT, Figure
+from gradwire.report.plots import band
+from gradwire.report.series import styles_of
 from gradwire.reproduce.blocks import Block, Chart
 
 __all__ = ["render"]
@@ -38,13 +40,13 @@ def render(title: str, settings: Sequence[str], blocks: Sequence[Block]) -> str:
 
 
 def _figure(chart: Chart) -> Figure:
-    styles = plots.styles_of(series.name for series in chart.series)
+    styles = styles_of(series.name for series in chart.series)
     data: list[dict[str, Any]] = []
     for series in chart.series:
         style = styles[series.name]
         if len(series.spread):
             low, high = ([y + sign * s for y, s in zip(series.y, series.spread, strict=True)] for sign in (-1, 1))
-            data.append(plots.band(series.x, low, high, style))
+            data.append(band(series.x, low, high, style))
         data.append(
             {
                 "type": "scatter",
