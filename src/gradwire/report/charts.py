@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gradwire.report.bars import Figure, direction_bars, time_bars, upload_bars
@@ -251,5 +251,12 @@ def draw(runs: Runs) -> tuple[list[tuple[Chart, dict[str, str]]], dict[str, Figu
         drawn = {name: (label, figure) for name, (label, make) in chart.views().items() if (figure := make(runs))}
         figures.update({name: figure for name, (_, figure) in drawn.items()})
         if drawn or chart.empty:
-            shown.append((chart, {name: label for name, (label, _) in drawn.items()}))
+            shown.append((_with_key(chart, drawn), {name: label for name, (label, _) in drawn.items()}))
     return shown, figures
+
+
+def _with_key(chart: Chart, drawn: Mapping[str, tuple[str, Figure]]) -> Chart:
+    """A chart whose key leaves out parts that no bar has."""
+    parts = [figure["data"] for _, figure in drawn.values()]
+    key = tuple(entry for n, entry in enumerate(chart.key) if any(any(traces[n]["x"]) for traces in parts))
+    return replace(chart, key=key)

@@ -10,13 +10,14 @@ import html
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gradwire.errors import BackendUnavailable, ConfigError
 
-__all__ = ["plotly_js", "render", "replace_file"]
+__all__ = ["packed", "plotly_js", "render", "replace_file"]
 
 
 def render(template: str, figures: Mapping[str, Any], sheets: Mapping[str, str] | None = None, **values: Any) -> str:
@@ -44,16 +45,19 @@ def render(template: str, figures: Mapping[str, Any], sheets: Mapping[str, str] 
             css=markup(resource("page.css")),
             figures_json=markup(script_json(figures)),
             sheets={} if sheets is None else sheets,
-            plotly_js=packed_text(library) if figures else "",
+            plotly_js=_packed_once(library) if figures else "",
             page_js=markup(own),
             **values,
         )
     )
 
 
-def packed_text(text: str) -> str:
+def packed(text: str) -> str:
     """Return a text compressed by gzip, in base64: equal texts give equal ones."""
-    return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 6, mtime=0)).decode()
+
+
+_packed_once = lru_cache(maxsize=1)(packed)  # plotly is large, and the same for every page of a process
 
 
 def _with_code(text: str) -> str:

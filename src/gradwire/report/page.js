@@ -62,7 +62,9 @@
   function draw(box) {
     if (!loaded) { return; }
     const figure = figures[box.dataset.figure];
-    Plotly.react(box, traces(figure), themed(figure.layout, printing), config);
+    const layout = themed(figure.layout, printing);
+    layout.xaxis.nticks = Math.max(3, Math.floor(box.clientWidth / 60));
+    Plotly.react(box, traces(figure), layout, config);
   }
 
   function drawAll() {

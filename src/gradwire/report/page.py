@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from gradwire.report.bars import Style
 from gradwire.report.folders import TASK, Folder, common, differences, read_folders
 from gradwire.report.load import RoundPoint, Run
 from gradwire.report.series import Runs, styles_of
-from gradwire.report.sheets import packed, sheets_of
+from gradwire.report.sheets import Sheet, sheets_of
 from gradwire.report.verdict import verdict
 
 __all__ = ["build_report", "render"]
@@ -110,13 +111,17 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
 
 def _sheets(runs: Runs) -> tuple[dict[str, str], bool]:
     """The sheets as the page holds them, of fewer rounds where it would grow too large; and whether all are there."""
-    sheets = {name: packed(sheet) for name, sheet in sheets_of(runs).items()}
+    sheets = {name: _packed(sheet) for name, sheet in sheets_of(runs).items()}
     size = sum(map(len, sheets.values()))
-    longest = max((len(points) for seeds in runs.seeds.values() for points in seeds.values()), default=0)
     if size <= _MOST_SHEET_BYTES:
         return sheets, True
-    fewer = max(4, int(longest * _MOST_SHEET_BYTES / size * 0.9))
-    return {name: packed(sheet) for name, sheet in sheets_of(runs, fewer).items()}, False
+    longest = max((len(points) for seeds in runs.seeds.values() for points in seeds.values()), default=0)
+    fewer = max(4, int(0.9 * longest * _MOST_SHEET_BYTES / size))
+    return {name: _packed(sheet) for name, sheet in sheets_of(runs, fewer).items()}, False
+
+
+def _packed(sheet: Sheet) -> str:
+    return offline.packed(json.dumps(sheet, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
 
 
 def _links(folder: Folder, beside: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ that the JSON cannot leave its ``<script>`` is the page's business.
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,17 +20,18 @@ from gradwire.report.tables import Row
 
 __all__ = ["accuracy_lines", "band", "client_points", "final_points", "round_lines", "value_of"]
 
-_WIDE = 100  # what spans more than this factor is drawn on a log scale
+_WIDE = 100.0  # what spans more than this factor is drawn on a log scale
 _MOST_POINTS = 4000  # of a figure
+_FEW = 10  # whole numbers that all get a tick
 _MOST_MARKERS = 60  # of a line: more are a blur
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 
-_AXES: dict[str, dict[str, Any]] = {
-    "rounds": {"title": {"text": "round"}, "rangemode": "tozero", "tickformat": ",d"},
-    "uplink": {"title": {"text": "uplink bytes so far (log scale)"}, "type": "log", "tickformat": "~s"},
-    "clock": {"title": {"text": "virtual time (s)"}, "rangemode": "tozero", "tickformat": ",~r"},
+# the abscissa of lines, and by which factor its values have to differ for a log scale
+_AXES: dict[str, tuple[dict[str, Any], float]] = {
+    "rounds": ({"title": {"text": "round"}, "rangemode": "tozero", "tickformat": ",d"}, float("inf")),
+    "uplink": ({"title": {"text": "uplink bytes so far"}, "rangemode": "tozero", "tickformat": "~s"}, 10.0),
+    "clock": ({"title": {"text": "virtual time (s)"}, "rangemode": "tozero", "tickformat": "~s"}, _WIDE),
 }
-_LOG_CLOCK = {"title": {"text": "virtual time (s, log scale)"}, "type": "log", "tickformat": ",~r"}
 
 
 def accuracy_lines(runs: Runs, *, against: str) -> Figure | None:
@@ -70,7 +72,10 @@ def round_lines(runs: Runs, value: Value, *, title: str, said: str, percent: boo
     lines = runs.lines(scaled)
     if all(value == 0 for line in lines for value in line.values):
         return None
-    return _drawn(runs, lines, "rounds", {"title": {"text": title}, "rangemode": "tozero"}, said)
+    axis = {"title": {"text": title}, "rangemode": "tozero", "tickformat": "~g"}
+    return _drawn(
+        runs, lines, "rounds", _scaled(axis, [value for line in lines for value in line.values] or [0.0]), said
+    )
 
 
 def value_of(name: str) -> Value:
@@ -92,7 +97,7 @@ def client_points(runs: Runs, *, kind: str, title: str) -> Figure | None:
         title: of the ordinate, with its unit.
 
     Returns:
-        The figure, ``None`` where nothing was counted.
+        The figure, ``None`` where nothing was counted. Clients with none are left out.
     """
     column = KINDS.index(kind)
     data, numbered = [], True
@@ -102,7 +107,8 @@ def client_points(runs: Runs, *, kind: str, title: str) -> Figure | None:
             for name, count in zip(one.names, one.counts[:, column].tolist(), strict=True):
                 found[name] = found.get(name, 0.0) + count / len(seeds)
         numbered = numbered and all(name.isdecimal() for name in found)
-        if not any(found.values()):
+        found = {name: count for name, count in found.items() if count}
+        if not found:
             continue
         data.append(
             {
@@ -117,9 +123,13 @@ def client_points(runs: Runs, *, kind: str, title: str) -> Figure | None:
         return None
     for trace in data:
         trace["x"] = [int(name) for name in trace["x"]] if numbered else [html.escape(name) for name in trace["x"]]
-    xaxis = {"title": {"text": "client"}, **({"tickformat": "d"} if numbered else {"type": "category"})}
-    yaxis = _wide({"title": {"text": title}, "rangemode": "tozero", "tickformat": "~s"}, [t["y"] for t in data])
-    return _figure(data, xaxis, yaxis)
+    xaxis: dict[str, Any] = {"title": {"text": "client"}, "type": "category"}
+    if numbered:
+        last = max(x for trace in data for x in trace["x"])
+        ends = {"range": [-0.03 * last - 0.5, 1.03 * last + 0.5], "tickformat": "d"}
+        xaxis = _scaled({"title": {"text": "client"}, **ends}, [0, last])
+    yaxis = {"title": {"text": title}, "rangemode": "tozero", "tickformat": "~s" if "bytes" in title else ",d"}
+    return _figure(data, xaxis, _scaled(yaxis, [y for trace in data for y in trace["y"]]))
 
 
 def final_points(runs: Runs) -> Figure | None:
@@ -165,8 +175,12 @@ def final_points(runs: Runs) -> Figure | None:
         data.append(
             {**trace, "mode": "markers", "x": [_short(x)], "y": [_short(y)], "marker": marker, "hovertemplate": said}
         )
-    xaxis = {"title": {"text": "uplink bytes of the whole run (log scale)"}, "type": "log", "tickformat": "~s"}
-    return _figure(data, xaxis, {"title": {"text": "final test accuracy (%)"}, "ticksuffix": " "})
+    axis = {"title": {"text": "uplink bytes of the whole run"}, "rangemode": "tozero", "tickformat": "~s"}
+    return _figure(
+        data,
+        _scaled(axis, [x for x, _ in places.values()], 10.0),
+        {"title": {"text": "final test accuracy (%)"}, "ticksuffix": " "},
+    )
 
 
 def band(x: Sequence[float], low: Sequence[float], high: Sequence[float], style: Style) -> dict[str, Any]:
@@ -212,8 +226,8 @@ def _drawn(
             data.append({**_named(runs, line.method), **steps, "line": shape, "x": xs, "y": ys})
     if not data:
         return None
-    wide = against == "clock" and max(reached) > _WIDE * min(reached)
-    return _figure(data, _LOG_CLOCK if wide else _AXES[against], yaxis)
+    axis, wide = _AXES[against]
+    return _figure(data, _scaled(axis, reached, wide), yaxis)
 
 
 def _line(
@@ -273,14 +287,15 @@ def _figure(data: list[dict[str, Any]], xaxis: Mapping[str, Any], yaxis: Mapping
     }
 
 
-def _wide(axis: dict[str, Any], columns: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """An axis, on a log scale where what it holds spans more than two decades and is never 0."""
-    values = [value for column in columns for value in column]
-    if min(values) <= 0 or max(values) <= _WIDE * min(values):
-        return axis
-    title = axis["title"]["text"]
+def _scaled(axis: dict[str, Any], values: Sequence[float], wide: float = _WIDE) -> dict[str, Any]:
+    """An axis for some values: on a log scale where they are above 0 and span more than a factor of ``wide``."""
+    low, high = min(values), max(values)
+    if low <= 0 or high <= wide * low:
+        whole = str(axis.get("tickformat", "")).endswith("d") and high <= _FEW
+        return {**axis, "dtick": 1} if whole else axis
+    title, decades = axis["title"]["text"], math.log10(high / low)
     said = f"{title[:-1]}, log scale)" if title.endswith(")") else f"{title} (log scale)"
-    return {**axis, "title": {"text": said}, "type": "log"}
+    return {**axis, "title": {"text": said}, "type": "log", "dtick": "D2" if decades < 2 else math.ceil(decades / 6)}
 
 
 def _short(value: float) -> float:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +10,7 @@ from gradwire.report.load import RoundPoint
 from gradwire.report.series import Runs, thinned
 from gradwire.report.tables import Row
 
-__all__ = ["Sheet", "packed", "sheets_of"]
+__all__ = ["Sheet", "sheets_of"]
 
 Sheet = dict[str, list[Any]]
 
@@ -66,12 +63,6 @@ def sheets_of(runs: Runs, most_rounds: int | None = None) -> dict[str, Sheet]:
     """
     made = {"methods": _methods(runs.rows), "rounds": _rounds(runs, most_rounds), "clients": _clients(runs)}
     return {name: sheet for name, sheet in made.items() if sheet}
-
-
-def packed(sheet: Sheet) -> str:
-    """Return a sheet as JSON, compressed by gzip, in base64."""
-    text = json.dumps(sheet, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode("utf-8", errors="backslashreplace"), 6, mtime=0)).decode()
 
 
 def _methods(rows: Sequence[Row]) -> Sheet:
