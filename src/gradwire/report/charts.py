@@ -178,9 +178,11 @@ CHARTS = (
         "Density",
         "Share of the coordinates sent in each round, a line for each method",
         {
-            "of an upload": partial(round_lines, value=_density, title=_SHARE_TITLE, said=_DENSITY, percent=True),
+            "of an upload": partial(
+                round_lines, value=_density, title=_SHARE_TITLE, said=_DENSITY, percent=True, wide=10.0
+            ),
             "of the aggregate": partial(
-                round_lines, value=_aggregate_density, title=_SHARE_TITLE, said=_DENSITY, percent=True
+                round_lines, value=_aggregate_density, title=_SHARE_TITLE, said=_DENSITY, percent=True, wide=10.0
             ),
         },
         caption="The aggregate has the coordinates of all uploads of its round together.",

@@ -50,7 +50,9 @@ def accuracy_lines(runs: Runs, *, against: str) -> Figure | None:
     return _drawn(runs, lines, against, title, "accuracy %{y:.2f} %", fronts=against != "rounds")
 
 
-def round_lines(runs: Runs, value: Value, *, title: str, said: str, percent: bool = False) -> Figure | None:
+def round_lines(
+    runs: Runs, value: Value, *, title: str, said: str, percent: bool = False, wide: float = _WIDE
+) -> Figure | None:
     """Draw a figure of rounds as a line for each method.
 
     Args:
@@ -59,6 +61,7 @@ def round_lines(runs: Runs, value: Value, *, title: str, said: str, percent: boo
         title: of the ordinate, with its unit.
         said: of a point, as plotly's hovertemplate.
         percent: whether values are shares, to be drawn in percent.
+        wide: by which factor values have to differ to be drawn on a log scale.
 
     Returns:
         The figure, ``None`` where no round has the figure.
@@ -74,7 +77,7 @@ def round_lines(runs: Runs, value: Value, *, title: str, said: str, percent: boo
         return None
     axis = {"title": {"text": title}, "rangemode": "tozero", "tickformat": "~g"}
     return _drawn(
-        runs, lines, "rounds", _scaled(axis, [value for line in lines for value in line.values] or [0.0]), said
+        runs, lines, "rounds", _scaled(axis, [value for line in lines for value in line.values] or [0.0], wide), said
     )
 
 
