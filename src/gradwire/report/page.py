@@ -21,7 +21,7 @@ from gradwire.report.verdict import verdict
 __all__ = ["build_report", "render"]
 
 _NAME, _NAME_OF_SEVERAL = "report.html", "comparison.html"
-_MOST_SHEET_BYTES = 2_500_000  # beside two million of plotly, and the figures
+_MOST_SHEET_BYTES = 3_700_000  # with the figures, beside two million of plotly
 # CSS borders know fewer patterns than plotly's lines.
 _BORDERS = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdashdot": "double"}
 
@@ -80,7 +80,7 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
     styles = styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
     drawn = Runs(rows, points, styles)
     shown, figures = charts.draw(drawn)
-    sheets, every = _sheets(drawn)
+    sheets, every = _sheets(drawn, _MOST_SHEET_BYTES - len(offline.script_json(figures)))
     grouped = any("legendgroup" in trace for figure in figures.values() for trace in figure["data"])
     columns = tables.columns_of(rows)
     several_seeds = any(len(row.seeds) > 1 for row in rows)
@@ -109,14 +109,14 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
     )
 
 
-def _sheets(runs: Runs) -> tuple[dict[str, str], bool]:
-    """The sheets as the page holds them, of fewer rounds where it would grow too large; and whether all are there."""
+def _sheets(runs: Runs, most: int) -> tuple[dict[str, str], bool]:
+    """The sheets as the page holds them, of fewer rounds where they take more than ``most``; whether all are there."""
     sheets = {name: _packed(sheet) for name, sheet in sheets_of(runs).items()}
     size = sum(map(len, sheets.values()))
-    if size <= _MOST_SHEET_BYTES:
+    if size <= most:
         return sheets, True
     longest = max((len(points) for seeds in runs.seeds.values() for points in seeds.values()), default=0)
-    fewer = max(4, int(0.9 * longest * _MOST_SHEET_BYTES / size))
+    fewer = max(4, int(0.9 * longest * most / size))
     return {name: _packed(sheet) for name, sheet in sheets_of(runs, fewer).items()}, False
 
 

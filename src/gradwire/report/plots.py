@@ -21,7 +21,7 @@ from gradwire.report.tables import Row
 __all__ = ["accuracy_lines", "band", "client_points", "final_points", "round_lines", "value_of"]
 
 _WIDE = 100.0  # what spans more than this factor is drawn on a log scale
-_MOST_POINTS = 4000  # of a figure
+_MOST_POINTS = 2000  # of a figure
 _FEW = 10  # whole numbers that all get a tick
 _MOST_MARKERS = 60  # of a line: more are a blur
 _NUMBER = re.compile(r"\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
@@ -113,12 +113,14 @@ def client_points(runs: Runs, *, kind: str, title: str) -> Figure | None:
         found = {name: count for name, count in found.items() if count}
         if not found:
             continue
+        names, counts = list(found), list(found.values())
+        kept = thinned(counts, _share(len(runs.clients)))
         data.append(
             {
                 **_named(runs, method),
                 "mode": "markers",
-                "x": list(found),
-                "y": [_short(count) for count in found.values()],
+                "x": [names[i] for i in kept],
+                "y": [_short(counts[i]) for i in kept],
                 "hovertemplate": "<b>%{meta}</b><br>client %{x}<br>%{y:,}<extra></extra>",
             }
         )
@@ -211,7 +213,7 @@ def _drawn(
     for line in lines:
         along: Sequence[float] = getattr(line, against)
         there = [i for i, value in enumerate(along) if value > 0]
-        kept = [there[i] for i in thinned([line.values[i] for i in there], _MOST_POINTS // len(lines))]
+        kept = [there[i] for i in thinned([line.values[i] for i in there], _share(len(lines)))]
         if not kept:
             continue
         x, y = ([_short(values[i]) for i in kept] for values in (along, line.values))
@@ -299,6 +301,11 @@ def _scaled(axis: dict[str, Any], values: Sequence[float], wide: float = _WIDE) 
     title, decades = axis["title"]["text"], math.log10(high / low)
     said = f"{title[:-1]}, log scale)" if title.endswith(")") else f"{title} (log scale)"
     return {**axis, "title": {"text": said}, "type": "log", "dtick": "D2" if decades < 2 else math.ceil(decades / 6)}
+
+
+def _share(num_traces: int) -> int:
+    """How many points each of some traces of a figure may have."""
+    return max(20, _MOST_POINTS // num_traces)
 
 
 def _short(value: float) -> float:
