@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,11 @@ def read_clients(record: Mapping[str, Any], where: str) -> ClientCounts | None:
         if not isinstance(entry, Mapping):
             raise ConfigError(f"{where}: each of clients must be a JSON object, got {show(entry)}")
     rows = [[entry.get(kind, 0) for kind in KINDS] for entry in clients.values()]
-    for row in rows:
-        for count in row:
-            if type(count) is not int or not 0 <= count < 2**53:
-                raise ConfigError(f"{where}: counts of clients must be integers in [0, 2^53), got {show(count)}")
-    return ClientCounts(tuple(clients), np.array(rows, np.int64).reshape(-1, len(KINDS)))
+    counts = list(chain.from_iterable(rows))
+    if set(map(type, counts)) - {int} or (counts and not 0 <= min(counts) <= max(counts) < 2**53):
+        odd = next(count for count in counts if type(count) is not int or not 0 <= count < 2**53)
+        raise ConfigError(f"{where}: counts of clients must be integers in [0, 2^53), got {show(odd)}")
+    return ClientCounts(tuple(clients), np.array(counts, np.int64).reshape(-1, len(KINDS)))
 
 
 def add_up(rounds: Iterable[ClientCounts]) -> ClientCounts:
