@@ -15,6 +15,8 @@ from chromium import Shown, chromium, overlapping
 from fabricated_runs import PARAMETERS, full_lines_of, run, timed, write
 
 from gradwire.report import build_report
+from gradwire.reproduce.blocks import Chart, Heading, Series, Table, Text
+from gradwire.reproduce.page import render
 
 NAMES = ["dense FedAvg", "one density for all, deadline 4 s · ef(topk(0.01))", "TCS", 'odd, "quoted" <b>name</b>']
 
@@ -154,6 +156,33 @@ def test_everything_that_can_be_pressed_is_reached_by_the_keyboard(wide: Shown) 
     assert page.evaluate(visible) == [True, True, False, False, True, True, True, True]
     page.keyboard.press("Space")
     assert all(page.evaluate(visible))
+
+
+@pytest.mark.slow
+def test_the_page_of_a_reproduction_has_legends_that_cover_nothing_and_files(browser: Any, tmp_path: Path) -> None:
+    lines = [
+        Series(f"ef(tcs(0.0{n}, 0.001) | fractional(16))", [1, 10, 100], [0.1, 0.5, 0.9], [0.1] * 3) for n in range(7)
+    ]
+    chart = Chart("bits", "Accuracy", "bits a parameter", "accuracy (%)", lines, log_x=True)
+    path = tmp_path / "page.html"
+    path.write_text(render("Reproduction", [], [Heading("Figure 1"), Table(["a"], [["b"]]), chart, Text("So it is.")]))
+    for width in (390, 1440):
+        shown = Shown(browser, path, width=width)
+        shown.draw_all()
+        assert overlapping(shown.boxes(".legend button")) == []
+        assert overlapping(shown.boxes(".legend, .files"), shown.boxes(".plot")) == []
+        assert overlapping(shown.boxes(".plot :is(.xtick, .ytick, .xtitle, .ytitle)")) == []
+        assert shown.page.evaluate("document.documentElement.scrollWidth") == width
+        with shown.page.expect_download() as waiting:
+            shown.page.locator("[data-csv=bits]").click()
+        rows = list(csv.reader(io.StringIO(Path(waiting.value.path()).read_text(), newline="")))
+        assert rows[:2] == [
+            ["series", "bits a parameter", "accuracy (%)", "spread"],
+            [lines[0].name, "1", "0.1", "0.1"],
+        ]
+        assert len(rows) == 1 + 7 * 3
+        assert shown.said == []
+        shown.page.close()
 
 
 @pytest.mark.slow

@@ -102,9 +102,13 @@
   async function saveImage(button) {
     const name = document.getElementById(button.dataset.of).dataset.figure;
     const layout = themed(figures[name].layout, true);
-    const size = { format: button.dataset.image, width: 800, height: layout.annotations ? layout.height : 480 };
+    const size = { format: button.dataset.image, width: 800, height: layout.annotations ? layout.height : 560 };
     layout.width = size.width;
     layout.height = size.height;
+    if (!layout.annotations) {  // outside the page there is no legend but its own
+      layout.showlegend = true;
+      layout.legend = { orientation: "h", x: 0, y: -0.18, yanchor: "top" };
+    }
     const image = await Plotly.toImage({ data: traces(figures[name]), layout: layout }, size);
     const text = decodeURIComponent(image.slice(image.indexOf(",") + 1));
     const bytes = size.format === "svg" ? text : Uint8Array.from(atob(text), function (c) { return c.charCodeAt(0); });

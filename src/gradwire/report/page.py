@@ -14,7 +14,7 @@ from gradwire.report import charts, offline, tables
 from gradwire.report.bars import Style
 from gradwire.report.folders import TASK, Folder, common, differences, read_folders
 from gradwire.report.load import RoundPoint, Run
-from gradwire.report.series import Runs, styles_of
+from gradwire.report.series import Runs, styles_of, swatch
 from gradwire.report.sheets import Sheet, sheets_of
 from gradwire.report.verdict import verdict
 
@@ -22,8 +22,6 @@ __all__ = ["build_report", "render"]
 
 _NAME, _NAME_OF_SEVERAL = "report.html", "comparison.html"
 _MOST_SHEET_BYTES = 3_700_000  # with the figures, beside two million of plotly
-# CSS borders know fewer patterns than plotly's lines.
-_BORDERS = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdashdot": "double"}
 
 
 def build_report(*directories: Path | str, out: Path | str | None = None) -> Path:
@@ -101,7 +99,7 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
         table=_table(rows, columns, styles, several_seeds=several_seeds, ranked=ranked),
         virtual=any(row.virtual_seconds for row in rows),
         legend=[
-            {"method": method, "group": f"m{position}", **_swatch(style)}
+            {"method": method, "group": f"m{position}", **swatch(style)}
             for position, (method, style) in enumerate(styles.items())
             if grouped
         ],
@@ -144,10 +142,6 @@ def import_report() -> None:
     offline.plotly_js()
 
 
-def _swatch(style: Style) -> dict[str, str]:
-    return {"color": style.color, "border": _BORDERS[style.dash]}
-
-
 def _table(
     rows: Sequence[tables.Row],
     columns: Sequence[tables.Column],
@@ -170,7 +164,7 @@ def _table(
             {
                 "method": row.method,
                 "spec": "" if row.spec in row.method else row.spec,
-                **_swatch(styles[row.method]),
+                **swatch(styles[row.method]),
                 "badge": badge,
                 "badge_title": badge_title,
                 "seeds": _seeds(row.seeds) if several_seeds else "",

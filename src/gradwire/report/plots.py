@@ -168,6 +168,7 @@ def final_points(runs: Runs) -> Figure | None:
                     "y": [_short(places[method][1]) for method in best],
                     "line": {"color": style.color, "width": 1.5, "dash": "dot", "shape": "hv"},
                     "hoverinfo": "skip",
+                    "showlegend": False,
                 }
             )
     of_all = set(_best(list(places), places))

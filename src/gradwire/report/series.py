@@ -11,12 +11,14 @@ from gradwire.report.clients import ClientCounts, add_up
 from gradwire.report.load import RoundPoint
 from gradwire.report.tables import Row
 
-__all__ = ["Line", "Runs", "Value", "front", "styles_of", "thinned"]
+__all__ = ["Line", "Runs", "Value", "front", "styles_of", "swatch", "thinned"]
 
 # Okabe and Ito's palette without black (lost in the dark) and yellow (lost in the light).
 _PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#8A8A8A"
 _DASHES = ("solid", "dot", "dashdot", "longdashdot")
+# CSS borders know fewer patterns than plotly's lines.
+_BORDERS = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdashdot": "double"}
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x")
 
 Value = Callable[[RoundPoint, Row | None], float | None]
@@ -43,6 +45,11 @@ def styles_of(methods: Iterable[str], dense: Collection[str] = ("dense()",)) -> 
         styles[method] = Style(color, "dash", "circle-open") if method in dense else Style(color, dash, symbol)
         position += 1
     return styles
+
+
+def swatch(style: Style) -> dict[str, str]:
+    """Return what CSS draws of a style in a legend: a colour and the look of a border."""
+    return {"color": style.color, "border": _BORDERS[style.dash]}
 
 
 @dataclass(frozen=True)
