@@ -55,10 +55,12 @@ class Shown:
 
     def draw_all(self) -> None:
         """Make the window so tall that all charts are in it, and wait for them."""
-        for _ in range(3):  # what is drawn makes the page taller
-            height = self.page.evaluate("document.documentElement.scrollHeight")
+        before = 0
+        while (height := self.page.evaluate("document.documentElement.scrollHeight")) != before:
+            before = height
             self.page.set_viewport_size({"width": self.page.viewport_size["width"], "height": height})
             self.wait(ALL_DRAWN)
+            self.page.wait_for_timeout(200)  # plotly follows the window a little later
 
     def wait(self, condition: str) -> None:
         """Wait until an expression is true; by asking, since the page allows no code that it does not bring along."""

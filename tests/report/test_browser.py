@@ -43,25 +43,23 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def wide(browser: Any, path: Path) -> Iterator[Shown]:
+def opened(browser: Any, path: Path) -> Iterator[Shown]:
     shown = Shown(browser, path)
     shown.draw_all()
     yield shown
     shown.page.close()
 
 
-@pytest.fixture(scope="module")
-def narrow(browser: Any, path: Path) -> Iterator[Shown]:
-    shown = Shown(browser, path, width=390, theme="dark")
-    shown.draw_all()
-    yield shown
-    shown.page.close()
+@pytest.fixture(scope="module", params=["wide", "narrow"])
+def shown(request: pytest.FixtureRequest, opened: Shown) -> Shown:
+    """The page, wide in the light theme or narrow in the dark one: the same, which has to follow."""
+    opened.page.set_viewport_size({"width": 1440 if request.param == "wide" else 390, "height": 900})
+    opened.page.emulate_media(color_scheme="light" if request.param == "wide" else "dark")
+    opened.draw_all()
+    return opened
 
 
-@pytest.fixture(params=["wide", "narrow"])
-def shown(request: pytest.FixtureRequest) -> Shown:
-    found: Shown = request.getfixturevalue(request.param)
-    return found
+only_wide = pytest.mark.parametrize("shown", ["wide"], indirect=True)
 
 
 def test_nothing_is_said_and_nothing_is_asked_for(shown: Shown, path: Path) -> None:
@@ -74,20 +72,20 @@ def test_nothing_scrolls_sideways(shown: Shown) -> None:
     assert shown.page.evaluate("document.documentElement.scrollWidth") == shown.page.viewport_size["width"]
 
 
-def test_themes_differ_and_text_stands_out(wide: Shown, narrow: Shown) -> None:
-    for found, theme in ((wide, "light"), (narrow, "dark")):
-        back, fore = found.page.evaluate(
-            "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
-        )
-        ticks = found.page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fill")
-        assert (luminance(back) > 0.5) == (theme == "light")
-        for text in (fore, ticks):
-            light, dark = sorted((luminance(back), luminance(text)), reverse=True)
-            assert (light + 0.05) / (dark + 0.05) >= 7
+def test_the_theme_is_the_system_s_and_text_stands_out(shown: Shown) -> None:
+    back, fore, ticks = shown.page.evaluate(
+        """[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color,
+            getComputedStyle(document.querySelector('.xtick text')).fill]"""
+    )
+    assert (luminance(back) > 0.5) == (shown.page.viewport_size["width"] == 1440)
+    for text in (fore, ticks):
+        light, dark = sorted((luminance(back), luminance(text)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 7
 
 
-def test_every_chart_has_axes_with_titles_and_units(wide: Shown) -> None:
-    charts = wide.page.evaluate(
+@only_wide
+def test_every_chart_has_axes_with_titles_and_units(shown: Shown) -> None:
+    charts = shown.page.evaluate(
         """[...document.querySelectorAll('[data-figure]')].map(box => [box.dataset.figure,
             box.querySelector('.xtitle')?.textContent, box.querySelector('.ytitle')?.textContent])"""
     )
@@ -112,6 +110,8 @@ def test_every_chart_has_axes_with_titles_and_units(wide: Shown) -> None:
 def test_legends_titles_and_ticks_cover_nothing(shown: Shown) -> None:
     plots = shown.boxes(".plot")
     assert len(plots) == 13
+    assert overlapping(shown.boxes("figure")) == []
+    assert overlapping(shown.boxes(".svg-container"), shown.boxes("figcaption, .files, h2, h3, .switch")) == []
     assert overlapping(shown.boxes(".legend"), shown.boxes("figure")) == []
     assert overlapping(shown.boxes(".legend button")) == []
     assert overlapping(shown.boxes(".files, figcaption .key"), plots) == []
@@ -131,8 +131,9 @@ def test_legends_titles_and_ticks_cover_nothing(shown: Shown) -> None:
         assert all(plot["x"] - 1 <= text["x"] and text["right"] <= plot["right"] + 1 for text in texts)
 
 
-def test_everything_that_can_be_pressed_is_reached_by_the_keyboard(wide: Shown) -> None:
-    page = wide.page
+@only_wide
+def test_everything_that_can_be_pressed_is_reached_by_the_keyboard(shown: Shown) -> None:
+    page = shown.page
     wanted = page.evaluate("document.querySelectorAll('button, a[href], [tabindex=\"0\"]').length")
     reached = set()
     for _ in range(wanted):
@@ -195,10 +196,11 @@ def test_what_is_far_below_is_drawn_when_it_comes_near(browser: Any, path: Path)
     shown.page.close()
 
 
-def test_csv_svg_and_png_of_a_chart(wide: Shown) -> None:
+@only_wide
+def test_csv_svg_and_png_of_a_chart(shown: Shown) -> None:
     def saved(press: str) -> tuple[str, bytes]:
-        with wide.page.expect_download() as waiting:
-            wide.page.locator(press).click()
+        with shown.page.expect_download() as waiting:
+            shown.page.locator(press).click()
         return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
 
     name, data = saved("[data-csv=accuracy_bytes]")
@@ -216,8 +218,8 @@ def test_csv_svg_and_png_of_a_chart(wide: Shown) -> None:
     name, data = saved("[data-image=png][data-of=plot-time]")
     assert (name, data[:8]) == ("time.png", b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">I", data[16:20]) == (800,)
-    assert wide.page.locator("[data-csv]").count() == 13
-    assert wide.said == []
+    assert shown.page.locator("[data-csv]").count() == 13
+    assert shown.said == []
 
 
 @pytest.mark.slow

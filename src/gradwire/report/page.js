@@ -4,7 +4,7 @@
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const coarse = window.matchMedia("(pointer: coarse)");
   const config = {
-    displaylogo: false, responsive: true, plotlyServerURL: "", showSendToCloud: false,
+    displaylogo: false, plotlyServerURL: "", showSendToCloud: false,
     modeBarButtonsToRemove: ["toImage", "select2d", "lasso2d", "autoScale2d"]
   };
   const names = ["method", "seeds", "rounds", "seed", "round", "client"];
@@ -47,7 +47,6 @@
     copy.dragmode = coarse.matches ? false : "zoom";
     if (onPaper) {
       copy.width = 640;
-      copy.autosize = false;
       if (!copy.annotations) { copy.height = 320; }
     }
     return copy;
@@ -63,7 +62,9 @@
     if (!loaded) { return; }
     const figure = figures[box.dataset.figure];
     const layout = themed(figure.layout, printing);
-    layout.xaxis.nticks = Math.max(3, Math.floor(box.clientWidth / 60));
+    if (!printing) { layout.width = box.clientWidth; }
+    layout.xaxis.nticks = Math.max(3, Math.floor(layout.width / 60));
+    box.style.height = layout.height + "px";
     Plotly.react(box, traces(figure), layout, config);
   }
 
@@ -139,6 +140,9 @@
   each("[data-csv]", function (button) { button.addEventListener("click", function () { saveSheet(button); }); });
   each("[data-image]", function (button) { button.addEventListener("click", function () { saveImage(button); }); });
 
+  // Room for what is not drawn yet, so that nothing moves when it is.
+  boxes.forEach(function (box) { box.style.height = figures[box.dataset.figure].layout.height + "px"; });
+
   // What is far below is drawn when it comes near: a page of many charts is there at once.
   const near = new IntersectionObserver(function (entries) {
     entries.forEach(function (entry) {
@@ -150,6 +154,11 @@
     });
   }, { rootMargin: "400px" });
 
+  let waiting = 0;
+  window.addEventListener("resize", function () {
+    clearTimeout(waiting);
+    waiting = setTimeout(drawAll, 100);
+  });
   dark.addEventListener("change", drawAll);
   window.addEventListener("beforeprint", function () { printing = true; drawAll(); });
   window.addEventListener("afterprint", function () { printing = false; drawAll(); });
