@@ -21,7 +21,7 @@ from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
-from gradwire.report.plots import styles_of
+from gradwire.report.series import styles_of
 from gradwire.reproduce.blocks import Block, Chart, Heading, Table
 from gradwire.reproduce.run import find_config, load_paper, reproduce
 

@@ -808,6 +808,21 @@ def test_report_refuses_what_is_no_run(tmp_path, here):
     assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "summary.json"]
 
 
+def test_report_compares_folders(finished, tmp_path, here):
+    folder, again = finished[0], tmp_path / "again"
+    again.mkdir()
+    for name in ("summary.json", "metrics.jsonl"):
+        (again / name).write_bytes((folder / name).read_bytes())
+    done = here("report", folder, again)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "comparison.html\n", "")
+    done = here("report", folder, again, "--out", tmp_path / "both.html")
+    assert done.stdout == f"{tmp_path / 'both.html'}\n"
+    assert "again: dense()" in (tmp_path / "both.html").read_text()
+    (again / "reproduction.json").write_text("{}")
+    refused(here("report", folder, again), "stands alone")
+    refused(here("report", folder, folder), "is there twice")
+
+
 def test_version():
     done = gradwire("--version")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"gradwire {gw.__version__}\n", "")

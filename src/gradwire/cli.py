@@ -439,13 +439,22 @@ def reproduce(
 
 
 @app.command()
-def report(directory: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
-    """Build (or rebuild) report.html of a run or a reproduction."""
-    if (directory / "reproduction.json").is_file():
+def report(
+    directories: Annotated[list[Path], typer.Argument(help="A run's folder, or several to compare.", metavar="DIR...")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The file to write (default: DIR/report.html, or comparison.html here for several)."),
+    ] = None,
+) -> None:
+    """Build (or rebuild) the page of a run or a reproduction, or one that compares several runs."""
+    reproductions = [directory for directory in directories if (directory / "reproduction.json").is_file()]
+    if reproductions:
+        if len(directories) > 1 or out is not None:
+            raise ConfigError(f"{reproductions[0]} is a reproduction, whose page stands alone: give it alone")
         from gradwire.reproduce.run import rebuild_report
 
-        print(rebuild_report(directory))
+        print(rebuild_report(reproductions[0]))
         return
     from gradwire.report import build_report
 
-    print(build_report(directory))
+    print(build_report(*directories, out=out))

@@ -19,6 +19,7 @@ from rich.table import Table
 from gradwire.compressors.compressor import Compressor
 from gradwire.errors import GradwireError, visible
 from gradwire.report import tables
+from gradwire.report.verdict import verdict
 
 if TYPE_CHECKING:
     from gradwire.federated.simulation import RoundMetrics, Simulation
@@ -121,7 +122,7 @@ class RunDisplay(_Bars):
 
         rows = tables.summary_rows(read_summary(self._folder))
         self._console.print(_results(rows))
-        self.say(tables.verdict(rows))
+        self.say(verdict(rows))
         if not complete:
             self.say(f"Stopped early; go on with: gradwire run --resume {self._folder}")
         self._console.print(f"Report: {_plain(report)}", soft_wrap=True)

@@ -65,6 +65,28 @@ def lines_of(record: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def full_lines_of(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rounds as the simulator writes them, with parts of clients, supports and residuals."""
+    dense = record["method"] == "dense()"
+    part = {"uplink": record["uplink_bytes"] // ROUNDS // CLIENTS, "downlink": 4000, "other": 20}
+    return [
+        {
+            **line,
+            "num_sent": CLIENTS,
+            "num_late": 1,
+            "num_lost": 0,
+            "num_idle": 0,
+            "num_kept": CLIENTS * (PARAMETERS if dense else 1 + line["round"]),
+            "num_moved": PARAMETERS if dense else 20,
+            "overlap": None if line["round"] == 0 else 0.5,
+            "residual_norm": None if dense else 1.0 + line["round"],
+            "update_norm": 2.0,
+            "clients": {str(i): part | ({"late": 1} if i == 0 else {}) for i in range(CLIENTS)},
+        }
+        for line in lines_of(record)
+    ]
+
+
 def write(directory: Path, runs: list[dict[str, Any]], metrics: str | None = None, **top: Any) -> Path:
     (directory / "summary.json").write_text(json.dumps({"runs": runs, **top}), encoding="utf-8")
     if metrics is None:

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
-import html.parser
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fabricated_runs import PARAMETERS, ROUNDS, dense, lines_of, run, timed, write
+from page_reader import Page, cells, sheet
 
 from gradwire.report import build_report, charts, plots
 from gradwire.report.bars import SHARED_LAYOUT, Figure
@@ -18,57 +18,10 @@ from gradwire.report.bars import SHARED_LAYOUT, Figure
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser's tokenizer sees: tags with attributes, scripts, table cells and all text."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.styles: list[str] = []
-        self.cells: list[list[str]] = []
-        self.text = ""
-        self._in: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            (self.scripts if tag == "script" else self.styles).append("")
-        if tag == "tr":
-            self.cells.append([])
-        if tag in ("td", "th"):
-            self.cells[-1].append("")
-        if tag not in ("meta", "br", "img", "link"):
-            self._in.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._in.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        where = self._in[-1] if self._in else ""
-        if where == "script":
-            self.scripts[-1] += data
-        elif where == "style":
-            self.styles[-1] += data
-        else:
-            self.text += data
-            if "td" in self._in or "th" in self._in:
-                self.cells[-1][-1] += data
-
-    def figures(self) -> dict[str, Any]:
-        return json.loads(self.scripts[0])
-
-
 def page(directory: Path) -> Page:
     path = build_report(directory)
     assert path == directory / "report.html"
     return Page(path.read_text(encoding="utf-8"))
-
-
-def cells(found: Page) -> dict[str, list[str]]:
-    return {" ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in found.cells[1:]}
 
 
 def test_table_holds_the_numbers_and_the_verdict_follows(tmp_path: Path) -> None:
@@ -100,9 +53,9 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
         if "href" in attrs:
             assert attrs["href"] in ("summary.json", "metrics.jsonl")
     assert not re.search(r"url\(|@import|https?:", "".join(found.styles))
-    figures, _, own = found.scripts
-    assert "http" not in figures + own
-    outside = (tmp_path / "report.html").read_text(encoding="utf-8").replace(found.scripts[1], "")
+    own = found.scripts[-1]
+    assert "http" not in found.scripts[0] + own
+    outside = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|\burl\(|\bimport\b", outside)
 
 
@@ -110,14 +63,18 @@ def test_plotly_is_inlined_once_and_only_known_scripts_may_run(tmp_path: Path) -
     from plotly.offline import get_plotlyjs
 
     found = page(write(tmp_path, [dense()]))
-    assert [script == get_plotlyjs() for script in found.scripts] == [False, True, False]
+    kinds = [(attrs.get("type"), attrs.get("id")) for tag, attrs in found.tags if tag == "script"]
+    packed = "application/octet-stream"
+    sheets = [(packed, "sheet-methods"), (packed, "sheet-rounds")]
+    assert kinds == [("application/json", "figures"), (packed, "plotly"), *sheets, (None, None)]
+    assert gzip.decompress(base64.b64decode(found.scripts[1])).decode() == get_plotlyjs()
     (policy,) = [attrs["content"] for _, attrs in found.tags if "http-equiv" in attrs]
     assert policy is not None
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    for script in found.scripts[1:]:
+    for script in (get_plotlyjs(), found.scripts[-1]):
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert "unsafe-eval" not in policy
-    assert "showSendToCloud: false" in found.scripts[2]
+    assert "showSendToCloud: false" in found.scripts[-1]
 
 
 @pytest.mark.parametrize("name", ["<script>", EVIL, "<!--<script>", "a & b \u2028 'q' \"q\"", "{{ 7 * 7 }}", "%{x}"])
@@ -129,7 +86,9 @@ def test_method_names_are_text_everywhere(tmp_path: Path, name: str) -> None:
     found = page(write(tmp_path, [dense(), run(name)], experiment={"data": name, "seeds": [name]}))
     assert [tag for tag, _ in found.tags] == [tag for tag, _ in safe.tags]
     assert [sorted(attrs) for _, attrs in found.tags] == [sorted(attrs) for _, attrs in safe.tags]
-    assert found.scripts[1:] == safe.scripts[1:]
+    assert found.scripts[1] == safe.scripts[1]
+    assert found.scripts[-1] == safe.scripts[-1]
+    assert sheet(found, "methods")["method"] == ["dense()", name]
     assert name.replace("\u2028", "") in found.text.replace("\u2028", "")
     raw = found.scripts[0]
     assert not set("<>&\u2028") & set(raw)
@@ -144,7 +103,8 @@ def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> Non
 
     runs = [dense(), *(run(f"topk(0.0{i})") for i in range(1, 10))]
     figures = page(write(tmp_path, runs, experiment={"num_parameters": PARAMETERS})).figures()
-    assert sorted(figures) == ["accuracy_bytes", "accuracy_rounds", "time", "upload_bytes", "upload_shares"]
+    expected = ["accuracy_bytes", "accuracy_final", "accuracy_rounds", "direction", "time", "upload_bytes"]
+    assert sorted(figures) == [*expected, "upload_shares"]
     for figure in figures.values():
         go.Figure(figure)  # raises on any attribute plotly does not know
     by_bytes = {trace["name"]: trace for trace in figures["accuracy_bytes"]["data"]}
@@ -152,7 +112,7 @@ def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> Non
     bar_colors = figures["upload_bytes"]["data"][0]["marker"]["color"]
     for position, record in enumerate(runs):
         line = by_bytes[record["method"]]["line"]
-        assert line == by_round[record["method"]]["line"]
+        assert {**line, "width": 0} == {**by_round[record["method"]]["line"], "width": 0, "shape": "hv"}
         assert line["color"] == bar_colors[position]
         assert (line["dash"] == "dash") == (record["method"] == "dense()")
     looks = {(trace["line"]["color"], trace["line"]["dash"]) for trace in by_bytes.values()}
@@ -162,8 +122,9 @@ def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> Non
 
 def test_lines_accumulate_bytes_and_skip_rounds_not_evaluated(tmp_path: Path) -> None:
     figures = page(write(tmp_path, [run("topk(0.01)")], experiment={"num_parameters": PARAMETERS})).figures()
-    (line,) = figures["accuracy_bytes"]["data"]
+    line, best = figures["accuracy_bytes"]["data"]
     assert line["x"] == [800, 1600, 2400]
+    assert (best["x"], best["y"]) == ([*line["x"], 2400], [*line["y"], line["y"][-1]])
     assert line["y"] == pytest.approx([10, 30, 50])
     assert figures["accuracy_rounds"]["data"][0]["x"] == [2, 4, 6]
     header, support, values = figures["upload_bytes"]["data"]
@@ -219,7 +180,7 @@ def test_additions_may_be_missing(tmp_path: Path) -> None:
         del record[key]
     found = page(write(tmp_path, [record]))
     assert cells(found)["topk(0.01)"][6:8] == ["–", "–"]  # noqa: RUF001
-    assert sorted(found.figures()) == ["accuracy_bytes", "accuracy_rounds"]
+    assert sorted(found.figures()) == ["accuracy_bytes", "accuracy_rounds", "direction"]
     assert "does not say how the uplink bytes split" in found.text
 
 
@@ -280,13 +241,16 @@ def test_accuracy_over_virtual_time(tmp_path: Path) -> None:
     found = page(write(tmp_path, runs))
     figure = found.figures()["accuracy_time"]
     go.Figure(figure)
-    (line,) = figure["data"]
+    line, _ = figure["data"]
     assert (line["name"], line["x"]) == ("a", [20, 40, 60])
     assert line["y"] == pytest.approx([10, 30, 50])
-    assert "virtual time 20 s (20.0 s)" in line["customdata"][0]
+    assert line["customdata"][0] == [2, 800, 20]
+    assert "virtual time %{customdata[2]:,.4g} s" in line["hovertemplate"]
     assert "type" not in figure["layout"]["xaxis"]
     assert any(attrs.get("data-figure") == "accuracy_time" for _, attrs in found.tags)
-    assert "virtual time" not in found.figures()["accuracy_bytes"]["data"][1]["customdata"][0]
+    of_ideal = found.figures()["accuracy_bytes"]["data"][2]
+    assert of_ideal["name"] == "ideal"
+    assert "virtual time" not in of_ideal["hovertemplate"]
 
 
 @pytest.mark.parametrize(("longest", "kind"), [(2000.0, None), (2001.0, "log")])

@@ -15,8 +15,8 @@ from gradwire.report.tables import (
     format_bytes,
     format_seconds,
     summary_rows,
-    verdict,
 )
+from gradwire.report.verdict import verdict
 
 
 def run(method: str, accuracy: float | None, uplink: int, **changes: Any) -> dict[str, Any]:

@@ -124,6 +124,11 @@ class Client:
         return self._standing.sequence
 
     @property
+    def residual(self) -> Vector | None:
+        """(d,) float32, what was not sent yet, not to be written to; None without error feedback."""
+        return self._standing.state.memory.get("residual")
+
+    @property
     def pending_sequences(self) -> tuple[int, ...]:
         """Numbers of the payloads that were made and not answered yet, in order."""
         return tuple(p.sequence for p in self._standing.pending)

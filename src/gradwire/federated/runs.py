@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -173,7 +172,7 @@ def _run_one(
         folder.metrics.open("a", encoding="utf-8") as file,
     ):
         for metrics in simulation.rounds():
-            file.write(json.dumps(asdict(metrics)) + "\n")
+            file.write(json.dumps(vars(metrics)) + "\n")
             progressed(simulation, metrics)
             stopping = stop() and not simulation.finished
             due = stopping or time.monotonic() - last_saved > _CHECKPOINT_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -17,7 +18,7 @@ from gradwire.ends.client import Client
 from gradwire.errors import StateError
 from gradwire.federated.data.task import Task
 from gradwire.federated.experiment import Experiment
-from gradwire.federated.network.traffic import Traffic
+from gradwire.federated.network.traffic import RoundTraffic, Traffic
 from gradwire.federated.rounds.asynchronous import AsynchronousRounds
 from gradwire.federated.rounds.federation import Federation
 from gradwire.federated.rounds.saving import load_federation, save_federation
@@ -31,7 +32,7 @@ __all__ = ["RoundMetrics", "Simulation", "Totals"]
 
 
 @dataclass
-class RoundMetrics(Traffic):
+class RoundMetrics(RoundTraffic):
     """What one round came to: the traffic, and the rest.
 
     Attributes:
@@ -44,6 +45,10 @@ class RoundMetrics(Traffic):
         update_norm: root of the mean over clients of |u|^2, before compression.
         drift_norm: root of the mean over clients of |u - mean u|^2: how far apart they went.
         num_trained: clients that trained.
+        num_moved: coordinates of the aggregate: those that any payload counted had, in most cases.
+        overlap: which share of these the aggregate before had as well; None where either is empty.
+        residual_norm: root of the mean over payloads of |e|^2, e being what error feedback keeps for later, measured
+            in rounds that are evaluated; None where nothing is kept.
         staleness: mean age of the payloads of an asynchronous round, or None.
         virtual_seconds: the virtual clock at the end of the round.
         seconds: wall time.
@@ -59,6 +64,9 @@ class RoundMetrics(Traffic):
     update_norm: float = 0.0
     drift_norm: float = 0.0
     num_trained: int = 0
+    num_moved: int = 0
+    overlap: float | None = None
+    residual_norm: float | None = None
     staleness: float | None = None
     virtual_seconds: float = 0.0
     seconds: float = 0.0
@@ -206,11 +214,13 @@ class Simulation:
 
     def _round(self, index: int) -> RoundMetrics:
         began, f = time.perf_counter(), self.federation
-        f.traffic, f.watch = Traffic(), Stopwatch()
-        trained = synchronous_round(f) if self._events is None else self._events.round()
+        f.traffic, f.watch = RoundTraffic(), Stopwatch()
         evaluated = self.experiment.evaluates(index)
+        f.measures_residuals, f.residual_norms = evaluated, []
+        trained = synchronous_round(f) if self._events is None else self._events.round()
+        norms = f.residual_norms
         return RoundMetrics(
-            **asdict(f.traffic),
+            **vars(f.traffic),
             label=self.label,
             method=str(self.compressor),
             seed=self.seed,
@@ -220,6 +230,9 @@ class Simulation:
             update_norm=trained.update_norm,
             drift_norm=trained.drift_norm,
             num_trained=len(trained.losses),
+            num_moved=f.num_moved,
+            overlap=f.overlap,
+            residual_norm=math.hypot(*norms) / math.sqrt(len(norms)) if norms else None,
             staleness=None if self._events is None else self._events.staleness,
             virtual_seconds=f.seconds,
             seconds=time.perf_counter() - began,
@@ -258,8 +271,11 @@ class Simulation:
             "wan_downlink_bytes": t.wan_downlink_bytes,
             "num_received": t.num_received,
             "num_late": t.num_late,
+            "num_lost": t.num_lost,
+            "num_idle": t.num_idle,
             "num_duplicates": t.num_duplicates,
             "num_clipped": t.num_clipped,
+            "density": t.num_kept / (self.layout.d * t.num_sent) if t.num_sent else None,
             "channel_uses": self.federation.channel_uses,
             "drift_norm": t.drift_norm / t.rounds_done if t.rounds_done else None,
             "conservation_error": self.federation.conservation_error if e.audit else None,

@@ -1,4 +1,4 @@
-"""Stacked bars: what an upload is made of and where the time went, as plain plotly figures."""
+"""Stacked bars: what an upload is made of, which way bytes and where the time went, as plain plotly figures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from gradwire.report.tables import Row, format_bytes
 
-__all__ = ["SHARED_LAYOUT", "Figure", "Style", "num_uploads", "time_bars", "upload_bars", "wrapped"]
+__all__ = ["SHARED_LAYOUT", "Figure", "Style", "direction_bars", "num_uploads", "time_bars", "upload_bars", "wrapped"]
 
 Figure = dict[str, Any]
 
@@ -35,30 +35,26 @@ class Style:
     symbol: str
 
 
-def num_uploads(row: Row, num_parameters: int | None) -> float:
+def num_uploads(row: Row) -> float:
     """Count the uploads behind a row's uplink bytes.
 
     Args:
         row: a row.
-        num_parameters: of the model, where it is known.
 
     Returns:
         Dense bytes over 4 bytes a parameter; clients times rounds where the parameters are not known.
     """
-    if num_parameters:
-        return row.dense_uplink_bytes.mean / (4 * num_parameters)
+    if row.num_parameters:
+        return row.dense_uplink_bytes.mean / (4 * row.num_parameters)
     return float(row.clients * row.rounds_done)
 
 
-def upload_bars(
-    rows: Sequence[Row], styles: Mapping[str, Style], num_parameters: int | None, *, share: bool
-) -> Figure | None:
+def upload_bars(rows: Sequence[Row], styles: Mapping[str, Style], *, share: bool) -> Figure | None:
     """Draw the mean upload of every method split into header, support and values.
 
     Args:
         rows: one a method.
         styles: method to style.
-        num_parameters: of the model, where it is known.
         share: in percent of the upload instead of bytes.
 
     Returns:
@@ -66,7 +62,7 @@ def upload_bars(
     """
     bars = []
     for row in rows:
-        uploads = num_uploads(row, num_parameters)
+        uploads = num_uploads(row)
         header, support, values = row.header_bytes, row.support_bytes, row.values_bytes
         if header is None or support is None or values is None or uploads <= 0:
             continue
@@ -83,6 +79,34 @@ def upload_bars(
         share=share,
         title="share of an upload (%)" if share else "bytes per upload (mean)",
         axis={"tickformat": "d"} if share else {"tickformat": "~s"},
+        amount=format_bytes,
+    )
+
+
+def direction_bars(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None:
+    """Draw the bytes of every method split by the way they went.
+
+    Args:
+        rows: one a method.
+        styles: method to style.
+
+    Returns:
+        The figure, ``None`` where nothing travelled.
+    """
+    bars = []
+    for row in rows:
+        between = sum(stat.mean for stat in (row.wan_uplink_bytes, row.wan_downlink_bytes) if stat is not None)
+        parts = [row.uplink_bytes.mean, row.downlink_bytes.mean, row.other_bytes.mean, between]
+        if sum(parts) > 0:
+            bars.append((row, parts, format_bytes(sum(parts))))
+    return _stacked(
+        bars,
+        styles,
+        hovers=("uplink", "downlink, every copy", "other", "between regions and server"),
+        looks=("values", "support", "header", "dotted"),
+        share=False,
+        title="bytes of a run",
+        axis={"tickformat": "~s"},
         amount=format_bytes,
     )
 
@@ -116,10 +140,11 @@ def time_bars(rows: Sequence[Row], styles: Mapping[str, Style]) -> Figure | None
     )
 
 
-# How one part of a bar is told from the next within a method's colour: the CSS legend draws the same three.
+# How one part of a bar is told from the next within a method's colour: the CSS legend draws the same.
 _LOOKS: dict[str, dict[str, Any]] = {
     "header": {"opacity": 1.0, "pattern": {"shape": "x", "size": 5, "solidity": 0.45, "fillmode": "replace"}},
     "support": {"opacity": 0.4},
+    "dotted": {"opacity": 1.0, "pattern": {"shape": ".", "size": 5, "solidity": 0.4, "fillmode": "replace"}},
     "values": {"opacity": 1.0},
 }
 

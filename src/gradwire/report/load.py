@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gradwire.errors import ConfigError
+from gradwire.report.clients import ClientCounts, read_clients
+from gradwire.report.values import (
+    MAX_INT,
+    clock,
+    decode,
+    fraction,
+    get,
+    label,
+    number,
+    optional_text,
+    optional_whole,
+    read_bytes,
+    show,
+    text,
+    whole,
+)
 
 __all__ = ["RoundPoint", "Run", "parse_experiment", "parse_runs", "read_metrics", "read_summary"]
 
-_MAX_INT = 2**63
-_MAX_SHOWN = 60
 _STATUSES = ("complete", "partial")
 
 
@@ -23,10 +35,12 @@ class Run:
     """One entry of ``runs`` in summary.json; ``None`` is a value that was not measured.
 
     ``method`` is what tells a run from the others, its label, and ``spec`` the text of its compressor: they are
-    equal where only compressors are compared. Figures of links, regions and targets are ``None`` without them.
+    equal where only compressors are compared. ``folder`` is the name of the folder it is from where several are
+    compared, else empty. Figures of links, regions and targets are ``None`` without them.
     """
 
     method: str
+    folder: str
     spec: str
     algorithm: str | None
     links: str | None
@@ -49,6 +63,8 @@ class Run:
     values_bytes: int | None
     again_bytes: int
     wan_uplink_bytes: int | None
+    wan_downlink_bytes: int | None
+    num_parameters: int | None
     virtual_seconds: float | None
     target_accuracy: float | None
     target_virtual_seconds: float | None
@@ -59,7 +75,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class RoundPoint:
-    """One line of metrics.jsonl, as far as the charts need it; ``method`` and ``spec`` as in ``Run``."""
+    """One line of metrics.jsonl, as far as the charts need it; ``method`` and ``spec`` as in ``Run``.
+
+    What the run did not write, being of an older version or of another host, is None.
+    """
 
     method: str
     spec: str
@@ -69,6 +88,16 @@ class RoundPoint:
     loss: float | None
     uplink_bytes: int
     virtual_seconds: float | None
+    num_sent: int | None
+    num_late: int | None
+    num_lost: int | None
+    num_idle: int | None
+    num_kept: int | None
+    num_moved: int | None
+    overlap: float | None
+    residual_norm: float | None
+    update_norm: float | None
+    clients: ClientCounts | None
 
 
 def read_summary(directory: Path) -> Mapping[str, Any]:
@@ -88,9 +117,9 @@ def read_summary(directory: Path) -> Mapping[str, Any]:
     if not directory.is_dir():
         raise ConfigError(f"report directory {directory} is not a directory, expected the folder of a run")
     path = directory / "summary.json"
-    summary = _decode(_read(path), str(path))
+    summary = decode(read_bytes(path), str(path))
     if not isinstance(summary, dict):
-        raise ConfigError(f'{path} must be a JSON object with "runs", got {_show(summary)}')
+        raise ConfigError(f'{path} must be a JSON object with "runs", got {show(summary)}')
     return summary
 
 
@@ -107,29 +136,39 @@ def read_metrics(directory: Path) -> list[RoundPoint]:
         ConfigError: the file is missing, or a line is not a JSON object of the right shape.
     """
     path = directory / "metrics.jsonl"
-    lines = _read(path).split(b"\n")
+    lines = read_bytes(path).split(b"\n")
     points: dict[tuple[str, int, int], RoundPoint] = {}
-    for number, line in enumerate(lines, start=1):
-        where = f"{path} line {number}"
+    for line_number, line in enumerate(lines, start=1):
+        where = f"{path} line {line_number}"
         if not line.strip():
             continue
         try:
-            record = _decode(line, where)
+            record = decode(line, where)
         except ConfigError:
-            if number == len(lines):  # no newline after it: the writer was stopped in mid-line
+            if line_number == len(lines):  # no newline after it: the writer was stopped in mid-line
                 break
             raise
         if not isinstance(record, dict):
-            raise ConfigError(f"{where} must be a JSON object, got {_show(record)}")
+            raise ConfigError(f"{where} must be a JSON object, got {show(record)}")
         point = RoundPoint(
-            method=_label(record, where),
-            spec=_text(record, "method", where),
-            seed=_whole(record, "seed", where, minimum=-_MAX_INT),
-            index=_whole(record, "round", where),
-            accuracy=_fraction(record, "accuracy", where),
-            loss=_number(record, "loss", where, required=False),
-            uplink_bytes=_whole(record, "uplink_bytes", where),
-            virtual_seconds=_clock(record, "virtual_seconds", where),
+            method=label(record, where),
+            spec=text(record, "method", where),
+            seed=whole(record, "seed", where, minimum=-MAX_INT),
+            index=whole(record, "round", where),
+            accuracy=fraction(record, "accuracy", where),
+            loss=number(record, "loss", where, required=False),
+            uplink_bytes=whole(record, "uplink_bytes", where),
+            virtual_seconds=clock(record, "virtual_seconds", where),
+            num_sent=optional_whole(record, "num_sent", where),
+            num_late=optional_whole(record, "num_late", where),
+            num_lost=optional_whole(record, "num_lost", where),
+            num_idle=optional_whole(record, "num_idle", where),
+            num_kept=optional_whole(record, "num_kept", where),
+            num_moved=optional_whole(record, "num_moved", where),
+            overlap=fraction(record, "overlap", where, required=False),
+            residual_norm=number(record, "residual_norm", where, required=False),
+            update_norm=number(record, "update_norm", where, required=False),
+            clients=read_clients(record, where),
         )
         points[point.method, point.seed, point.index] = point
     return list(points.values())
@@ -148,18 +187,19 @@ def parse_runs(summary: Mapping[str, Any], source: str = "summary.json") -> list
     Raises:
         ConfigError: ``runs`` or one of its keys is missing or of the wrong type, or a run is there twice.
     """
-    runs = _get(summary, "runs", source)
+    runs = get(summary, "runs", source)
     if not isinstance(runs, Sequence) or isinstance(runs, str):
-        raise ConfigError(f"{source}: runs must be a list, got {_show(runs)}")
+        raise ConfigError(f"{source}: runs must be a list, got {show(runs)}")
+    num_parameters = parse_experiment(summary, source).get("num_parameters")
     parsed: list[Run] = []
     seen: set[tuple[str, int]] = set()
     for position, record in enumerate(runs):
         where = f"{source} runs[{position}]"
         if not isinstance(record, Mapping):
-            raise ConfigError(f"{where} must be a JSON object, got {_show(record)}")
-        run = _run(record, where)
+            raise ConfigError(f"{where} must be a JSON object, got {show(record)}")
+        run = _run(record, where, num_parameters)
         if (run.method, run.seed) in seen:
-            raise ConfigError(f"{where} repeats run {_show(run.method)} with seed {run.seed}, expected one of each")
+            raise ConfigError(f"{where} repeats run {show(run.method)} with seed {run.seed}, expected one of each")
         seen.add((run.method, run.seed))
         parsed.append(run)
     return parsed
@@ -183,142 +223,56 @@ def parse_experiment(summary: Mapping[str, Any], source: str = "summary.json") -
         return {}
     where = f"{source} experiment"
     if not isinstance(experiment, Mapping):
-        raise ConfigError(f"{where} must be a JSON object, got {_show(experiment)}")
+        raise ConfigError(f"{where} must be a JSON object, got {show(experiment)}")
     settings = {str(key): value for key, value in experiment.items() if value is not None}
     if "num_parameters" in settings:
-        _whole(settings, "num_parameters", where, minimum=1)
+        whole(settings, "num_parameters", where, minimum=1)
     return settings
 
 
-def _run(record: Mapping[str, Any], where: str) -> Run:
-    rounds = _whole(record, "rounds", where)
-    rounds_done = _optional_whole(record, "rounds_done", where)
+def _run(record: Mapping[str, Any], where: str, num_parameters: int | None) -> Run:
+    rounds = whole(record, "rounds", where)
+    rounds_done = optional_whole(record, "rounds_done", where)
     rounds_done = rounds if rounds_done is None else rounds_done
     status = record.get("status")
     if status is None:
         status = "complete" if rounds_done >= rounds else "partial"
     if status not in _STATUSES:
-        raise ConfigError(f"{where}: status must be 'complete' or 'partial', got {_show(status)}")
-    _text(record, "model_sha256", where)
-    virtual_seconds = _clock(record, "virtual_seconds", where)
-    target_virtual_seconds = _clock(record, "target_virtual_seconds", where)
+        raise ConfigError(f"{where}: status must be 'complete' or 'partial', got {show(status)}")
+    text(record, "model_sha256", where)
+    virtual_seconds = clock(record, "virtual_seconds", where)
+    target_virtual_seconds = clock(record, "target_virtual_seconds", where)
     return Run(
-        method=_label(record, where),
-        spec=_text(record, "method", where),
-        algorithm=_optional_text(record, "algorithm", where),
-        links=_optional_text(record, "links", where),
-        budget=_optional_text(record, "budget", where),
-        seed=_whole(record, "seed", where, minimum=-_MAX_INT),
-        clients=_whole(record, "clients", where),
+        method=label(record, where),
+        folder="",
+        spec=text(record, "method", where),
+        algorithm=optional_text(record, "algorithm", where),
+        links=optional_text(record, "links", where),
+        budget=optional_text(record, "budget", where),
+        seed=whole(record, "seed", where, minimum=-MAX_INT),
+        clients=whole(record, "clients", where),
         rounds=rounds,
         rounds_done=rounds_done,
         status=status,
-        final_accuracy=_fraction(record, "final_accuracy", where),
-        uplink_bytes=_whole(record, "uplink_bytes", where),
-        downlink_bytes=_whole(record, "downlink_bytes", where),
-        other_bytes=_whole(record, "other_bytes", where),
-        dense_uplink_bytes=_whole(record, "dense_uplink_bytes", where),
-        compression_ratio=_number(record, "compression_ratio", where),
-        bits_per_parameter=_number(record, "bits_per_parameter", where),
-        seconds=_number(record, "seconds", where),
-        header_bytes=_optional_whole(record, "header_bytes", where),
-        support_bytes=_optional_whole(record, "support_bytes", where),
-        values_bytes=_optional_whole(record, "values_bytes", where),
-        again_bytes=_optional_whole(record, "again_bytes", where) or 0,
-        wan_uplink_bytes=_optional_whole(record, "wan_uplink_bytes", where) or None,
+        final_accuracy=fraction(record, "final_accuracy", where),
+        uplink_bytes=whole(record, "uplink_bytes", where),
+        downlink_bytes=whole(record, "downlink_bytes", where),
+        other_bytes=whole(record, "other_bytes", where),
+        dense_uplink_bytes=whole(record, "dense_uplink_bytes", where),
+        compression_ratio=number(record, "compression_ratio", where),
+        bits_per_parameter=number(record, "bits_per_parameter", where),
+        seconds=number(record, "seconds", where),
+        header_bytes=optional_whole(record, "header_bytes", where),
+        support_bytes=optional_whole(record, "support_bytes", where),
+        values_bytes=optional_whole(record, "values_bytes", where),
+        again_bytes=optional_whole(record, "again_bytes", where) or 0,
+        wan_uplink_bytes=optional_whole(record, "wan_uplink_bytes", where) or None,
+        wan_downlink_bytes=optional_whole(record, "wan_downlink_bytes", where) or None,
+        num_parameters=num_parameters,
         virtual_seconds=virtual_seconds or None,  # a clock that stood still measured nothing
-        target_accuracy=_fraction(record, "target_accuracy", where, required=False),
+        target_accuracy=fraction(record, "target_accuracy", where, required=False),
         target_virtual_seconds=target_virtual_seconds if virtual_seconds else None,
-        target_total_bytes=_optional_whole(record, "target_total_bytes", where),
-        compression_seconds=_number(record, "compression_seconds", where, required=False),
-        client_rounds_per_second=_number(record, "client_rounds_per_second", where, required=False),
+        target_total_bytes=optional_whole(record, "target_total_bytes", where),
+        compression_seconds=number(record, "compression_seconds", where, required=False),
+        client_rounds_per_second=number(record, "client_rounds_per_second", where, required=False),
     )
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist, expected a file written by gradwire run") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _decode(raw: bytes, where: str) -> Any:
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except RecursionError:
-        raise ConfigError(f"{where} is nested too deeply, expected plain JSON") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where} is not UTF-8 text at byte {error.start}, expected JSON") from None
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}" if b"\n" in raw.strip() else f"column {error.colno}"
-        raise ConfigError(f"{where} is not valid JSON: {error.msg} at {place}") from None
-    except ValueError as error:  # for instance an integer of ten thousand digits
-        raise ConfigError(f"{where} is not valid JSON: {error}") from None
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
-
-
-def _get(record: Mapping[str, Any], key: str, where: str) -> Any:
-    if key not in record:
-        raise ConfigError(f"{where}: key {key!r} is missing")
-    return record[key]
-
-
-def _text(record: Mapping[str, Any], key: str, where: str) -> str:
-    value = _get(record, key, where)
-    if not isinstance(value, str):
-        raise ConfigError(f"{where}: {key} must be a string, got {_show(value)}")
-    return value
-
-
-def _optional_text(record: Mapping[str, Any], key: str, where: str) -> str | None:
-    return None if record.get(key) is None else _text(record, key, where)
-
-
-def _label(record: Mapping[str, Any], where: str) -> str:
-    label = _optional_text(record, "label", where)
-    return _text(record, "method", where) if label is None else label
-
-
-def _whole(record: Mapping[str, Any], key: str, where: str, *, minimum: int = 0) -> int:
-    value = _get(record, key, where)
-    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value < _MAX_INT:
-        expected = f"an integer >= {minimum}" if minimum > -_MAX_INT else "an integer of 64 bits"
-        raise ConfigError(f"{where}: {key} must be {expected}, got {_show(value)}")
-    return value
-
-
-def _optional_whole(record: Mapping[str, Any], key: str, where: str) -> int | None:
-    return None if record.get(key) is None else _whole(record, key, where)
-
-
-def _number(record: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> float | None:
-    value = _get(record, key, where) if required else record.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{where}: {key} must be a number or null, got {_show(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise ConfigError(f"{where}: {key} must be a number or null, got {_show(value)}") from None
-    return number if math.isfinite(number) else None
-
-
-def _clock(record: Mapping[str, Any], key: str, where: str) -> float | None:
-    value = _number(record, key, where, required=False)
-    if value is not None and not 0.0 <= value < _MAX_INT:
-        raise ConfigError(f"{where}: {key} must be in [0, 2^63) or null, got {_show(value)}")
-    return value
-
-
-def _fraction(record: Mapping[str, Any], key: str, where: str, *, required: bool = True) -> float | None:
-    value = _number(record, key, where, required=required)
-    if value is not None and not 0.0 <= value <= 1.0:
-        raise ConfigError(f"{where}: {key} must be in [0, 1] or null, got {_show(value)}")
-    return value

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import html
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from gradwire.errors import BackendUnavailable, ConfigError
 
-__all__ = ["plotly_js", "render", "replace_file"]
+__all__ = ["packed", "plotly_js", "render", "replace_file"]
 
 
-def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
+def render(template: str, figures: Mapping[str, Any], sheets: Mapping[str, str] | None = None, **values: Any) -> str:
     """Render a page that holds its own script and style.
 
     Args:
         template: a file beside this module that extends ``base.html.j2``.
         figures: name -> plotly figure, for elements whose ``data-figure`` is the name.
+        sheets: name -> columns, packed, for buttons whose ``data-sheet`` is the name.
         values: what the template shows.
 
     Returns:
@@ -33,7 +36,7 @@ def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
         BackendUnavailable: plotly or jinja2 is not installed.
     """
     made, markup = environment()
-    library = plotly_js().replace("</script", "<\\/script") if figures else ""
+    library = plotly_js() if figures else ""
     own = resource("page.js")
     return str(
         made.get_template(template).render(
@@ -41,11 +44,20 @@ def render(template: str, figures: Mapping[str, Any], **values: Any) -> str:
             policy=policy(library, own),
             css=markup(resource("page.css")),
             figures_json=markup(script_json(figures)),
-            plotly_js=markup(library),
+            sheets={} if sheets is None else sheets,
+            plotly_js=_packed_once(library) if figures else "",
             page_js=markup(own),
             **values,
         )
     )
+
+
+def packed(text: str) -> str:
+    """Return a text compressed by gzip, in base64: equal texts give equal ones."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "backslashreplace"), 6, mtime=0)).decode()
+
+
+_packed_once = lru_cache(maxsize=1)(packed)  # plotly is large, and the same for every page of a process
 
 
 def _with_code(text: str) -> str:

@@ -1,37 +1,38 @@
-"""Write DIR/report.html: one page that holds its own script and style, opens offline and loads nothing."""
+"""Write report.html: one page that holds its own script and style, opens offline and loads nothing."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from gradwire.report import charts, offline, plots, tables
+from gradwire.errors import ConfigError
+from gradwire.report import charts, offline, tables
 from gradwire.report.bars import Style
-from gradwire.report.load import (
-    RoundPoint,
-    Run,
-    parse_experiment,
-    parse_runs,
-    read_metrics,
-    read_summary,
-)
+from gradwire.report.folders import TASK, Folder, common, differences, read_folders
+from gradwire.report.load import RoundPoint, Run
+from gradwire.report.series import Runs, styles_of, swatch
+from gradwire.report.sheets import Sheet, sheets_of
+from gradwire.report.verdict import verdict
 
 __all__ = ["build_report", "render"]
 
-_NAME = "report.html"
-# CSS borders know fewer patterns than plotly's lines.
-_BORDERS = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdashdot": "double"}
+_NAME, _NAME_OF_SEVERAL = "report.html", "comparison.html"
+_MOST_SHEET_BYTES = 3_700_000  # with the figures, beside two million of plotly
 
 
-def build_report(directory: Path) -> Path:
-    """Build DIR/report.html from DIR/summary.json and DIR/metrics.jsonl.
+def build_report(*directories: Path | str, out: Path | str | None = None) -> Path:
+    """Build the page of one folder of runs, or one that compares several folders.
 
     The page is written beside its place and moved there in one step, so readers see the old one or the
     new one. Equal inputs give equal bytes.
 
     Args:
-        directory: the folder of a finished or interrupted ``gradwire run``.
+        *directories: folders of finished or interrupted runs, with their summary.json and metrics.jsonl.
+        out: the file to write; None: report.html in the folder, or, of several folders, comparison.html here.
 
     Returns:
         The path of the page.
@@ -41,60 +42,94 @@ def build_report(directory: Path) -> Path:
         BackendUnavailable: plotly or jinja2 is not installed.
 
     Example:
-        >>> build_report(Path("runs/2025-01-01"))  # doctest: +SKIP
+        >>> build_report("runs/2025-01-01")  # doctest: +SKIP
         PosixPath('runs/2025-01-01/report.html')
+        >>> build_report("runs/plain", "runs/tuned", out="tuning.html")  # doctest: +SKIP
+        PosixPath('tuning.html')
     """
-    directory = Path(directory)
-    summary = read_summary(directory)
-    page = render(summary, read_metrics(directory), source=str(directory / "summary.json"))
-    path = directory / _NAME
+    if not directories:
+        raise ConfigError("a report needs the folder of a run, got none")
+    folders = read_folders([Path(directory) for directory in directories])
+    path = (folders[0].path / _NAME if len(folders) == 1 else Path(_NAME_OF_SEVERAL)) if out is None else Path(out)
     # Lone surrogates are valid in JSON strings and have no UTF-8.
-    offline.replace_file(path, page.encode("utf-8", errors="backslashreplace"))
+    offline.replace_file(path, render(folders, path.parent).encode("utf-8", errors="backslashreplace"))
     return path
 
 
-def render(summary: Mapping[str, Any], points: Sequence[RoundPoint], *, source: str = "summary.json") -> str:
+def render(folders: Sequence[Folder], beside: Path) -> str:
     """Render the page.
 
     Args:
-        summary: the contents of summary.json.
-        points: the lines of metrics.jsonl.
-        source: what error messages call the summary.
+        folders: what it shows.
+        beside: the folder it will lie in: links to the files behind it begin there.
 
     Returns:
         The HTML.
 
     Raises:
-        ConfigError: the summary is of the wrong shape.
         BackendUnavailable: plotly or jinja2 is not installed.
     """
-    runs = parse_runs(summary, source)
-    experiment = _common(parse_experiment(summary, source))
+    runs = [run for folder in folders for run in folder.runs]
+    points = [point for folder in folders for point in folder.points]
+    experiment, differing = common(folders), differences(folders)
     rows = tables.rows_of(runs)
+    ranked = not any(name in differing for name in TASK)
     specs = {row.method: row.spec for row in rows} | {point.method: point.spec for point in points}
-    styles = plots.styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
-    shown, figures = charts.draw(plots.Runs(rows, points, styles, experiment.get("num_parameters")))
+    styles = styles_of(specs, {method for method, spec in specs.items() if tables.is_dense(spec)})
+    drawn = Runs(rows, points, styles)
+    shown, figures = charts.draw(drawn)
+    sheets, every = _sheets(drawn, _MOST_SHEET_BYTES - len(offline.script_json(figures)))
     grouped = any("legendgroup" in trace for figure in figures.values() for trace in figure["data"])
     columns = tables.columns_of(rows)
     several_seeds = any(len(row.seeds) > 1 for row in rows)
     return offline.render(
         "page.html.j2",
         figures,
+        sheets,
+        every=every,
         title=_title(experiment),
-        verdict=tables.verdict(rows),
+        verdict=verdict(rows) if ranked else "Trained or tested on different data, so none is ranked before another.",
         settings=_settings(experiment, rows),
+        folders=[folder.name for folder in folders],
+        differences=differing,
+        sources=[_links(folder, beside) for folder in folders],
         notes=_notes(rows, runs, points),
         several_seeds=several_seeds,
         columns=columns,
-        table=_table(rows, columns, styles, several_seeds=several_seeds),
+        table=_table(rows, columns, styles, several_seeds=several_seeds, ranked=ranked),
         virtual=any(row.virtual_seconds for row in rows),
         legend=[
-            {"method": method, "group": f"m{position}", **_swatch(style)}
+            {"method": method, "group": f"m{position}", **swatch(style)}
             for position, (method, style) in enumerate(styles.items())
             if grouped
         ],
         charts=shown,
     )
+
+
+def _sheets(runs: Runs, most: int) -> tuple[dict[str, str], bool]:
+    """The sheets as the page holds them, of fewer rounds where they take more than ``most``; whether all are there."""
+    sheets = {name: _packed(sheet) for name, sheet in sheets_of(runs).items()}
+    size = sum(map(len, sheets.values()))
+    if size <= most:
+        return sheets, True
+    longest = max((len(points) for seeds in runs.seeds.values() for points in seeds.values()), default=0)
+    fewer = max(4, int(0.9 * longest * most / size))
+    return {name: _packed(sheet) for name, sheet in sheets_of(runs, fewer).items()}, False
+
+
+def _packed(sheet: Sheet) -> str:
+    return offline.packed(json.dumps(sheet, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+
+
+def _links(folder: Folder, beside: Path) -> dict[str, str]:
+    """The files behind a page, as links that begin where it lies."""
+    try:
+        way = Path(os.path.relpath(folder.path, beside)).as_posix()
+    except ValueError:  # on another drive
+        way = Path(os.path.abspath(folder.path)).as_posix()
+    start = "" if way == "." else f"{quote(way)}/"
+    return {"name": folder.name, "summary": f"{start}summary.json", "metrics": f"{start}metrics.jsonl"}
 
 
 def import_report() -> None:
@@ -107,14 +142,15 @@ def import_report() -> None:
     offline.plotly_js()
 
 
-def _swatch(style: Style) -> dict[str, str]:
-    return {"color": style.color, "border": _BORDERS[style.dash]}
-
-
 def _table(
-    rows: Sequence[tables.Row], columns: Sequence[tables.Column], styles: Mapping[str, Style], *, several_seeds: bool
+    rows: Sequence[tables.Row],
+    columns: Sequence[tables.Column],
+    styles: Mapping[str, Style],
+    *,
+    several_seeds: bool,
+    ranked: bool,
 ) -> list[dict[str, Any]]:
-    best = {column.key: tables.best_rows(rows, column) for column in columns}
+    best = {column.key: tables.best_rows(rows, column) if ranked else frozenset() for column in columns}
     lines: list[dict[str, Any]] = []
     for position, row in enumerate(rows):
         badge, badge_title = "", ""
@@ -128,7 +164,7 @@ def _table(
             {
                 "method": row.method,
                 "spec": "" if row.spec in row.method else row.spec,
-                **_swatch(styles[row.method]),
+                **swatch(styles[row.method]),
                 "badge": badge,
                 "badge_title": badge_title,
                 "seeds": _seeds(row.seeds) if several_seeds else "",
@@ -149,14 +185,6 @@ def _table(
 
 def _seeds(seeds: Sequence[int]) -> str:
     return f"{'seed' if len(seeds) == 1 else 'seeds'} {', '.join(str(seed) for seed in seeds)}"
-
-
-def _common(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those that some of its runs changed."""
-    tables_of_runs = experiment.get("runs")
-    runs = tables_of_runs if isinstance(tables_of_runs, list) else []
-    changed = {name for run in runs if isinstance(run, Mapping) for name in run}
-    return {name: value for name, value in experiment.items() if name not in changed}
 
 
 def _title(experiment: Mapping[str, Any]) -> str:

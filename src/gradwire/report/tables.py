@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +22,16 @@ __all__ = [
     "format_bytes",
     "format_seconds",
     "is_dense",
+    "misses",
+    "ranked",
     "rows_of",
     "summary_rows",
-    "verdict",
+    "target",
+    "whole_percent",
 ]
 
 _NOTHING = "–"  # noqa: RUF001 - an en dash is what a table shows for "not measured"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
-_CLOSE_ENOUGH = 0.02
 _DURATIONS = ("seconds", "virtual_seconds", "target_virtual_seconds")
 
 
@@ -64,6 +65,7 @@ class Row:
     """
 
     method: str
+    folder: str
     spec: str
     algorithm: str | None
     links: str | None
@@ -85,6 +87,8 @@ class Row:
     support_bytes: Stat | None
     values_bytes: Stat | None
     wan_uplink_bytes: Stat | None
+    wan_downlink_bytes: Stat | None
+    num_parameters: int | None
     virtual_seconds: Stat | None
     target_accuracy: float | None
     target_virtual_seconds: Stat | None
@@ -236,14 +240,14 @@ def columns_of(rows: Sequence[Row]) -> tuple[Column, ...]:
     Returns:
         In the order of ``COLUMNS``; where rows had different targets, those columns rank nobody.
     """
-    target = _target(rows)
+    goal = target(rows)
     shown = []
     for column in COLUMNS:
         if not column.always and all(cell_text(row, column.key) == _NOTHING for row in rows):
             continue
         if column.key.startswith("target_"):
-            named = column.title if target is None else column.title.replace("target", _whole_percent(target))
-            column = replace(column, title=named, best=column.best if target is not None else None)
+            named = column.title if goal is None else column.title.replace("target", whole_percent(goal))
+            column = replace(column, title=named, best=column.best if goal is not None else None)
         shown.append(column)
     return tuple(shown)
 
@@ -261,11 +265,11 @@ def cell_parts(row: Row, key: str) -> tuple[str, str]:
     """
     stat: Stat | None = getattr(row, key)
     if stat is None:
-        return ("not reached" if _misses(row, key) else _NOTHING), ""
+        return ("not reached" if misses(row, key) else _NOTHING), ""
     mean, std = stat.mean, stat.std or 0.0
     if key.endswith("_bytes") or key in _DURATIONS:
         written = format_bytes if key.endswith("_bytes") else format_seconds
-        count = f" ({len(stat.values)} of {len(row.seeds)} seeds)" if _misses(row, key) else ""
+        count = f" ({len(stat.values)} of {len(row.seeds)} seeds)" if misses(row, key) else ""
         return written(mean) + count, written(std) if std else ""
     scale, unit, digits = 1.0, "", 2
     if key in ("accuracy", "compression_share"):
@@ -304,11 +308,11 @@ def cell_title(row: Row, key: str) -> str:
     """
     stat: Stat | None = getattr(row, key)
     if stat is None:
-        return "not reached" if _misses(row, key) else "not measured"
+        return "not reached" if misses(row, key) else "not measured"
     is_bytes = key.endswith("_bytes")
     exact = [f"{value:,.0f}" if is_bytes else f"{value:.6g}" for value in stat.values]
     unit = " bytes" if is_bytes else " seconds" if key in _DURATIONS else ""
-    missed = f"; not reached by {len(row.seeds) - len(exact)} of {len(row.seeds)} seeds" if _misses(row, key) else ""
+    missed = f"; not reached by {len(row.seeds) - len(exact)} of {len(row.seeds)} seeds" if misses(row, key) else ""
     if len(exact) == 1:
         return f"{exact[0]}{unit}{missed}"
     mean = f"{stat.mean:,.1f}" if is_bytes else f"{stat.mean:.6g}"
@@ -328,111 +332,13 @@ def best_rows(rows: Sequence[Row], column: Column) -> frozenset[int]:
     """
     means: dict[int, float] = {}
     for position, row in enumerate(rows):
-        mean = _ranked(row, column.key)
+        mean = ranked(row, column.key)
         if mean is not None:
             means[position] = mean
     if column.best is None or len(set(means.values())) < 2:
         return frozenset()
     best = min(means.values()) if column.best == "low" else max(means.values())
     return frozenset(position for position, mean in means.items() if mean == best)
-
-
-def verdict(rows: Sequence[Row]) -> str:
-    """Say in one sentence which run pays.
-
-    Args:
-        rows: what ``summary_rows`` gave.
-
-    Returns:
-        Plain text: which run was the first at the target accuracy where the runs had one and a virtual clock;
-        else which sent the fewest uplink bytes within two points of dense, or why nobody can say.
-    """
-    if not rows:
-        return "No run has finished a round yet, so there is nothing to compare."
-    target = _target(rows)
-    if target is not None and any(row.virtual_seconds for row in rows):
-        return _first_at(rows, _whole_percent(target))
-    return _cheapest(rows)
-
-
-def _first_at(rows: Sequence[Row], goal: str) -> str:
-    key = "target_virtual_seconds"
-    times = {row.method: time for row in rows if (time := _ranked(row, key)) is not None}
-    if not times:
-        return f"No complete run reached {goal} with every seed, so none was the first."
-    first = min(times, key=times.__getitem__)
-    winner = next(row for row in rows if row.method == first)
-    said = f"{first} is the first to reach {goal}, after {format_seconds(times[first])} of virtual time"
-    dense = [row for row in rows if row.is_dense and row.status == "complete"]
-    beside = _dense_beside(winner, [row for row in dense if row.method in times or _misses(row, key)])
-    if beside is not None and beside.method not in times:
-        missed = "does not reach it" if beside.target_virtual_seconds is None else "does not with every seed"
-        return f"{said}; {beside.method} {missed}."
-    if beside is not None and beside is not winner:
-        other, who = beside.method, beside.method
-    else:
-        other = max(times, key=times.__getitem__)
-        who = f"the slowest, {other}"
-    if other == first:
-        return f"{said}."
-    took = format_seconds(times[other])
-    if not 0 < times[first] < times[other]:
-        return f"{said} ({who}: {took})."
-    return f"{said}, {_times(times[other] / times[first])} sooner than {who} ({took})."
-
-
-def _cheapest(rows: Sequence[Row]) -> str:
-    dense = [row for row in rows if row.is_dense]
-    others = [row for row in rows if not row.is_dense and row.status == "complete"]
-    unknown = "so nothing says what compression costs in accuracy."
-    if not dense:
-        return f"There is no dense() run here, {unknown}"
-    if len(dense) == 1:
-        if dense[0].status != "complete":
-            return f"The dense() run is only partial, {unknown}"
-        if dense[0].accuracy is None:
-            return f"The dense() run has no final accuracy, {unknown}"
-        if not others:
-            return "Only dense() ran to its end, so there is no compressed run to compare it with."
-    pairs = [
-        (row, beside, beside.accuracy.mean)
-        for row in others
-        if (beside := _dense_beside(row, dense)) and beside.status == "complete" and beside.accuracy
-    ]
-    if not pairs:
-        return f"No compressed run has one dense() run of the same algorithm and links beside it, {unknown}"
-    reference = "what the dense() run beside it reaches"
-    if len(dense) == 1:
-        reference = f"the {_percent(pairs[0][2])} that dense() reaches"
-    close = [
-        (row, beside, row.accuracy.mean, reached)
-        for row, beside, reached in pairs
-        if row.accuracy and row.accuracy.mean >= reached - _CLOSE_ENOUGH - 1e-9
-    ]
-    if not close:
-        return f"No method comes within 2 points of {reference}."
-    paying = [
-        (beside.uplink_bytes.mean / row.uplink_bytes.mean, row, beside, accuracy, reached)
-        for row, beside, accuracy, reached in close
-        if 0 < row.uplink_bytes.mean < beside.uplink_bytes.mean
-    ]
-    if not paying:
-        return f"No method within 2 points of {reference} sends fewer uplink bytes."
-    gain, row, beside, accuracy, reached = max(paying, key=operator.itemgetter(0))
-    against = f"{_percent(reached)} dense" if len(dense) == 1 else f"{_percent(reached)} of {beside.method}"
-    return (
-        f"{row.method} reaches {_percent(accuracy)} against {against} with {_times(gain)} fewer uplink bytes "
-        f"({format_bytes(row.uplink_bytes.mean)} instead of {format_bytes(beside.uplink_bytes.mean)})."
-    )
-
-
-def _dense_beside(row: Row, dense: Sequence[Row]) -> Row | None:
-    """The uncompressed run to compare with: the only one, or the only one that differs in nothing else we know of."""
-    same = [other for other in dense if (other.algorithm, other.links) == (row.algorithm, row.links)]
-    for found in (dense, same, [other for other in same if other.budget == row.budget]):
-        if len(found) == 1:
-            return found[0]
-    return None
 
 
 def _row(method: str, group: Sequence[Run]) -> Row:
@@ -452,6 +358,7 @@ def _row(method: str, group: Sequence[Run]) -> Row:
     )
     return Row(
         method=method,
+        folder=runs[0].folder,
         spec=runs[0].spec,
         algorithm=runs[0].algorithm,
         links=runs[0].links,
@@ -473,6 +380,8 @@ def _row(method: str, group: Sequence[Run]) -> Row:
         support_bytes=stat("support_bytes"),
         values_bytes=stat("values_bytes"),
         wan_uplink_bytes=stat("wan_uplink_bytes"),
+        wan_downlink_bytes=stat("wan_downlink_bytes"),
+        num_parameters=runs[0].num_parameters,
         virtual_seconds=stat("virtual_seconds"),
         target_accuracy=runs[0].target_accuracy,
         target_virtual_seconds=stat("target_virtual_seconds"),
@@ -484,20 +393,20 @@ def _row(method: str, group: Sequence[Run]) -> Row:
     )
 
 
-def _ranked(row: Row, key: str) -> float | None:
-    """A row's mean where it may be compared: the run is complete and every seed has the figure."""
+def ranked(row: Row, key: str) -> float | None:
+    """Return a row's mean where it may be compared: the run is complete and every seed has the figure."""
     stat: Stat | None = getattr(row, key)
     return stat.mean if stat and row.status == "complete" and len(stat.values) == len(row.seeds) else None
 
 
-def _target(rows: Sequence[Row]) -> float | None:
-    """The accuracy that was aimed at, where it is one and the same."""
+def target(rows: Sequence[Row]) -> float | None:
+    """Return the accuracy that was aimed at, where it is one and the same."""
     targets = {row.target_accuracy for row in rows if row.target_accuracy is not None}
     return targets.pop() if len(targets) == 1 else None
 
 
-def _misses(row: Row, key: str) -> bool:
-    """Whether a seed did not reach the target that a figure is about."""
+def misses(row: Row, key: str) -> bool:
+    """Tell whether a seed did not reach the target that a figure is about."""
     if not key.startswith("target_") or row.target_accuracy is None:
         return False
     if key == "target_virtual_seconds" and row.virtual_seconds is None:
@@ -506,18 +415,9 @@ def _misses(row: Row, key: str) -> bool:
     return stat is None or len(stat.values) < len(row.seeds)
 
 
-def _whole_percent(fraction: float) -> str:
+def whole_percent(fraction: float) -> str:
+    """Write a share that was set: ``95 %``."""
     return f"{100 * fraction:g} %"
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f} %"
-
-
-def _times(ratio: float) -> str:
-    if ratio < 9.95:
-        return f"{ratio:.1f}x" if ratio >= 1.1 else f"{ratio:.2f}x"
-    return f"{ratio:,.0f}x"
 
 
 def _three_digits(value: float) -> str:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradwire.wire import Opened
 
-__all__ = ["Traffic"]
+__all__ = ["RoundTraffic", "Traffic"]
+
+_TOTALS = {
+    "uplink": "uplink_bytes",
+    "downlink": "downlink_bytes",
+    "other": "other_bytes",
+    "late": "num_late",
+    "lost": "num_lost",
+    "idle": "num_idle",
+}
 
 
 @dataclass
@@ -25,9 +34,12 @@ class Traffic:
         wan_downlink_bytes: server to regions.
         num_sent: payloads that clients made.
         num_received: payloads accepted, in part or whole.
-        num_late: payloads, or packets, refused for their age.
+        num_late: payloads that came after the deadline, and those refused for their age.
+        num_lost: payloads of which nothing came, or was heard: the link or the session ended before.
+        num_idle: turns not begun, since training would not have ended in time.
         num_duplicates: payloads, or packets, that came once more.
         num_clipped: payloads, or packets, that were clipped.
+        num_kept: coordinates that clients sent.
     """
 
     uplink_bytes: int = 0
@@ -42,17 +54,41 @@ class Traffic:
     num_sent: int = 0
     num_received: int = 0
     num_late: int = 0
+    num_lost: int = 0
+    num_idle: int = 0
     num_duplicates: int = 0
     num_clipped: int = 0
+    num_kept: int = 0
 
-    def sent(self, opened: Opened) -> None:
+
+@dataclass
+class RoundTraffic(Traffic):
+    """The traffic of a round, and each client's part in it.
+
+    Attributes:
+        clients: client -> "uplink", "downlink", "other" (bytes), "late", "lost", "idle" (payloads or turns) -> how
+            many; what is 0 is left out.
+    """
+
+    clients: dict[int, dict[str, int]] = field(default_factory=dict)
+
+    def add(self, client_id: int, kind: str, amount: int = 1) -> None:
+        """Count something of a client's, one of the kinds of ``clients``."""
+        if amount:
+            total = _TOTALS[kind]
+            setattr(self, total, getattr(self, total) + amount)
+            part = self.clients.setdefault(client_id, {})
+            part[kind] = part.get(kind, 0) + amount
+
+    def sent(self, client_id: int, opened: Opened) -> None:
         """Count a blob that a client sent."""
-        self.uplink_bytes += len(opened.blob)
+        self.add(client_id, "uplink", len(opened.blob))
+        self.num_kept += opened.payload.num_kept
         self.header_bytes += opened.header_bytes
         self.support_bytes += opened.support_bytes
         self.values_bytes += opened.values_bytes
 
-    def sent_again(self, num_bytes: int) -> None:
-        """Count what was sent more than once."""
-        self.uplink_bytes += num_bytes
+    def sent_again(self, client_id: int, num_bytes: int) -> None:
+        """Count what a client sent more than once."""
+        self.add(client_id, "uplink", num_bytes)
         self.again_bytes += num_bytes

@@ -132,6 +132,7 @@ class AsynchronousRounds:
             plan = f.budget.plan(connection, ready, max(0.0, deadline - ready), e.local_steps)
             done = connection.computed(plan.local_steps, ready)
             if done > leaves or done == math.inf:
+                f.traffic.add(client_id, "idle")
                 self._cut_off(client_id, leaves)
                 return
             member.examples_used = used
@@ -152,10 +153,11 @@ class AsynchronousRounds:
             member = members[client_id]
             sequence = member.client.sequence
             [opened] = f.compress(member, update, turn.version, turn.local_steps, turn.num_bytes, weight=1.0)
-        f.traffic.sent(opened)
+        f.traffic.sent(client_id, opened)
         arrives = f.connections[client_id].uploaded(len(opened.blob), now)
         if arrives > turn.leaves or arrives == math.inf:
             del self._turns[client_id], self._updates[client_id]
+            f.traffic.add(client_id, "lost")
             self._cut_off(client_id, turn.leaves)
         else:
             self._blobs[client_id] = sequence, opened.blob
@@ -192,7 +194,7 @@ class AsynchronousRounds:
         self._num_cut_off = 0
         self._push(now, _BEGIN, self._next(client_id))
         if staleness > f.server.max_staleness:
-            f.traffic.num_late += 1
+            f.traffic.add(client_id, "late")
             return
         if not f.receive(read(blob), (client_id, sequence, None), weight, turn.local_steps):
             return

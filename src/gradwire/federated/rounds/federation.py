@@ -28,7 +28,7 @@ from gradwire.federated.data.training import Trained
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.network.budgets import round_shares
 from gradwire.federated.network.links import Connection, parse_links
-from gradwire.federated.network.traffic import Traffic
+from gradwire.federated.network.traffic import RoundTraffic
 from gradwire.federated.rounds.ledger import Ledger
 from gradwire.federated.rounds.members import Member, Members, MembersOnDisk
 from gradwire.federated.rounds.servers import make_servers
@@ -73,6 +73,10 @@ class Federation:
         traffic: bytes and counts of the round that is open.
         watch: wall time spent in Client and Server.
         conservation_error: the largest share of a client's updates that an audit found missing.
+        residual_norms: |e| after each payload of the round that is open, where ``measures_residuals`` is set.
+        moved: (d,) bool, the coordinates that the last aggregate had, of a round in which anything arrived, or None.
+        num_moved: how many coordinates the aggregate of the round that closed had.
+        overlap: which share of them ``moved`` had before, or None.
     """
 
     def __init__(
@@ -110,7 +114,12 @@ class Federation:
         self._downlinks: list[Downlink] = []
         self.conservation_error = 0.0
         self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
-        self.traffic, self.watch = Traffic(), Stopwatch()
+        self.measures_residuals = False
+        self.residual_norms: list[float] = []
+        self.moved: NDArray[np.bool_] | None = None
+        self.num_moved = 0
+        self.overlap: float | None = None
+        self.traffic, self.watch = RoundTraffic(), Stopwatch()
         self.set_model(self.trainer.initial(), 0.0)
         self.model = decompress(decode(self.whole_blobs()[0]))
 
@@ -227,12 +236,12 @@ class Federation:
         Bytes are counted here; the time they take is the caller's, by ``member.owed_bytes``. Clients that are there at
         second 0 have the initial model by then.
         """
-        now = self.server.round
+        now, client_id = self.server.round, member.client.client_id
         if member.version == now:
             return
         if member.version is None:
             whole = sum(map(len, self.whole_blobs()))
-            self.traffic.other_bytes += whole
+            self.traffic.add(client_id, "other", whole)
             member.owed_bytes = whole if self.seconds > 0 else 0
         else:
             missed = [sum(road) for road in zip(*self.lengths[member.version :], strict=True)]
@@ -240,10 +249,10 @@ class Federation:
                 sum(map(len, self.whole_blobs())) + sum(self.lengths[-1]) if member.version < now - 1 else sum(missed)
             )
             if sum(missed) <= whole:
-                self.traffic.downlink_bytes += missed[0]
-                self.traffic.other_bytes += sum(missed[1:])
+                self.traffic.add(client_id, "downlink", missed[0])
+                self.traffic.add(client_id, "other", sum(missed[1:]))
             else:
-                self.traffic.other_bytes += whole
+                self.traffic.add(client_id, "other", whole)
             member.owed_bytes += min(sum(missed), whole)
             self.tell(member)
         member.version = now
@@ -318,6 +327,8 @@ class Federation:
             opened = [read(blob, self._limits) for blob in blobs]
         member.pending.append(sequence)
         self.traffic.num_sent += 1
+        if self.measures_residuals and client.residual is not None:
+            self.residual_norms.append(float(np.linalg.norm(client.residual)))
         if self.ledger is not None:
             self.ledger.computed(client.client_id, update)
         return opened
@@ -376,6 +387,7 @@ class Federation:
             self.traffic.num_duplicates += 1
             return False
         if packet is None and inbox.aggregator.num_received == before:
+            self.traffic.add(client_id, "lost")
             return False
         fates = self.fates.setdefault(client_id, {})
         arrived = fates.get(sequence)
@@ -428,7 +440,17 @@ class Federation:
             self.ledger.close(clipped)
         self.lengths.append([len(blob) for blob in self.last_blobs])
         self.model += result.applied
+        self._compare(result.update)
         return result
+
+    def _compare(self, update: Vector) -> None:
+        """See how much of an aggregate's support the one before had."""
+        moved, before = update != 0, self.moved
+        self.num_moved, self.overlap = int(np.count_nonzero(moved)), None
+        if self.num_moved:
+            if before is not None:
+                self.overlap = int(np.count_nonzero(moved & before)) / self.num_moved
+            self.moved = moved
 
     def whole_blobs(self) -> list[bytes]:
         """The model as it is, and c where there is one that has moved, for who needs all of it."""

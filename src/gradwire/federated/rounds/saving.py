@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import decompress
 from gradwire.errors import StateError
@@ -40,6 +41,7 @@ def save_federation(f: Federation) -> dict[str, Any]:
         "conservation_error": f.conservation_error,
         "lengths": [list(lengths) for lengths in f.lengths],
         "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in f.last_blobs],
+        "moved": None if f.moved is None else np.packbits(f.moved),
         **f.members.state_dict(f.server.round),
     }
 
@@ -66,6 +68,7 @@ def load_federation(f: Federation, state: dict[str, Any]) -> None:
         if f.ledger is not None:
             f.ledger.load_state_dict(state["ledger"])
         f.conservation_error = saved_number("conservation_error", state["conservation_error"])
+        f.moved = _load_moved(state["moved"], f.layout.d)
         f.set_model(model, seconds)
 
 
@@ -80,6 +83,15 @@ def _load_downlinks(f: Federation, state: dict[str, Any]) -> None:
     for blob in f.last_blobs:
         if decompress(decode(blob)).size != f.layout.d:
             raise StateError(f"state's last_blobs must be of {f.layout.d} parameters")
+
+
+def _load_moved(saved: Any, d: int) -> NDArray[np.bool_] | None:
+    if saved is None:
+        return None
+    bits = to_bytes(saved)
+    if len(bits) != -(-d // 8):
+        raise StateError(f"state's moved must be {d} bits, got {len(bits)} bytes")
+    return np.unpackbits(np.frombuffer(bits, np.uint8), count=d).astype(np.bool_)
 
 
 def _load_fates(f: Federation, state: dict[str, Any]) -> None:

@@ -82,6 +82,8 @@ def synchronous_round(federation: Federation) -> Trained:
     with f.members.at_work(client_ids, index + 1) as members:
         turns = [_begin(f, members[i], opened, deadline) for i in client_ids]
         training = [t for t in turns if t.trained < math.inf and t.trained <= min(deadline, t.leaves)]
+        for client_id in {t.client_id for t in turns} - {t.client_id for t in training}:
+            f.traffic.add(client_id, "idle")
         trained = _train(f, training, index)
         arrivals = [
             a
@@ -132,14 +134,15 @@ def _send(f: Federation, turn: _Turn, update: Vector, index: int, deadline: floa
     control = f.compress_control(turn.member, update, turn.local_steps, rate, index)
     left = turn.num_bytes if turn.num_bytes is None or control is None else max(1, turn.num_bytes - len(control.blob))
     [blob] = f.compress(turn.member, update, index, turn.local_steps, left)
-    f.traffic.sent(blob)
+    f.traffic.sent(turn.client_id, blob)
     blobs = [blob] if control is None else [blob, control]
     sizes = [len(opened.blob) for opened in blobs]
-    f.traffic.other_bytes += sum(sizes[1:])
+    f.traffic.add(turn.client_id, "other", sum(sizes[1:]))
     arrived = turn.connection.uploaded(sum(sizes), turn.trained)
     if arrived < math.inf and arrived <= turn.leaves:
         turn.done = arrived
     if turn.done == math.inf or turn.done > deadline:
+        f.traffic.add(turn.client_id, "lost" if turn.done == math.inf else "late")
         return []
     steps = turn.local_steps
     return [_Arrival(arrived, turn.client_id, sequence, None, b, steps, n == 1) for n, b in enumerate(blobs)]
@@ -152,8 +155,10 @@ def _send_packets(
     sizes = [len(opened.blob) for opened in blobs]
     delivery = send_packets(sizes, turn.connection, turn.trained, deadline, f.experiment.loss, key)
     for opened in blobs[: delivery.num_fresh]:
-        f.traffic.sent(opened)
-    f.traffic.sent_again(delivery.sent_bytes - sum(sizes[: delivery.num_fresh]))
+        f.traffic.sent(turn.client_id, opened)
+    f.traffic.sent_again(turn.client_id, delivery.sent_bytes - sum(sizes[: delivery.num_fresh]))
+    if not delivery.arrivals:
+        f.traffic.add(turn.client_id, "lost" if delivery.num_lost or delivery.disconnected_at is not None else "late")
     if delivery.disconnected_at is not None:
         turn.leaves = min(turn.leaves, delivery.disconnected_at)
     first = {n: at for at, n in reversed(delivery.arrivals)}
