@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ import gradwire as gw
 from gradwire import cli
 from gradwire.errors import ConfigError
 from gradwire.federated import own_task, simulate
+from gradwire.federated.data import train
 from gradwire.federated.data.train import Trainer, draw_batches
 from gradwire.rng import Key
 
@@ -134,6 +136,98 @@ def test_a_loss_of_ones_own_is_batched_to_the_same_model():
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+# ---- what is trained, and what is not
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Tied(nn.Module):
+    """One matrix on the way in and on the way out, under two names, as language models have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.inside, self.outside = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.outside.weight = self.inside.weight
+        self.register_buffer("scale", torch.full((6,), 0.5))
+        self.spare = nn.Parameter(torch.ones(3))  # nothing reads it
+
+    def forward(self, x):
+        return self.outside(torch.tanh(self.inside(x * self.scale)))
+
+
+def trained_by_hand(model, rows, rounds=3):
+    """SGD in a loop on the batches of two clients, and the mean of the models."""
+    start = copy.deepcopy(model.state_dict())
+    for index in range(rounds):
+        states = []
+        for client, mine in enumerate(rows):
+            model.load_state_dict(start)
+            for batch in draw_batches(mine, Key(0, index, client), 2, 8):
+                model.zero_grad()
+                nn.functional.cross_entropy(model(X[batch]), LABELS[batch]).backward()
+                with torch.no_grad():
+                    for p in model.parameters():
+                        if p.grad is not None:
+                            p -= 0.05 * p.grad
+            states.append(copy.deepcopy(model.state_dict()))
+        start = {name: (states[0][name] + states[1][name]) / 2 for name in start}
+    return start
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_what_is_frozen_stays_and_does_not_travel(batched, monkeypatch):
+    """The head alone moves, as in a loop by hand, and is all that is counted."""
+    monkeypatch.setattr(train, "can_batch", lambda *_: batched)
+    model = two_layers()
+    model[0].requires_grad_(False)
+    rows = [np.arange(0, 120, 2), np.arange(1, 120, 2)]
+    task = own_task(model, (X, LABELS), (X, LABELS), clients=rows)
+    results = run(task, clients=2, partition="natural")
+    found, expected = results.models["dense()", 0], trained_by_hand(copy.deepcopy(model), rows)
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
+    assert torch.equal(found["0.weight"], model[0].weight)
+    assert not torch.equal(found["2.weight"], model[2].weight)
+    assert results.runs[0]["dense_uplink_bytes"] == 4 * (8 * 2 + 2) * 2 * 3
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_tied_parameters_travel_once_and_stay_tied(batched, monkeypatch):
+    """Beside them a buffer, which no step moves, and a parameter that nothing reads."""
+    monkeypatch.setattr(train, "can_batch", lambda *_: batched)
+    rows = [np.arange(0, 120, 2), np.arange(1, 120, 2)]
+    task = own_task(Tied(), (X, LABELS), (X, LABELS), clients=rows)
+    results = run(task, ["dense()", "ef(topk(0.2))"], clients=2, partition="natural")
+    found, expected = results.models["dense()", 0], trained_by_hand(Tied(), rows)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
+    for state in results.models.values():
+        assert torch.equal(state["inside.weight"], state["outside.weight"])
+        assert torch.equal(state["scale"], torch.full((6,), 0.5))
+        assert torch.equal(state["spare"], torch.ones(3))
+    assert results.runs[0]["dense_uplink_bytes"] == 4 * (36 + 6 + 6 + 3 + 6) * 2 * 3
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing to train: no parameter has requires_grad"):
+        own_task(two_layers().requires_grad_(False), (X, LABELS), (X, LABELS))
+
+
+def test_the_loss_on_held_out_examples_is_told():
+    """The task's own, of the final model."""
+    task = own_task(nn.Linear(6, 1), (X, HEIGHTS), (X[:50], HEIGHTS[:50]), loss=squares, metric=near)
+    results = run(task, rounds=4, evaluate_every=2)
+    state = results.models["dense()", 0]
+    expected = float(squares(X[:50] @ state["weight"].T + state["bias"], HEIGHTS[:50]))
+    told = [r["test_loss"] for r in results.rounds]
+    assert [loss is None for loss in told] == [True, False, True, False]
+    assert told[-1] == results.runs[0]["final_test_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 # ---- what cannot be
