@@ -26,12 +26,12 @@ NAME = "language"
 
 def measure(data_dir: str | None, parts: Sequence[str], workers: int = 1) -> Found | None:
     """Make the runs that are missing, one after the other, and return all there are."""
+    from benchmarks.language import runs
+
     kinds = _possible(data_dir, [kind for kind in KINDS if kind.part in parts])
     found = found_of(results.load(NAME)["runs"]) if results.is_there(NAME) else {}
     while (job := due(found, kinds)) is not None:
-        from benchmarks.language.runs import run
-
-        found[job] = run(job, data_dir)
+        found[job] = runs.run(job, data_dir)
         results.append(NAME, found[job])
         _tell(found[job])
     return results.load(NAME) if results.is_there(NAME) else None
