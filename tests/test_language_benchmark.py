@@ -1,4 +1,4 @@
-"""Language models: what is run next, what is read off a run, what the page says of half of it, and one tiny run of each."""
+"""Language models: what is run next, what is read off a run, what the page says, and a tiny run of each kind."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from benchmarks import language, results
 from benchmarks.language import page, plan
-from benchmarks.language.plan import DENSE, KINDS, METHODS, SEEDS, TUNING_SEED, Job, chosen, due, found_of, report, tuning
+from benchmarks.language.plan import (
+    DENSE,
+    KINDS,
+    METHODS,
+    SEEDS,
+    TUNING_SEED,
+    Job,
+    chosen,
+    due,
+    found_of,
+    report,
+    tuning,
+)
 
 import gradwire as gw
 
@@ -54,7 +65,9 @@ def test_every_method_is_one():
 def test_every_row_has_something_before_any_has_a_second_seed():
     found, order = run_out()
     shown = [job for job in order if job.seed != TUNING_SEED]
-    assert [(j.seed, j.kind, j.method) for j in shown] == [(s, k.name, m) for s in SEEDS for k in KINDS for m in METHODS]
+    assert [(j.seed, j.kind, j.method) for j in shown] == [
+        (s, k.name, m) for s in SEEDS for k in KINDS for m in METHODS
+    ]
     assert len(order) == len(found) == len(KINDS) * len(METHODS) * (len(CHAR.rates) + len(SEEDS))
     for kind in KINDS:
         for method in METHODS:
@@ -98,7 +111,7 @@ def test_what_is_killed_goes_on_with_the_next_run(tmp_path, monkeypatch, capsys)
     assert made == order[6:]
     assert found_of(found["runs"]) == whole
     assert language.measure(None, ["char"]) == found
-    assert "seed 2, rate 1, 100 rounds: loss 2.0020, " in capsys.readouterr().out
+    assert f"seed 2, rate {CHAR.rates[1]:g}, 100 rounds: loss 2.0020, " in capsys.readouterr().out
 
 
 def test_what_lacks_is_said(tmp_path, monkeypatch, capsys):
@@ -174,8 +187,8 @@ def test_the_table_is_of_what_was_run():
     char = text["docs/language.md#language-char"]
     assert char.startswith("So far 25 of 30 runs")
     dense, sparse, lost = (cells(char, method) for method in METHODS[:3])
-    assert dense == ["1", "2.0005 ± 0.0007 (2)", "4.00 kB", "7 B", "20x", "3.00 kB", "1/1"]
-    assert sparse == ["1", "2.2000 ± 0.4243 (2)", "8.00 kB", "7 B", "10x", "2.00 kB; not reached in 1 of 2", "1/2"]
+    assert dense == ["0.6", "2.0005 ± 0.0007 (2)", "4.00 kB", "7 B", "20x", "3.00 kB", "1/1"]
+    assert sparse == ["0.6", "2.2000 ± 0.4243 (2)", "8.00 kB", "7 B", "10x", "2.00 kB; not reached in 1 of 2", "1/2"]
     assert lost[1] == "2.0010 (1, 1 overflowed)"
     assert "No run is done yet." in text["docs/language.md#language-lora"]
     assert text["docs/language.svg"].count("<svg") == 1
@@ -197,34 +210,35 @@ def test_the_page_of_nothing_and_of_everything():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [kind.name for kind in KINDS])
-def test_a_tiny_run_of_each_kind(name, tmp_path, monkeypatch, data_dir):
-    """Adapters alone travel; the base is made once, and is what both begin from; the loss is that of a fresh model."""
+def test_a_tiny_run_of_each_kind(name, tmp_path, monkeypatch):
+    """Adapters alone travel; both begin from the base, which is made once; a step of nothing changes nothing."""
     from benchmarks.language import runs, tuned
 
     if name != "char":
         pytest.importorskip("peft")
+    letters = np.random.default_rng(0).choice(list("abcdefgh "), (8, 2000))
+    text = "\n\n".join(f"S{speaker}:\n{''.join(row)}" for speaker, row in enumerate(letters))
+    (tmp_path / "input.txt").write_text(text)
     monkeypatch.setattr(results, "ROOT", tmp_path)
     for setting, value in (("STEPS", 2), ("BATCH", 2), ("LAYERS", 1)):
         monkeypatch.setattr(tuned, setting, value)
-    kinds = [replace(kind, settings={**kind.settings, "clients": 2, "local_steps": 1}) for kind in KINDS]
+    kinds = [
+        replace(kind, settings={**kind.settings, "clients": 2, "local_steps": 1, "warmup_rounds": 1}) for kind in KINDS
+    ]
     monkeypatch.setattr(runs, "KINDS", kinds)
     runs._task.cache_clear()
     job = Job(name, TOPK, 0, 1e-6, 2)
-    run = runs.run(job, str(data_dir))
-    d = run.get("num_trained", run["dense_uplink_bytes"] // 16)
-    assert run["dense_uplink_bytes"] == 4 * d * 2 * 2
+    run = runs.run(job, str(tmp_path))
     assert len(run["points"]) == 2
-    assert 3.5 < run["loss"] < 5
-    if name == "char":
-        assert d == 112_577
-        return
-    assert run["loss"] == pytest.approx(run["start_loss"], abs=1e-3)
-    assert (d == run["num_parameters"]) == (name == "full")
-    [base] = (tmp_path / "runs" / "language").iterdir()
-    before = base.stat().st_mtime_ns
-    runs._task.cache_clear()
-    again = runs.run(job, str(data_dir))
-    assert {**again, "seconds": 0} == {**run, "seconds": 0}
-    assert base.stat().st_mtime_ns == before
-    assert torch.get_num_threads() == 1
+    assert 1.8 < run["loss"] < 4  # log 9 and more
+    if name != "char":
+        assert run["loss"] == pytest.approx(run["start_loss"], abs=1e-3)
+        assert (run["num_trained"] == run["num_parameters"]) == (name == "full")
+        assert run["dense_uplink_bytes"] == 4 * run["num_trained"] * 2 * 2
+        [base] = (tmp_path / "runs" / "language").iterdir()
+        before = base.stat().st_mtime_ns
+        runs._task.cache_clear()
+        again = runs.run(job, str(tmp_path))
+        assert {**again, "seconds": 0} == {**run, "seconds": 0}
+        assert base.stat().st_mtime_ns == before
     runs._task.cache_clear()

@@ -10,6 +10,7 @@ of what there is. ``lora`` needs transformers and peft, and keeps the model it b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks import results
@@ -44,12 +45,9 @@ def _possible(data_dir: str | None, kinds: list[Kind]) -> list[Kind]:
     except ConfigError as error:
         print(f"language is left out: {error}")
         return []
-    try:
-        import peft
-        import transformers  # noqa: F401
-    except ImportError as error:
-        if any(kind.part == "lora" for kind in kinds):
-            print(f"language's lora is left out: {error}: pip install 'gradwire[language]'")
+    missing = [name for name in ("peft", "transformers") if find_spec(name) is None]
+    if missing and any(kind.part == "lora" for kind in kinds):
+        print(f"language's lora is left out: {' and '.join(missing)} missing: pip install 'gradwire[language]'")
         return [kind for kind in kinds if kind.part != "lora"]
     return kinds
 

@@ -38,7 +38,9 @@ def document(result: Found) -> dict[str, str]:
 
 
 def _progress(found: dict[Job, Run], kinds: Sequence[Kind]) -> str:
-    jobs = [job for kind in kinds for method in METHODS for job in (*tuning(kind, method), *report(found, kind, method))]
+    jobs = [
+        job for kind in kinds for method in METHODS for job in (*tuning(kind, method), *report(found, kind, method))
+    ]
     planned = len(kinds) * len(METHODS) * (len(SEEDS) + len(kinds[0].rates))
     done = sum(job in found for job in jobs)
     hours = sum(found[job]["seconds"] for job in jobs if job in found) / 3600
@@ -69,7 +71,8 @@ def _lora(found: dict[Job, Run], kinds: Sequence[Kind]) -> list[str]:
 def _settings_text(kind: Kind) -> str:
     s = kind.settings
     return (
-        f"{s['clients']} clients, {kind.rounds} rounds of {s['local_steps']} local steps, batch {s['batch_size']}; "
+        f"{s['clients']} clients, {kind.rounds} rounds of {s['local_steps']} local steps, batch {s['batch_size']}, "
+        f"{s['warmup_rounds']} rounds of warm-up; "
         f"learning rates {', '.join(f'{rate:g}' for rate in kind.rates)} tried for {kind.tuning_rounds} rounds with "
         f"seed {TUNING_SEED}; shown are seeds {', '.join(map(str, SEEDS))}."
     )
@@ -122,7 +125,9 @@ def _near(reached: dict[int, int | None]) -> str:
     if not there:
         return "not reached" if reached else ""
     text = format_bytes(statistics.mean(there))
-    return text if len(there) == len(reached) else f"{text}; not reached in {len(reached) - len(there)} of {len(reached)}"
+    return (
+        text if len(there) == len(reached) else f"{text}; not reached in {len(reached) - len(there)} of {len(reached)}"
+    )
 
 
 def _times_fewer(reached: dict[int, int | None], of_dense: dict[int, int | None]) -> str:

@@ -45,15 +45,15 @@ class Kind:
     settings: Mapping[str, Any] = field(hash=False)
 
 
-def _settings(clients: int, local_steps: int) -> dict[str, Any]:
+def _settings(clients: int, local_steps: int, warmup_rounds: int) -> dict[str, Any]:
     common = {"partition": "natural", "batch_size": 4, "schedule": "cosine"}
-    return {"clients": clients, "local_steps": local_steps, **common}
+    return {"clients": clients, "local_steps": local_steps, "warmup_rounds": warmup_rounds, **common}
 
 
 KINDS = (
-    Kind("char", "char", "the character transformer", (0.6, 1.0, 1.5), 100, 30, 20, _settings(8, 10)),
-    Kind("lora", "lora", "adapters alone", (0.4, 1.0, 2.0), 30, 10, 10, _settings(6, 5)),
-    Kind("full", "lora", "all parameters", (0.015, 0.03, 0.06), 30, 10, 10, _settings(6, 5)),
+    Kind("char", "char", "the character transformer", (0.3, 0.6, 1.0), 100, 30, 20, _settings(8, 10, 10)),
+    Kind("lora", "lora", "adapters alone", (0.4, 1.0, 2.0), 30, 10, 10, _settings(6, 5, 3)),
+    Kind("full", "lora", "all parameters", (0.015, 0.03, 0.06), 30, 10, 10, _settings(6, 5, 3)),
 )
 PARTS = tuple(dict.fromkeys(kind.part for kind in KINDS))
 

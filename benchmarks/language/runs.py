@@ -35,7 +35,6 @@ def run(job: Job, data_dir: str | None) -> Run:
         **kind.settings,
         "learning_rate": job.learning_rate,
         "rounds": job.rounds,
-        "warmup_rounds": job.rounds // 10,
         "evaluate_every": job.rounds if tuned else max(1, job.rounds // kind.evaluations),
     }
     task, about = _task(job.kind, data_dir)

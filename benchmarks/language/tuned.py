@@ -1,4 +1,4 @@
-"""A small GPT-2 of transformers, pretrained here on some of the speakers, for the others to tune: all of it, or adapters.
+"""A small GPT-2 of transformers, pretrained here on some of the speakers; others tune all of it, or adapters alone.
 
 Nothing is downloaded: the model is made from its config, and its vocabulary is the play's characters.
 """

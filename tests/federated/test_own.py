@@ -137,6 +137,7 @@ def test_a_loss_of_ones_own_is_batched_to_the_same_model():
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
 
+
 # ---- what is trained, and what is not
 
 

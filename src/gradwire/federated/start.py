@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from gradwire.compressors.compressor import Compressor
 from gradwire.errors import ConfigError
 from gradwire.federated.data.task import Task
@@ -108,4 +106,3 @@ def simulate(
         runs = json.loads((path / "summary.json").read_text(encoding="utf-8"))["runs"]
         rounds = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     return Results(runs, rounds, models, report)
-
