@@ -38,10 +38,9 @@ def document(result: Found) -> dict[str, str]:
 
 
 def _progress(found: dict[Job, Run], kinds: Sequence[Kind]) -> str:
-    jobs = [
-        job for kind in kinds for method in METHODS for job in (*tuning(kind, method), *report(found, kind, method))
-    ]
-    planned = len(kinds) * len(METHODS) * (len(SEEDS) + len(kinds[0].rates))
+    jobs = [job for kind in kinds for job in tuning(kind)]
+    jobs += [job for kind in kinds for method in METHODS for job in report(found, kind, method)]
+    planned = sum(len(kind.rates) + len(METHODS) * len(SEEDS) for kind in kinds)
     done = sum(job in found for job in jobs)
     hours = sum(found[job]["seconds"] for job in jobs if job in found) / 3600
     so_far = f"All {planned} runs are done" if done == planned else f"So far {done} of {planned} runs"
@@ -73,8 +72,8 @@ def _settings_text(kind: Kind) -> str:
     return (
         f"{s['clients']} clients, {kind.rounds} rounds of {s['local_steps']} local steps, batch {s['batch_size']}, "
         f"{s['warmup_rounds']} rounds of warm-up; "
-        f"learning rates {', '.join(f'{rate:g}' for rate in kind.rates)} tried for {kind.tuning_rounds} rounds with "
-        f"seed {TUNING_SEED}; shown are seeds {', '.join(map(str, SEEDS))}."
+        f"dense was tried with rates {' and '.join(f'{rate:g}' for rate in kind.rates)} for {kind.tuning_rounds} "
+        f"rounds with seed {TUNING_SEED}; shown are seeds {', '.join(map(str, SEEDS))}."
     )
 
 

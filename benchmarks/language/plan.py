@@ -1,4 +1,4 @@
-"""What is run: every way over the same learning rates on a seed of its own, then with the best of them."""
+"""What is run: dense with some learning rates, with a seed of its own; then every method, as far as dense's best."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import gradwire as gw
 
 METHODS = (
     "dense()",
@@ -28,7 +30,7 @@ class Kind:
         name: what results call it.
         part: what ``--only`` calls it.
         title: what the page calls it.
-        rates: learning rates that every method is tried with.
+        rates: learning rates that dense is tried with.
         rounds: of a run that is shown.
         tuning_rounds: of one that is not.
         evaluations: how many there are in a run that is shown.
@@ -56,9 +58,8 @@ def _settings(clients: int, local_steps: int, batch_size: int, warmup_rounds: in
     }
 
 
-# of two rates the larger is 2.5 times the smaller, as momentum with that gain goes 2.5 times as far as the updates
 KINDS = (
-    Kind("char", "char", "the character transformer", (0.4, 1.0), 120, 60, 20, _settings(5, 20, 2, 10)),
+    Kind("char", "char", "the character transformer", (0.4, 1.0), 120, 60, 15, _settings(5, 20, 2, 10)),
     Kind("lora", "lora", "adapters alone", (0.4, 1.0), 30, 8, 10, _settings(6, 5, 4, 3)),
     Kind("full", "lora", "all parameters", (0.012, 0.03), 30, 8, 10, _settings(6, 5, 4, 3)),
 )
@@ -88,23 +89,32 @@ def found_of(runs: Iterable[Run]) -> dict[Job, Run]:
     return {Job(*(run[name] for name in Job._fields)): run for run in runs}
 
 
-def tuning(kind: Kind, method: str) -> list[Job]:
-    """The runs that a method's learning rate is chosen by."""
-    return [Job(kind.name, method, TUNING_SEED, rate, kind.tuning_rounds) for rate in kind.rates]
+def tuning(kind: Kind) -> list[Job]:
+    """The runs that a learning rate is chosen by."""
+    return [Job(kind.name, DENSE, TUNING_SEED, rate, kind.tuning_rounds) for rate in kind.rates]
 
 
-def chosen(found: Mapping[Job, Run], kind: Kind, method: str) -> float | None:
-    """The learning rate of the least loss, the smaller one of equals; None while a run is missing."""
-    jobs = tuning(kind, method)
+def chosen(found: Mapping[Job, Run], kind: Kind) -> float | None:
+    """Dense's learning rate of the least loss, the smaller one of equals; None while a run is missing."""
+    jobs = tuning(kind)
     if not all(job in found for job in jobs):
         return None
     return min(jobs, key=lambda job: (_loss(found[job]), job.learning_rate)).learning_rate
 
 
 def report(found: Mapping[Job, Run], kind: Kind, method: str) -> list[Job]:
-    """The runs that are shown of a method, once its learning rate is known."""
-    rate = chosen(found, kind, method)
-    return [] if rate is None else [Job(kind.name, method, seed, rate, kind.rounds) for seed in SEEDS]
+    """The runs that are shown of a method, once dense's learning rate is known."""
+    rate = chosen(found, kind)
+    if rate is None:
+        return []
+    return [Job(kind.name, method, seed, round(rate / reach(method), 9), kind.rounds) for seed in SEEDS]
+
+
+def reach(method: str) -> float:
+    """How far a method goes in the end for a constant update, against that update: more than 1 where momentum gains."""
+    compressor = gw.parse(method)
+    gains = isinstance(compressor, gw.momentum) and compressor.gain is not None
+    return compressor.gain / (1 - compressor.mu) if gains else 1.0
 
 
 def due(found: Mapping[Job, Run], kinds: Sequence[Kind] = KINDS) -> Job | None:
@@ -115,8 +125,8 @@ def due(found: Mapping[Job, Run], kinds: Sequence[Kind] = KINDS) -> Job | None:
 def _missing(found: Mapping[Job, Run], kinds: Sequence[Kind]) -> Iterator[Job]:
     for number in range(len(SEEDS)):
         for kind in kinds:
+            yield from (job for job in tuning(kind) if job not in found)
             for method in METHODS:
-                yield from (job for job in tuning(kind, method) if job not in found)
                 yield from (job for job in report(found, kind, method)[number : number + 1] if job not in found)
 
 
