@@ -14,8 +14,9 @@ import gradwire as gw
 from gradwire import cli
 from gradwire.errors import ConfigError
 from gradwire.federated import own_task, simulate
-from gradwire.federated.data import train
 from gradwire.federated.data.train import Trainer, draw_batches
+from gradwire.federated.experiment import Experiment
+from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
 X = torch.randn(120, 6, generator=torch.Generator().manual_seed(1))
@@ -180,39 +181,41 @@ def trained_by_hand(model, rows, rounds=3):
     return start
 
 
-@pytest.mark.parametrize("batched", [True, False])
-def test_what_is_frozen_stays_and_does_not_travel(batched, monkeypatch):
-    """The head alone moves, as in a loop by hand, and is all that is counted."""
-    monkeypatch.setattr(train, "can_batch", lambda *_: batched)
-    model = two_layers()
-    model[0].requires_grad_(False)
+def trained_by_two(model, batched: bool, method: str = "dense()"):
+    """The same by the simulator: the final model, and its summary."""
     rows = [np.arange(0, 120, 2), np.arange(1, 120, 2)]
     task = own_task(model, (X, LABELS), (X, LABELS), clients=rows)
-    results = run(task, clients=2, partition="natural")
-    found, expected = results.models["dense()", 0], trained_by_hand(copy.deepcopy(model), rows)
-    assert list(found) == list(expected)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
-    assert torch.equal(found["0.weight"], model[0].weight)
-    assert not torch.equal(found["2.weight"], model[2].weight)
-    assert results.runs[0]["dense_uplink_bytes"] == 4 * (8 * 2 + 2) * 2 * 3
+    settings = {"clients": 2, "partition": "natural", "rounds": 3, "local_steps": 2, "batch_size": 8}
+    experiment = Experiment.build({"data": "own:own", "methods": [method], "learning_rate": 0.05, **settings})
+    simulation = Simulation(experiment, gw.parse(method), task, 0, batched)
+    assert len(list(simulation.rounds())) == 3
+    found = simulation.federation.trainer.state_of(simulation.model), simulation.summary()
+    for name, tensor in trained_by_hand(copy.deepcopy(model), rows).items() if method == "dense()" else ():
+        torch.testing.assert_close(found[0][name], tensor, atol=1e-5, rtol=1e-4)
+    return found
 
 
 @pytest.mark.parametrize("batched", [True, False])
-def test_tied_parameters_travel_once_and_stay_tied(batched, monkeypatch):
+def test_what_is_frozen_stays_and_does_not_travel(batched):
+    """The head alone moves, as in a loop by hand, and is all that is counted."""
+    model = two_layers()
+    model[0].requires_grad_(False)
+    found, summary = trained_by_two(model, batched)
+    assert list(found) == list(model.state_dict())
+    assert torch.equal(found["0.weight"], model[0].weight)
+    assert not torch.equal(found["2.weight"], model[2].weight)
+    assert summary["dense_uplink_bytes"] == 4 * (8 * 2 + 2) * 2 * 3
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("method", ["dense()", "ef(topk(0.2))"])
+def test_tied_parameters_travel_once_and_stay_tied(batched, method):
     """Beside them a buffer, which no step moves, and a parameter that nothing reads."""
-    monkeypatch.setattr(train, "can_batch", lambda *_: batched)
-    rows = [np.arange(0, 120, 2), np.arange(1, 120, 2)]
-    task = own_task(Tied(), (X, LABELS), (X, LABELS), clients=rows)
-    results = run(task, ["dense()", "ef(topk(0.2))"], clients=2, partition="natural")
-    found, expected = results.models["dense()", 0], trained_by_hand(Tied(), rows)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-4)
-    for state in results.models.values():
-        assert torch.equal(state["inside.weight"], state["outside.weight"])
-        assert torch.equal(state["scale"], torch.full((6,), 0.5))
-        assert torch.equal(state["spare"], torch.ones(3))
-    assert results.runs[0]["dense_uplink_bytes"] == 4 * (36 + 6 + 6 + 3 + 6) * 2 * 3
+    state, summary = trained_by_two(Tied(), batched, method)
+    assert torch.equal(state["inside.weight"], state["outside.weight"])
+    assert torch.equal(state["scale"], torch.full((6,), 0.5))
+    assert torch.equal(state["spare"], torch.ones(3))
+    assert summary["dense_uplink_bytes"] == 4 * (36 + 6 + 6 + 3 + 6) * 2 * 3
 
 
 def test_a_model_with_nothing_to_train_is_refused():
