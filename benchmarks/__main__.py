@@ -18,6 +18,7 @@ from benchmarks import (
     field,
     flower,
     flower_simulation,
+    language,
     methods,
     mnist,
     nnc,
@@ -65,6 +66,7 @@ BENCHMARKS = {
     "field": Benchmark(field.measure, field.PARTS, field.merge),
     "flower-simulation": Benchmark(flower_simulation.measure),
     "flower": Benchmark(flower.measure, flower.PARTS, flower.merge),
+    "language": Benchmark(language.measure, language.PARTS, goes_on=True),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
@@ -82,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = ", ".join(BENCHMARKS)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which: {known} (all but pareto and supports without)"
+        "names", nargs="*", metavar="NAME", help=f"which: {known} (without, all that do not go on by themselves)"
     )
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
     parser.add_argument("--workers", type=int, metavar="N", help="processes, of what goes on where it was stopped")

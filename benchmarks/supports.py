@@ -96,7 +96,7 @@ def _run(method: str, partition: str, seed: int, data_dir: str | None) -> dict[s
         "method": method,
         "partition": partition,
         "seed": seed,
-        "accuracy": trainer.evaluate(model),
+        "accuracy": trainer.evaluate(model).accuracy,
         "uplink_bytes": uplink,
         "at_clip": at_clip / max(1, sent),
         "num_parameters": layout.d,

@@ -110,7 +110,7 @@ def run(job: Job, setup: Setup, entry: Entry, data_dir: str | None = None) -> Ru
             if left in _BEFORE_END:
                 last = metrics.accuracy is not None
                 accuracies.append(
-                    metrics.accuracy if last else simulation.federation.trainer.evaluate(simulation.model)
+                    metrics.accuracy if last else simulation.federation.trainer.evaluate(simulation.model).accuracy
                 )
             if left == 0:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 
 import numpy as np
@@ -14,6 +15,8 @@ from gradwire import cli
 from gradwire.errors import ConfigError
 from gradwire.federated import own_task, simulate
 from gradwire.federated.data.train import Trainer, draw_batches
+from gradwire.federated.experiment import Experiment
+from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
 X = torch.randn(120, 6, generator=torch.Generator().manual_seed(1))
@@ -134,6 +137,101 @@ def test_a_loss_of_ones_own_is_batched_to_the_same_model():
         strict=True,
     ):
         np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-4)
+
+
+# ---- what is trained, and what is not
+
+
+def two_layers() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+class Tied(nn.Module):
+    """One matrix on the way in and on the way out, under two names, as language models have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.inside, self.outside = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.outside.weight = self.inside.weight
+        self.register_buffer("scale", torch.full((6,), 0.5))
+        self.spare = nn.Parameter(torch.ones(3))  # nothing reads it
+
+    def forward(self, x):
+        return self.outside(torch.tanh(self.inside(x * self.scale)))
+
+
+def trained_by_hand(model, rows, rounds=3):
+    """SGD in a loop on the batches of two clients, and the mean of the models."""
+    start = copy.deepcopy(model.state_dict())
+    for index in range(rounds):
+        states = []
+        for client, mine in enumerate(rows):
+            model.load_state_dict(start)
+            for batch in draw_batches(mine, Key(0, index, client), 2, 8):
+                model.zero_grad()
+                nn.functional.cross_entropy(model(X[batch]), LABELS[batch]).backward()
+                with torch.no_grad():
+                    for p in model.parameters():
+                        if p.grad is not None:
+                            p -= 0.05 * p.grad
+            states.append(copy.deepcopy(model.state_dict()))
+        start = {name: (states[0][name] + states[1][name]) / 2 for name in start}
+    return start
+
+
+def trained_by_two(model, batched: bool, method: str = "dense()"):
+    """The same by the simulator: the final model, and its summary."""
+    rows = [np.arange(0, 120, 2), np.arange(1, 120, 2)]
+    task = own_task(model, (X, LABELS), (X, LABELS), clients=rows)
+    settings = {"clients": 2, "partition": "natural", "rounds": 3, "local_steps": 2, "batch_size": 8}
+    experiment = Experiment.build({"data": "own:own", "methods": [method], "learning_rate": 0.05, **settings})
+    simulation = Simulation(experiment, gw.parse(method), task, 0, batched)
+    assert len(list(simulation.rounds())) == 3
+    found = simulation.federation.trainer.state_of(simulation.model), simulation.summary()
+    for name, tensor in trained_by_hand(copy.deepcopy(model), rows).items() if method == "dense()" else ():
+        torch.testing.assert_close(found[0][name], tensor, atol=1e-5, rtol=1e-4)
+    return found
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_what_is_frozen_stays_and_does_not_travel(batched):
+    """The head alone moves, as in a loop by hand, and is all that is counted."""
+    model = two_layers()
+    model[0].requires_grad_(False)
+    found, summary = trained_by_two(model, batched)
+    assert list(found) == list(model.state_dict())
+    assert torch.equal(found["0.weight"], model[0].weight)
+    assert not torch.equal(found["2.weight"], model[2].weight)
+    assert summary["dense_uplink_bytes"] == 4 * (8 * 2 + 2) * 2 * 3
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("method", ["dense()", "ef(topk(0.2))"])
+def test_tied_parameters_travel_once_and_stay_tied(batched, method):
+    """Beside them a buffer, which no step moves, and a parameter that nothing reads."""
+    state, summary = trained_by_two(Tied(), batched, method)
+    assert torch.equal(state["inside.weight"], state["outside.weight"])
+    assert torch.equal(state["scale"], torch.full((6,), 0.5))
+    assert torch.equal(state["spare"], torch.ones(3))
+    assert summary["dense_uplink_bytes"] == 4 * (36 + 6 + 6 + 3 + 6) * 2 * 3
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ConfigError, match="nothing to train: no parameter has requires_grad"):
+        own_task(two_layers().requires_grad_(False), (X, LABELS), (X, LABELS))
+
+
+def test_the_loss_on_held_out_examples_is_told():
+    """The task's own, of the final model."""
+    task = own_task(nn.Linear(6, 1), (X, HEIGHTS), (X[:50], HEIGHTS[:50]), loss=squares, metric=near)
+    results = run(task, rounds=4, evaluate_every=2)
+    state = results.models["dense()", 0]
+    expected = float(squares(X[:50] @ state["weight"].T + state["bias"], HEIGHTS[:50]))
+    told = [r["test_loss"] for r in results.rounds]
+    assert [loss is None for loss in told] == [True, False, True, False]
+    assert told[-1] == results.runs[0]["final_test_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 # ---- what cannot be

@@ -41,6 +41,7 @@ class RoundMetrics(RoundTraffic):
         seed: the run's seed.
         round: 0-based.
         accuracy: on the held-out examples after the round, or None where it was not evaluated.
+        test_loss: on the held-out examples, or None where it was not evaluated or is not finite.
         loss: mean training loss over clients and steps, or None where nobody trained.
         update_norm: root of the mean over clients of |u|^2, before compression.
         drift_norm: root of the mean over clients of |u - mean u|^2: how far apart they went.
@@ -60,6 +61,7 @@ class RoundMetrics(RoundTraffic):
     seed: int = 0
     round: int = 0
     accuracy: float | None = None
+    test_loss: float | None = None
     loss: float | None = None
     update_norm: float = 0.0
     drift_norm: float = 0.0
@@ -85,6 +87,7 @@ class Totals(Traffic):
         seconds: wall time.
         compression_seconds: of these, in clients and servers.
         accuracy: the last one measured, or None.
+        test_loss: the one measured then, or None.
         drift_norm: sum over rounds.
         target_round: the first round after which the target accuracy was measured, or None.
         target_virtual_seconds: the virtual clock then.
@@ -96,6 +99,7 @@ class Totals(Traffic):
     seconds: float = 0.0
     compression_seconds: float = 0.0
     accuracy: float | None = None
+    test_loss: float | None = None
     drift_norm: float = 0.0
     target_round: int | None = None
     target_virtual_seconds: float | None = None
@@ -107,7 +111,8 @@ class Totals(Traffic):
         self.rounds_done += 1
         for name in (*_SUMMED, "seconds", "compression_seconds", "drift_norm"):
             setattr(self, name, getattr(self, name) + getattr(metrics, name))
-        self.accuracy = metrics.accuracy if metrics.accuracy is not None else self.accuracy
+        if metrics.accuracy is not None:
+            self.accuracy, self.test_loss = metrics.accuracy, metrics.test_loss
         reached = target is not None and metrics.accuracy is not None and metrics.accuracy >= target
         if reached and self.target_round is None:
             self.target_round = metrics.round
@@ -215,9 +220,9 @@ class Simulation:
     def _round(self, index: int) -> RoundMetrics:
         began, f = time.perf_counter(), self.federation
         f.traffic, f.watch = RoundTraffic(), Stopwatch()
-        evaluated = self.experiment.evaluates(index)
-        f.measures_residuals, f.residual_norms = evaluated, []
+        f.measures_residuals, f.residual_norms = self.experiment.evaluates(index), []
         trained = synchronous_round(f) if self._events is None else self._events.round()
+        found = f.trainer.evaluate(f.model) if self.experiment.evaluates(index) else None
         norms = f.residual_norms
         return RoundMetrics(
             **vars(f.traffic),
@@ -225,7 +230,8 @@ class Simulation:
             method=str(self.compressor),
             seed=self.seed,
             round=index,
-            accuracy=f.trainer.evaluate(f.model) if evaluated else None,
+            accuracy=None if found is None else found.accuracy,
+            test_loss=found.loss if found is not None and math.isfinite(found.loss) else None,
             loss=trained.loss,
             update_norm=trained.update_norm,
             drift_norm=trained.drift_norm,
@@ -253,6 +259,7 @@ class Simulation:
             "clients": e.clients,
             "rounds": e.rounds,
             "final_accuracy": t.accuracy,
+            "final_test_loss": t.test_loss,
             "uplink_bytes": t.uplink_bytes,
             "downlink_bytes": t.downlink_bytes,
             "other_bytes": t.other_bytes,

@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-
 from gradwire.compressors.compressor import Compressor
 from gradwire.errors import ConfigError
 from gradwire.federated.data.task import Task
@@ -31,7 +29,8 @@ class Results:
 
     Attributes:
         runs: an entry a method and seed, as in summary.json: ``label``, ``seed``, ``final_accuracy``,
-            ``uplink_bytes``, ``compression_ratio`` and so on; ``pandas.DataFrame(results.runs)`` takes it.
+            ``final_test_loss``, ``uplink_bytes``, ``compression_ratio`` and so on; ``pandas.DataFrame(results.runs)``
+            takes it.
         rounds: an entry a round, as in metrics.jsonl.
         models: (label, seed) -> the final model as a state dict, of runs that this call finished.
         report: the page, where there is a folder.
@@ -97,7 +96,7 @@ def simulate(
             if display is not None:
                 display.progressed(simulation, metrics)
             if simulation.finished:
-                models[simulation.label, simulation.seed] = _state_of(simulation)
+                models[simulation.label, simulation.seed] = simulation.federation.trainer.state_of(simulation.model)
 
         started: Callable[[Simulation, int, int], None] = lambda *_: None  # noqa: E731
         run_experiment(folder, started if display is None else display.started, progressed, lambda: False, task)
@@ -107,10 +106,3 @@ def simulate(
         runs = json.loads((path / "summary.json").read_text(encoding="utf-8"))["runs"]
         rounds = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     return Results(runs, rounds, models, report)
-
-
-def _state_of(simulation: Simulation) -> dict[str, Any]:
-    """The model of a simulation as a state dict."""
-    state = {name: t.detach().cpu().clone() for name, t in simulation.federation.trainer.model.state_dict().items()}
-    pieces: dict[str, Any] = simulation.layout.unflatten(torch.from_numpy(simulation.model.copy()))
-    return state | pieces

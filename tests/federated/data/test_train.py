@@ -365,10 +365,10 @@ def test_evaluation_uses_the_statistics_of_the_model_it_is_given():
         logits = (normal * arrays["norm.weight"] + arrays["norm.bias"]) @ arrays["out.weight"].T + arrays["out.bias"]
         expected = (logits.argmax(1) == task.test_targets.numpy()).mean()
         flat = trainer.layout.flatten(arrays)
-        assert trainer.evaluate(flat) == pytest.approx(expected, abs=1e-6)
+        assert trainer.evaluate(flat).accuracy == pytest.approx(expected, abs=1e-6)
         # neither evaluating nor training may leak into the next evaluation
         trainer.local_updates(flat, some_batches(2, 2, 5, 20), 0.1)
-        assert trainer.evaluate(flat) == pytest.approx(expected, abs=1e-6)
+        assert trainer.evaluate(flat).accuracy == pytest.approx(expected, abs=1e-6)
 
 
 def test_resnet18_sends_its_statistics():
@@ -399,7 +399,7 @@ def test_accuracy_counts_every_held_out_example_once(num_test):
     model = np.random.default_rng(0).standard_normal(trainer.layout.d).astype(np.float32)
     logits = inputs.numpy() @ model[:15].reshape(3, 5).T + model[15:]
     right = int((logits.argmax(1) == targets.numpy()).sum())
-    assert trainer.evaluate(model) == pytest.approx(right / num_test, abs=1e-6)
+    assert trainer.evaluate(model).accuracy == pytest.approx(right / num_test, abs=1e-6)
 
 
 def test_accuracy_of_characters_counts_every_position():
@@ -407,7 +407,7 @@ def test_accuracy_of_characters_counts_every_position():
     trainer = Trainer(task, nn.Embedding(3, 3))
     flat = np.eye(3, dtype=np.float32).ravel()  # predicts each character to come again
     expected = float((task.test_inputs == task.test_targets).double().mean())
-    assert trainer.evaluate(flat) == pytest.approx(expected, abs=1e-6)
+    assert trainer.evaluate(flat).accuracy == pytest.approx(expected, abs=1e-6)
 
 
 # ---- batches

@@ -40,7 +40,8 @@ def own_task(
 
     Args:
         model: a torch module, which every seed starts from; or a function that makes one, called once a seed with
-            torch's generator seeded.
+            torch's generator seeded. Parameters with ``requires_grad`` False stay as they are at all ends and do not
+            travel: of a model with adapters the adapters alone do.
         train: (inputs, targets), NumPy or torch, n rows each; or a data set of such pairs, which is read into memory.
         test: the same for the held-out examples.
         loss: (outputs, targets) -> a scalar, the mean over the examples; cross-entropy by default.
@@ -117,6 +118,8 @@ def check_task(task: Task) -> None:
         model = _tried(f"{task.name}: the model cannot be made", build)
         if not isinstance(model, nn.Module):
             raise ConfigError(f"{task.name}: model must be a torch module or make one, got {type(model).__name__}")
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"{task.name}: the model has nothing to train: no parameter has requires_grad")
         model = copy.deepcopy(model)
         outputs = _tried(f"{task.name}: the model does not take inputs {_form(inputs)}", lambda: model(inputs))
         if not isinstance(outputs, Tensor):

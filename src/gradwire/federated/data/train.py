@@ -18,6 +18,7 @@ from gradwire.errors import ConfigError
 from gradwire.federated.data.models import cross_entropies, cross_entropy
 from gradwire.federated.data.own import can_batch
 from gradwire.federated.data.task import Task
+from gradwire.federated.data.training import Evaluated
 from gradwire.layout import Layout, TensorSpec
 from gradwire.rng import Key
 
@@ -42,7 +43,8 @@ class Trainer:
             float32.
 
     Attributes:
-        layout: of the model's state: parameters first, running statistics last.
+        layout: of what clients change: trained parameters first, each once, buffers last. Parameters that are frozen,
+            with ``requires_grad`` False, are the same at all ends and no part of it.
         batched: whether clients are trained in one batch.
     """
 
@@ -59,7 +61,8 @@ class Trainer:
         self.model = model.to(self.device)
         if self.device.type != "cpu":
             self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.layout = Layout.from_arrays(model.state_dict())
+        buffers = dict(model.named_buffers())
+        self.layout = Layout.from_arrays(self._state(), statistics=buffers.__contains__)
         has_statistics = self.layout.num_parameters < self.layout.d
         self._own, self._loss, self._metric = task.build is not None, task.loss, task.metric
         if batched is None:
@@ -76,8 +79,13 @@ class Trainer:
 
     def initial(self) -> NDArray[np.float32]:
         """Return the model's current state as a flat vector: (d,) float32."""
-        flat: Tensor = self.layout.flatten(self.model.state_dict())
-        return flat.cpu().numpy()
+        return self._flat().cpu().numpy()
+
+    def state_of(self, model: NDArray[np.float32]) -> dict[str, Any]:
+        """Return a (d,) float32 model as a state dict of copies on the CPU, with what is frozen."""
+        self._load(torch.from_numpy(model).to(self.device))
+        state: dict[str, Any] = self.model.state_dict()
+        return {name: t.detach().cpu().clone() if isinstance(t, Tensor) else t for name, t in state.items()}
 
     def local_updates(
         self,
@@ -134,22 +142,23 @@ class Trainer:
         updates, losses = train(starts, batches, learning_rate, moves, proximal, added, local_steps)
         return updates.cpu().numpy(), losses.cpu().numpy()
 
-    def evaluate(self, model: NDArray[np.float32]) -> float:
-        """Return the accuracy, or the task's metric, of a (d,) float32 model on the held-out examples, in [0, 1]."""
+    def evaluate(self, model: NDArray[np.float32]) -> Evaluated:
+        """Measure a (d,) float32 model on the held-out examples."""
         self._load(torch.from_numpy(model).to(self.device))
         self.model.eval()
         inputs, targets = self._test
-        right, share = 0, 0.0
+        right, share, loss = 0, 0.0, 0.0
         with torch.no_grad():
             for x, y in _pieces(inputs, targets):
                 with self._autocast():
                     logits = self.model(x)
+                    loss += float((self._loss or cross_entropy)(logits, y)) * len(x) / len(inputs)
                 if self._metric is None:
                     right += int((logits.argmax(-1) == y).sum())
                 else:
                     share += float(self._metric(logits, y)) * len(x) / len(inputs)
         self.model.train()
-        return right / targets.numel() if self._metric is None else min(1.0, share)
+        return Evaluated(right / targets.numel() if self._metric is None else min(1.0, share), loss)
 
     def _train_one_by_one(
         self,
@@ -163,7 +172,7 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         updates = torch.empty(len(batches), self.layout.d, device=self.device)
         losses = torch.zeros(len(batches), device=self.device)
-        parameters: dict[str, Tensor] = dict(self.model.named_parameters())
+        parameters: dict[str, Tensor] = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.model.train()
         for client, steps in enumerate(batches):
             self._load(starts[client])
@@ -176,11 +185,12 @@ class Trainer:
                     inputs, targets = self._examples(rows, None if moves is None else moves[client, step])
                     with self._autocast():
                         loss = (self._loss or cross_entropy)(self.model(inputs), targets)
-                    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+                    slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+                    gradients = dict(zip(parameters, slopes, strict=True))
                     with torch.no_grad():
                         self._descend(parameters, gradients, learning_rate, proximal, origin, correction)
                         losses[client] += loss.detach() / len(steps)
-            torch.sub(self.layout.flatten(self.model.state_dict()), starts[client], out=updates[client])
+            torch.sub(self._flat(), starts[client], out=updates[client])
         return updates, losses
 
     def _train_batched(
@@ -232,7 +242,7 @@ class Trainer:
                 logits, moved = apply_all(leaves, statistics, inputs)
                 loss = cross_entropies(logits, targets) if self._loss is None else vmap(self._loss)(logits, targets)
             # a client's parameters move its own loss alone: the sum's gradients are each one's
-            slopes = torch.autograd.grad(loss.sum(), list(leaves.values()))
+            slopes = torch.autograd.grad(loss.sum(), list(leaves.values()), materialize_grads=True)
             with torch.no_grad():
                 for name, statistic in statistics.items():
                     statistic.copy_(moved[name])
@@ -295,6 +305,16 @@ class Trainer:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._half)
+
+    def _state(self) -> dict[str, Tensor]:
+        """What clients change of the model's state; of parameters that have several names the first."""
+        changed = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        changed.update(name for name, _ in self.model.named_buffers())
+        return {name: tensor for name, tensor in self.model.state_dict().items() if name in changed}
+
+    def _flat(self) -> Tensor:
+        flat: Tensor = self.layout.flatten(self._state())
+        return flat
 
     def _load(self, flat: Tensor) -> None:
         state: dict[str, Any] = self.model.state_dict()

@@ -1,4 +1,4 @@
-"""What a round's training came to."""
+"""What a round's training came to, and what a model is worth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Vector
 
-__all__ = ["Trained"]
+__all__ = ["Evaluated", "Trained"]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a model does on the held-out examples.
+
+    Attributes:
+        accuracy: or the task's metric, in [0, 1].
+        loss: the task's, the mean over the examples; not finite where a model is lost.
+    """
+
+    accuracy: float
+    loss: float
 
 
 @dataclass(frozen=True)
