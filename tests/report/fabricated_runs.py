@@ -57,6 +57,7 @@ def lines_of(record: dict[str, Any]) -> list[dict[str, Any]]:
             "round": index,
             "accuracy": 0.1 * index if index % 2 else None,
             "loss": 1.0 / (index + 1),
+            "test_loss": 1.5 / (index + 1),
             "uplink_bytes": record["uplink_bytes"] // ROUNDS,
             "virtual_seconds": record.get("virtual_seconds", 0.0) * (index + 1) / ROUNDS,
             "later": 1,

@@ -93,6 +93,7 @@ def test_every_chart_has_axes_with_titles_and_units(shown: Shown) -> None:
     assert titles == {
         "accuracy_bytes": ("uplink bytes so far (log scale)", "test accuracy (%)"),
         "accuracy_rounds": ("round", "test accuracy (%)"),
+        "loss_test_by_bytes": ("uplink bytes so far (log scale)", "test loss"),
         "accuracy_final": ("uplink bytes of the whole run (log scale)", "final test accuracy (%)"),
         "accuracy_time": ("virtual time (s)", "test accuracy (%)"),
         "direction": ("bytes of a run", None),
@@ -109,7 +110,7 @@ def test_every_chart_has_axes_with_titles_and_units(shown: Shown) -> None:
 
 def test_legends_titles_and_ticks_cover_nothing(shown: Shown) -> None:
     plots = shown.boxes(".plot")
-    assert len(plots) == 13
+    assert len(plots) == 14
     assert overlapping(shown.boxes("figure")) == []
     assert overlapping(shown.boxes(".svg-container"), shown.boxes("figcaption, .files, h2, h3, .switch")) == []
     assert overlapping(shown.boxes(".legend"), shown.boxes("figure")) == []
@@ -218,7 +219,7 @@ def test_csv_svg_and_png_of_a_chart(shown: Shown) -> None:
     name, data = saved("[data-image=png][data-of=plot-time]")
     assert (name, data[:8]) == ("time.png", b"\x89PNG\r\n\x1a\n")
     assert struct.unpack(">I", data[16:20]) == (800,)
-    assert shown.page.locator("[data-csv]").count() == 13
+    assert shown.page.locator("[data-csv]").count() == 14
     assert shown.said == []
 
 

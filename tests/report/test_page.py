@@ -15,6 +15,7 @@ from page_reader import Page, cells, sheet
 from gradwire.report import build_report, charts, plots
 from gradwire.report.bars import SHARED_LAYOUT, Figure
 
+LOSSES = ["loss_test_by_bytes", "loss_test_by_round", "loss_training_by_round"]
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -103,8 +104,8 @@ def test_figures_are_what_plotly_accepts_and_styles_agree(tmp_path: Path) -> Non
 
     runs = [dense(), *(run(f"topk(0.0{i})") for i in range(1, 10))]
     figures = page(write(tmp_path, runs, experiment={"num_parameters": PARAMETERS})).figures()
-    expected = ["accuracy_bytes", "accuracy_final", "accuracy_rounds", "direction", "time", "upload_bytes"]
-    assert sorted(figures) == [*expected, "upload_shares"]
+    expected = ["accuracy_bytes", "accuracy_final", "accuracy_rounds", "direction", *LOSSES, "time"]
+    assert sorted(figures) == [*expected, "upload_bytes", "upload_shares"]
     for figure in figures.values():
         go.Figure(figure)  # raises on any attribute plotly does not know
     by_bytes = {trace["name"]: trace for trace in figures["accuracy_bytes"]["data"]}
@@ -132,6 +133,16 @@ def test_lines_accumulate_bytes_and_skip_rounds_not_evaluated(tmp_path: Path) ->
     assert "50.0 % of 100 B" in values["customdata"][0]
     shares = [trace["x"][0] for trace in figures["upload_shares"]["data"]]
     assert shares == [25, 25, 50]
+
+
+def test_losses_of_each_kind(tmp_path: Path) -> None:
+    found = page(write(tmp_path, [dense(), run("topk(0.01)")]))
+    figures = found.figures()
+    for name, factor in zip(LOSSES, (1.5, 1.5, 1.0), strict=True):
+        traces = [trace for trace in figures[name]["data"] if trace.get("meta") == "topk(0.01)"]
+        assert traces[-1]["y"] == pytest.approx([factor / (index + 1) for index in range(ROUNDS)], rel=1e-3)
+    assert figures[LOSSES[0]]["layout"]["yaxis"]["title"]["text"] == "test loss"
+    assert sheet(found, "rounds")["test_loss"][:2] == [1.5, 0.75]
 
 
 def test_seeds_are_averaged(tmp_path: Path) -> None:
@@ -180,7 +191,7 @@ def test_additions_may_be_missing(tmp_path: Path) -> None:
         del record[key]
     found = page(write(tmp_path, [record]))
     assert cells(found)["topk(0.01)"][6:8] == ["–", "–"]  # noqa: RUF001
-    assert sorted(found.figures()) == ["accuracy_bytes", "accuracy_rounds", "direction"]
+    assert sorted(found.figures()) == ["accuracy_bytes", "accuracy_rounds", "direction", *LOSSES]
     assert "does not say how the uplink bytes split" in found.text
 
 
@@ -328,5 +339,5 @@ def test_a_chart_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_views_of_one_chart_have_a_button_each(tmp_path: Path) -> None:
     found = page(write(tmp_path, [dense(), run("topk(0.01)")]))
     shown = [attrs["data-show"] for _, attrs in found.tags if "data-show" in attrs]
-    assert shown == ["upload_bytes", "upload_shares"]
+    assert shown == [*LOSSES, "upload_bytes", "upload_shares"]
     assert set(shown) <= set(found.figures())

@@ -8,7 +8,7 @@ from functools import partial
 
 from gradwire.report.bars import Figure, direction_bars, time_bars, upload_bars
 from gradwire.report.load import RoundPoint
-from gradwire.report.plots import accuracy_lines, client_points, final_points, round_lines, value_of
+from gradwire.report.plots import accuracy_lines, client_points, final_points, loss_lines, round_lines, value_of
 from gradwire.report.series import Runs
 from gradwire.report.tables import Row
 
@@ -96,6 +96,20 @@ CHARTS = (
         empty="No round with an accuracy is recorded in metrics.jsonl.",
         sheet="rounds",
         columns=("accuracy", "loss"),
+    ),
+    Chart(
+        "loss",
+        "Loss",
+        "Loss on the test examples and in training, a line for each method",
+        {
+            "test by bytes": partial(loss_lines, name="test_loss", against="uplink"),
+            "test by round": partial(loss_lines, name="test_loss", against="rounds"),
+            "training by round": partial(loss_lines, name="loss", against="rounds"),
+        },
+        caption="Further down is better. Training: the mean over clients and steps of a round.",
+        bands=True,
+        sheet="rounds",
+        columns=("test_loss", "loss", "uplink_bytes_so_far"),
     ),
     Chart(
         "accuracy_final",

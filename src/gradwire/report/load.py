@@ -86,6 +86,7 @@ class RoundPoint:
     index: int
     accuracy: float | None
     loss: float | None
+    test_loss: float | None
     uplink_bytes: int
     virtual_seconds: float | None
     num_sent: int | None
@@ -157,6 +158,7 @@ def read_metrics(directory: Path) -> list[RoundPoint]:
             index=whole(record, "round", where),
             accuracy=fraction(record, "accuracy", where),
             loss=number(record, "loss", where, required=False),
+            test_loss=number(record, "test_loss", where, required=False),
             uplink_bytes=whole(record, "uplink_bytes", where),
             virtual_seconds=clock(record, "virtual_seconds", where),
             num_sent=optional_whole(record, "num_sent", where),

@@ -18,7 +18,7 @@ from gradwire.report.load import RoundPoint
 from gradwire.report.series import Line, Runs, Value, front, thinned
 from gradwire.report.tables import Row
 
-__all__ = ["accuracy_lines", "band", "client_points", "final_points", "round_lines", "value_of"]
+__all__ = ["accuracy_lines", "band", "client_points", "final_points", "loss_lines", "round_lines", "value_of"]
 
 _WIDE = 100.0  # what spans more than this factor is drawn on a log scale
 _MOST_POINTS = 2000  # of a figure
@@ -48,6 +48,21 @@ def accuracy_lines(runs: Runs, *, against: str) -> Figure | None:
     lines = runs.lines(lambda point, row: None if point.accuracy is None else 100 * point.accuracy)
     title = {"title": {"text": "test accuracy (%)"}, "ticksuffix": " "}
     return _drawn(runs, lines, against, title, "accuracy %{y:.2f} %", fronts=against != "rounds")
+
+
+def loss_lines(runs: Runs, *, name: str, against: str) -> Figure | None:
+    """Draw a loss of every method as a line, with a band over its seeds.
+
+    Args:
+        runs: what is drawn from.
+        name: ``test_loss`` or ``loss``, the training's.
+        against: as for ``accuracy_lines``.
+
+    Returns:
+        The figure, ``None`` where no round has that loss.
+    """
+    title = {"title": {"text": "training loss" if name == "loss" else "test loss"}, "tickformat": "~g"}
+    return _drawn(runs, runs.lines(value_of(name)), against, title, "loss %{y:.4g}")
 
 
 def round_lines(

@@ -18,6 +18,7 @@ _COUNTS = tuple(f"{kind}_bytes" if kind in ("uplink", "downlink", "other") else 
 _OF_ROUNDS = (
     "accuracy",
     "loss",
+    "test_loss",
     "uplink_bytes",
     "virtual_seconds",
     "num_sent",
