@@ -1,7 +1,7 @@
 """Pictures of pages for the docs: python -m tools.screenshots [NAME ...] [--runs FOLDER] writes docs/NAME.png.
 
 A picture whose runs are an experiment file runs it first, in a folder below FOLDER where it goes on if it is there
-already; headless Chromium then takes the picture.
+already; headless Chromium then takes the picture. Real data is found through GRADWIRE_DATA.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Shot:
 SHOTS = (
     Shot("page-50-clients", ("experiments/fifty-clients.toml",)),
     Shot("page-50-clients-narrow", ("experiments/fifty-clients.toml",), "dark", 390, 1300, "#charts"),
+    Shot("page-language", ("experiments/language.toml",)),
 )
 
 
