@@ -96,13 +96,13 @@ def _table(of_each: dict[str, dict[int, Run]]) -> str:
                 _losses([run["loss"] for run in runs.values()]),
                 format_bytes(up),
                 format_bytes(down),
-                f"{raw / up:,.0f}x" if up else "",
+                _times(raw / up) if up else "",
                 _near(reached),
                 _times_fewer(reached, of_dense),
             ]
         )
     headings = ["method", "rate", "test loss (seeds)", "uplink", "downlink", "fewer bytes up than raw float32"]
-    return table([*headings, "uplink to dense's loss + 1 %", "of dense's bytes to there"], rows)
+    return table([*headings, "uplink to dense's loss + 1 %", "fewer than dense to there"], rows)
 
 
 def _reached(runs: dict[int, Run], targets: dict[int, float]) -> dict[int, int | None]:
@@ -132,7 +132,11 @@ def _near(reached: dict[int, int | None]) -> str:
 def _times_fewer(reached: dict[int, int | None], of_dense: dict[int, int | None]) -> str:
     pairs = [(mine, of_dense[seed]) for seed, mine in reached.items() if mine is not None]
     ratios = [theirs / mine for mine, theirs in pairs if theirs is not None]
-    return f"1/{statistics.geometric_mean(ratios):,.0f}" if ratios else ""
+    return _times(statistics.geometric_mean(ratios)) if ratios else ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
 
 
 def _picture(found: dict[Job, Run]) -> str:
