@@ -150,7 +150,9 @@ def _picture(found: dict[Job, Run]) -> str:
     for axis, kind in zip(axes, KINDS, strict=True):
         _draw(axis, shown(found, kind))
         axis.set_title(kind.title)
-    figure.tight_layout()
+    lines = [pyplot.Line2D([], [], color=f"C{number}") for number in range(len(METHODS))]
+    figure.legend(lines, METHODS, loc="lower center", ncols=len(METHODS), fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     pyplot.close(figure)
@@ -159,14 +161,11 @@ def _picture(found: dict[Job, Run]) -> str:
 
 def _draw(axis: Any, of_each: dict[str, dict[int, Run]]) -> None:
     for number, method in enumerate(METHODS):
-        runs = [run for run in of_each.get(method, {}).values() if run["points"]]
-        for run in runs:
-            label = method if run is runs[0] else None
-            _, up, _, losses, _ = zip(*run["points"], strict=True)
-            axis.plot([b / 1e3 for b in up], losses, color=f"C{number}", linewidth=1, label=label)
+        for run in of_each.get(method, {}).values():
+            if run["points"]:
+                _, up, _, losses, _ = zip(*run["points"], strict=True)
+                axis.plot([b / 1e6 for b in up], losses, color=f"C{number}", linewidth=1)
     axis.set_xscale("log")
-    axis.set_xlabel("uplink of all clients so far (kB, log scale)")
+    axis.set_xlabel("uplink of all clients so far (MB, log scale)")
     axis.set_ylabel("test loss (nats a character)")
     axis.grid(alpha=0.3)
-    if of_each:
-        axis.legend(fontsize=7, loc="best")
