@@ -96,13 +96,13 @@ def _table(of_each: dict[str, dict[int, Run]]) -> str:
                 _losses([run["loss"] for run in runs.values()]),
                 format_bytes(up),
                 format_bytes(down),
-                f"{raw / up:,.0f}x" if up else "",
+                _times(raw / up) if up else "",
                 _near(reached),
                 _times_fewer(reached, of_dense),
             ]
         )
     headings = ["method", "rate", "test loss (seeds)", "uplink", "downlink", "fewer bytes up than raw float32"]
-    return table([*headings, "uplink to dense's loss + 1 %", "of dense's bytes to there"], rows)
+    return table([*headings, "uplink to dense's loss + 1 %", "fewer than dense to there"], rows)
 
 
 def _reached(runs: dict[int, Run], targets: dict[int, float]) -> dict[int, int | None]:
@@ -132,7 +132,11 @@ def _near(reached: dict[int, int | None]) -> str:
 def _times_fewer(reached: dict[int, int | None], of_dense: dict[int, int | None]) -> str:
     pairs = [(mine, of_dense[seed]) for seed, mine in reached.items() if mine is not None]
     ratios = [theirs / mine for mine, theirs in pairs if theirs is not None]
-    return f"1/{statistics.geometric_mean(ratios):,.0f}" if ratios else ""
+    return _times(statistics.geometric_mean(ratios)) if ratios else ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
 
 
 def _picture(found: dict[Job, Run]) -> str:
@@ -146,7 +150,9 @@ def _picture(found: dict[Job, Run]) -> str:
     for axis, kind in zip(axes, KINDS, strict=True):
         _draw(axis, shown(found, kind))
         axis.set_title(kind.title)
-    figure.tight_layout()
+    lines = [pyplot.Line2D([], [], color=f"C{number}") for number in range(len(METHODS))]
+    figure.legend(lines, METHODS, loc="lower center", ncols=len(METHODS), fontsize=8)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     picture = io.StringIO()
     figure.savefig(picture, format="svg", metadata={"Date": None})
     pyplot.close(figure)
@@ -155,14 +161,11 @@ def _picture(found: dict[Job, Run]) -> str:
 
 def _draw(axis: Any, of_each: dict[str, dict[int, Run]]) -> None:
     for number, method in enumerate(METHODS):
-        runs = [run for run in of_each.get(method, {}).values() if run["points"]]
-        for run in runs:
-            label = method if run is runs[0] else None
-            _, up, _, losses, _ = zip(*run["points"], strict=True)
-            axis.plot([b / 1e3 for b in up], losses, color=f"C{number}", linewidth=1, label=label)
+        for run in of_each.get(method, {}).values():
+            if run["points"]:
+                _, up, _, losses, _ = zip(*run["points"], strict=True)
+                axis.plot([b / 1e6 for b in up], losses, color=f"C{number}", linewidth=1)
     axis.set_xscale("log")
-    axis.set_xlabel("uplink of all clients so far (kB, log scale)")
+    axis.set_xlabel("uplink of all clients so far (MB, log scale)")
     axis.set_ylabel("test loss (nats a character)")
     axis.grid(alpha=0.3)
-    if of_each:
-        axis.legend(fontsize=7, loc="best")
