@@ -21,6 +21,7 @@ from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
+from gradwire.files.atomic import write_atomically
 from gradwire.report.series import styles_of
 from gradwire.reproduce.blocks import Block, Chart, Heading, Table
 from gradwire.reproduce.run import find_config, load_paper, reproduce
@@ -46,11 +47,11 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | N
         print(f"{paper} is left out: {error}")
         return None
     out = Path("runs") / f"{paper}-cpu"
-    if not out.exists() and results.is_there(paper):
-        _lay_out(results.load(paper), out)
     asked: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     try:
+        if results.is_there(paper):
+            _lay_out(results.load(paper), out)
         reproduce(
             paper,
             "cpu",
@@ -74,11 +75,14 @@ def _lay_out(found: Found, out: Path) -> None:
     kept = [
         unit.name for unit in paper.units(config) if before.get(unit.name) == unit and unit.name in found["results"]
     ]
-    (out / "units").mkdir(parents=True)
     described = {"paper": found["paper"], "scale": "cpu", "config": config}
-    (out / "reproduction.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "reproduction.json").exists():
+        write_atomically(out / "reproduction.json", (json.dumps(described, indent=1) + "\n").encode())
+    (out / "units").mkdir(exist_ok=True)
     for name in kept:
-        (out / "units" / f"{name}.json").write_text(json.dumps(found["results"][name]), encoding="utf-8")
+        if not (file := out / "units" / f"{name}.json").exists():
+            write_atomically(file, json.dumps(found["results"][name]).encode())
     print(f"{paper.name}: {len(kept)} pieces of work are there")
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "reading_state",
     "saved_integer",
     "saved_number",
+    "saved_real",
     "saved_vector",
     "to_bytes",
     "to_saved",
@@ -183,6 +184,13 @@ def saved_number(name: str, saved: Any) -> float:
     """Return a saved number of 0 or more, inf included, or raise StateError."""
     if isinstance(saved, bool) or not isinstance(saved, (int, float)) or not saved >= 0:
         raise StateError(f"state's {name} must be a number of 0 or more, got {saved!r}")
+    return float(saved)
+
+
+def saved_real(name: str, saved: Any) -> float:
+    """Return a saved number of any sign, inf and NaN included, or raise StateError."""
+    if isinstance(saved, bool) or not isinstance(saved, (int, float)):
+        raise StateError(f"state's {name} must be a number, got {saved!r}")
     return float(saved)
 
 

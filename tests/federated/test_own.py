@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -16,6 +17,8 @@ from gradwire.errors import ConfigError
 from gradwire.federated import own_task, simulate
 from gradwire.federated.data.train import Trainer, draw_batches
 from gradwire.federated.experiment import Experiment
+from gradwire.federated.folder import RunFolder
+from gradwire.federated.runs import run_experiment
 from gradwire.federated.simulation import Simulation
 from gradwire.rng import Key
 
@@ -319,3 +322,32 @@ def test_the_command_runs_a_task_that_it_is_given_by_name(monkeypatch, capsys, t
     (tmp_path / "settings.toml").write_text('data = "my_task:task"\n')
     code, said = command(monkeypatch, capsys, "run", "settings.toml", "--out", "f")
     assert (code, "pass --task my_task:task to run that code" in said) == (2, True)
+
+
+def test_a_loss_below_0_and_frozen_weights_are_seen_on_resume(tmp_path):
+    """A likelihood's loss may have any sign; whoever goes on with another backbone is told."""
+
+    def task(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+        model[0].requires_grad_(False)
+        rng = np.random.default_rng(0)
+        data = rng.standard_normal((40, 3)).astype(np.float32), rng.integers(0, 2, 40)
+        return own_task(model, data, data, loss=lambda out, y: torch.nn.functional.cross_entropy(out, y) - 5)
+
+    given = {"methods": ["ef(topk(0.5))"], "rounds": 4, "clients": 2, "evaluate_every": 1}
+    folder = RunFolder.create(tmp_path / "run", Experiment.build(given))
+    asked = iter([False, True])
+    assert run_experiment(folder, lambda *_: None, lambda *_: None, lambda: next(asked), task(1)) is False
+    with pytest.raises(gw.StateError, match="frozen parameters, which do not travel, are not those"):
+        run_experiment(RunFolder.open(tmp_path / "run"), lambda *_: None, lambda *_: None, lambda: False, task(2))
+    assert run_experiment(RunFolder.open(tmp_path / "run"), lambda *_: None, lambda *_: None, lambda: False, task(1))
+    (run,) = json.loads((tmp_path / "run" / "summary.json").read_text())["runs"]
+    assert -5 < run["final_test_loss"] < 0
+
+
+def test_a_metric_that_is_nan_is_worth_nothing():
+    data = np.zeros((4, 3), np.float32), np.zeros(4, np.int64)
+    task = own_task(torch.nn.Linear(3, 2), data, data, metric=lambda out, y: float("nan") if len(y) > 2 else 0.5)
+    trainer = Trainer(task, torch.nn.Linear(3, 2))
+    assert trainer.evaluate(trainer.initial()).accuracy == 0.0

@@ -26,7 +26,7 @@ from gradwire.federated.rounds.stopwatch import Stopwatch
 from gradwire.federated.rounds.synchronous import synchronous_round
 from gradwire.federated.together import warn_of_noise
 from gradwire.layout import Layout
-from gradwire.saved import reading_state, saved_integer, saved_number
+from gradwire.saved import reading_state, saved_integer, saved_number, saved_real
 
 __all__ = ["RoundMetrics", "Simulation", "Totals"]
 
@@ -127,6 +127,9 @@ class Totals(Traffic):
         for f in fields(cls):
             value = getattr(found, f.name)
             if value is None and f.default is None:
+                continue
+            if f.name == "test_loss":  # a likelihood's may be below 0
+                found.test_loss = saved_real(f.name, value)
                 continue
             read = saved_number if "float" in str(f.type) else saved_integer
             setattr(found, f.name, read(f.name, value))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gradwire.errors import ConfigError
 from gradwire.report.values import show
 
-__all__ = ["KINDS", "ClientCounts", "add_up", "read_clients"]
+__all__ = ["KINDS", "ClientCounts", "add_up", "is_number", "read_clients"]
 
 KINDS = ("uplink", "downlink", "other", "late", "lost", "idle")
 
@@ -61,6 +61,11 @@ def read_clients(record: Mapping[str, Any], where: str) -> ClientCounts | None:
     return ClientCounts(tuple(clients), np.array(counts, np.int64).reshape(-1, len(KINDS)))
 
 
+def is_number(name: str) -> bool:
+    """Tell whether a client's name is a number that JavaScript and a chart's axis hold exactly."""
+    return name.isascii() and name.isdecimal() and len(name) <= 15
+
+
 def add_up(rounds: Iterable[ClientCounts]) -> ClientCounts:
     """Add up the counts of rounds, client by client.
 
@@ -79,7 +84,7 @@ def add_up(rounds: Iterable[ClientCounts]) -> ClientCounts:
             sums = np.vstack([sums, np.zeros((len(places) - len(sums), len(KINDS)), np.int64)])
         sums[at[one.names]] += one.counts
     names = list(places)
-    if all(name.isdecimal() for name in names):
+    if all(map(is_number, names)):
         names.sort(key=int)
     order = [places[name] for name in names]
     return ClientCounts(tuple(names), sums[order])

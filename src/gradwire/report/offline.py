@@ -128,6 +128,8 @@ def policy(*scripts: str) -> str:
 
 def replace_file(path: Path, contents: bytes) -> None:
     """Write a file beside its place and move it there in one step, or raise ConfigError."""
+    if not path.name:
+        raise ConfigError(f"{path} cannot be written: it is a folder, expected a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(contents)

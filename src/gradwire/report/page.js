@@ -84,7 +84,8 @@
   }
 
   function cell(value) {
-    const text = value === null ? "" : String(value);
+    let text = value === null ? "" : String(value);
+    if (typeof value === "string" && /^[=+\-@\t\r]/.test(text)) { text = "'" + text; }  // no formula in a spreadsheet
     return /[",\r\n]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   }
 
@@ -168,6 +169,7 @@
     script.textContent = code;
     document.head.append(script);
     loaded = true;
+    drawAll();
     boxes.forEach(function (box) { near.observe(box); });
   });
 })();

@@ -128,7 +128,7 @@ def _links(folder: Folder, beside: Path) -> dict[str, str]:
         way = Path(os.path.relpath(folder.path, beside)).as_posix()
     except ValueError:  # on another drive
         way = Path(os.path.abspath(folder.path)).as_posix()
-    start = "" if way == "." else f"{quote(way)}/"
+    start = "" if way == "." else f"{quote(os.fsencode(way))}/"
     return {"name": folder.name, "summary": f"{start}summary.json", "metrics": f"{start}metrics.jsonl"}
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradwire.report.bars import SHARED_LAYOUT, Figure, Style, wrapped
-from gradwire.report.clients import KINDS
+from gradwire.report.clients import KINDS, is_number
 from gradwire.report.load import RoundPoint
 from gradwire.report.series import Line, Runs, Value, front, thinned
 from gradwire.report.tables import Row
@@ -124,7 +124,7 @@ def client_points(runs: Runs, *, kind: str, title: str) -> Figure | None:
         for one in seeds.values():
             for name, count in zip(one.names, one.counts[:, column].tolist(), strict=True):
                 found[name] = found.get(name, 0.0) + count / len(seeds)
-        numbered = numbered and all(name.isdecimal() for name in found)
+        numbered = numbered and all(map(is_number, found))
         found = {name: count for name, count in found.items() if count}
         if not found:
             continue

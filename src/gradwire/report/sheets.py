@@ -75,11 +75,20 @@ def _methods(rows: Sequence[Row]) -> Sheet:
     return _columns(found)
 
 
+def _held(accuracies: list[float | None]) -> list[float]:
+    """Each round's accuracy, where it was not measured the one before."""
+    held, last = [], next((a for a in accuracies if a is not None), 0.0)
+    for accuracy in accuracies:
+        last = last if accuracy is None else accuracy
+        held.append(last)
+    return held
+
+
 def _rounds(runs: Runs, most: int | None) -> Sheet:
     found: list[dict[str, Any]] = []
     for method, seeds in runs.seeds.items():
         for seed, points in seeds.items():
-            kept = range(len(points)) if most is None else thinned([p.accuracy or 0.0 for _, p in points], most)
+            kept = range(len(points)) if most is None else thinned(_held([p.accuracy for _, p in points]), most)
             found += [_round(method, seed, *points[i]) for i in kept]
     return _columns(found)
 

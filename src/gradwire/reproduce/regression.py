@@ -51,8 +51,8 @@ class Method:
 
     Attributes:
         kind: one of ``KINDS``: ``cyclic`` sends k coordinates from t k mod J in round t, ``randk`` k drawn from the
-            seed; both the same for all workers. ``passover`` is Top-k that takes what it sent in the round before only
-            after all else, whatever became of it.
+            seed; both the same for all workers. ``passover`` is Top-k that takes what it sent in the round whose
+            aggregate came last only after all else, whatever became of it.
         density: k / J.
         mu: of ``regtopk``, as are the others.
         denominator: ``previous`` or ``current``.

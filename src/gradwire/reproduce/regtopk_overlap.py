@@ -74,8 +74,8 @@ def report_overlap(config: Config, results: dict[str, dict[str, Any]]) -> list[B
             "Cells: which share of what one worker sends another one sends too, in the mean over all pairs and over "
             f"rounds {mark // 2} to {mark}, median over seeds; in brackets how many seeds came below 1e-10 at their "
             "best. Supports drawn independently share S of their entries; `cyclic` and `randk` share all. `passover` "
-            "is a control that the paper lacks: Top-k that takes what it sent in the round before only after all else, "
-            "whatever the others sent. `previous` throughout."
+            "is a control that the paper lacks: Top-k that takes what it sent in the round before, or whose aggregate "
+            "came last, only after all else, whatever the others sent. `previous` throughout."
         ),
         Table(["S", *names], rows(found, section["densities"])),
         Text(_verdict(found, section)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,9 @@ class Trainer:
                 else:
                     share += float(self._metric(logits, y)) * len(x) / len(inputs)
         self.model.train()
-        return Evaluated(right / targets.numel() if self._metric is None else min(1.0, share), loss)
+        if self._metric is not None:  # one that is NaN is worth nothing
+            return Evaluated(min(1.0, share) if share > 0 else 0.0, loss)
+        return Evaluated(right / targets.numel(), loss)
 
     def _train_one_by_one(
         self,
@@ -311,6 +314,16 @@ class Trainer:
         changed = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         changed.update(name for name, _ in self.model.named_buffers())
         return {name: tensor for name, tensor in self.model.state_dict().items() if name in changed}
+
+    @cached_property
+    def frozen_digest(self) -> str:
+        """SHA-256 of the parameters that are no part of ``layout``, in hex; of nothing where there are none."""
+        digest, changed = hashlib.sha256(), {tensor.name for tensor in self.layout.tensors}
+        for name, parameter in self.model.named_parameters():
+            if name not in changed:
+                digest.update(name.encode() + b"\0")
+                digest.update(parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _flat(self) -> Tensor:
         flat: Tensor = self.layout.flatten(self._state())

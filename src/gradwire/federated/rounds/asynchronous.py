@@ -15,7 +15,7 @@ from gradwire.errors import ProtocolError, StateError
 from gradwire.federated.data.training import Trained
 from gradwire.federated.rounds.federation import Federation, Job
 from gradwire.rng import Key
-from gradwire.saved import reading_state, saved_integer, saved_number, saved_vector, to_bytes
+from gradwire.saved import reading_state, saved_integer, saved_number, saved_real, saved_vector, to_bytes
 from gradwire.wire import read
 
 __all__ = ["AsynchronousRounds"]
@@ -264,7 +264,7 @@ class AsynchronousRounds:
             steps, leaves = saved_integer("local_steps", saved["local_steps"], 1), float(saved["leaves"])
             self._turns[job.client_id] = _Turn(job, _version(saved["version"]), steps, num_bytes, leaves)
         self._updates = {
-            _client(i): (saved_vector("updates", update, (d,)), saved_number("loss", loss))
+            _client(i): (saved_vector("updates", update, (d,)), saved_real("loss", loss))
             for i, update, loss in state["updates"]
         }
         self._blobs = {_client(i): (saved_integer("sequence", n), to_bytes(b)) for i, n, b in state["blobs"]}

@@ -42,6 +42,7 @@ def save_federation(f: Federation) -> dict[str, Any]:
         "lengths": [list(lengths) for lengths in f.lengths],
         "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in f.last_blobs],
         "moved": None if f.moved is None else np.packbits(f.moved),
+        "frozen": f.trainer.frozen_digest,
         **f.members.state_dict(f.server.round),
     }
 
@@ -53,6 +54,8 @@ def load_federation(f: Federation, state: dict[str, Any]) -> None:
         StateError: on a state of something else, or one that no run can have left.
     """
     with reading_state():
+        if state["frozen"] != f.trainer.frozen_digest:
+            raise StateError("state's frozen parameters, which do not travel, are not those of the model given now")
         model = saved_vector("model", state["model"], f.model.shape)
         seconds = saved_number("virtual_seconds", state["virtual_seconds"])
         f.server.load_state_dict(state["server"])
