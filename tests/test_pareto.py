@@ -325,4 +325,4 @@ def test_workers_are_for_what_goes_on(capsys):
     for arguments in (["speed", "--workers", "2"], ["pareto", "--workers", "0"]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "--workers is 1 or more, of pareto, supports alone" in capsys.readouterr().err
+        assert "--workers is 1 or more, of language, pareto, supports alone" in capsys.readouterr().err
