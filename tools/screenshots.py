@@ -102,8 +102,12 @@ def _taken(shot: Shot, page: Path) -> bytes:
             top = shown.locator(shot.start).bounding_box()["y"]
             shown.evaluate(f"scrollTo(0, {top - 16})")
         plots = "[...document.querySelectorAll('.plot')].filter(box => box.getBoundingClientRect().top < innerHeight)"
-        while not shown.evaluate(f"{plots}.every(box => box.querySelector('.main-svg'))"):
+        for _ in range(600):  # the page's policy lets no playwright wait_for_function in
+            if shown.evaluate(f"{plots}.every(box => box.querySelector('.main-svg'))"):
+                break
             shown.wait_for_timeout(100)
+        else:
+            sys.exit(f"{page}: a chart was not drawn within a minute")
         picture = bytes(shown.screenshot())
         browser.close()
     return picture
