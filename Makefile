@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo      set up, train ten clients on real images with several compressors, show table and report"
 	@echo "make test      set up, then lint, types and tests"
-	@echo "make test-all  the same with the slow tests"
+	@echo "make test-all  the same with the slow tests, and what these need"
 	@echo "make bench     set up, then the benchmarks"
 	@echo "make docs      set up, then write pages and pictures again, from result files and from the code"
 	@echo "make clean     remove the virtual environment, caches and runs"
@@ -39,6 +39,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal --hypothesis-profile=ci
 
 test-all: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,language,notebook]'
 	$(MAKE) --jobs=2 lint kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 

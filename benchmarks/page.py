@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks import markdown
 from benchmarks.results import Found
-from gradwire.report.offline import plotly_js
+from gradwire.report.offline import PLOTLY, resource
 from gradwire.report.tables import format_bytes
 
 # methods, clients, rounds
@@ -38,7 +38,7 @@ def measure(data_dir: Path | None = None, only: Any = None) -> Found:
     """Build and open a page of each case, and one of plotly alone."""
     with tempfile.TemporaryDirectory() as folder:
         alone = Path(folder) / "plotly.html"
-        alone.write_text(f"<!doctype html><title>plotly</title><script>{plotly_js()}</script>")
+        alone.write_text(f"<!doctype html><title>plotly</title><script>{resource(PLOTLY)}</script>")
         seconds = _loaded(alone, charts=False)
     plotly = {"plotly_seconds": seconds["shown_seconds"]} if seconds else {}
     return {"cases": {name: _case(*case) for name, case in CASES.items()}, **plotly}

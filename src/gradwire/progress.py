@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -13,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Self
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from gradwire.compressors.compressor import Compressor
@@ -39,6 +48,8 @@ __all__ = [
     "signature_of",
 ]
 
+_CELL_SECONDS = 0.25  # between two pictures of bars in a notebook
+
 # the report has every column; a terminal of 80 characters has room for these
 _SHOWN = {
     "accuracy": "accuracy",
@@ -49,21 +60,51 @@ _SHOWN = {
 }
 
 
+class _Cell:
+    """Bars below a notebook's cell, drawn again in their place: rich does so with ipywidgets alone."""
+
+    def __init__(self, progress: Progress) -> None:
+        from IPython.display import display
+
+        self._progress = progress
+        self._shown = time.monotonic()
+        self._handle = display(progress, display_id=True)
+
+    def show(self, at_most_every: float = 0.0) -> None:
+        """Draw them, where the last time is some seconds ago."""
+        if time.monotonic() - self._shown >= at_most_every:
+            self._handle.update(self._progress)
+            self._shown = time.monotonic()
+
+
 class _Bars:
-    """Bars that are shown inside ``with``, and lines above them."""
+    """Bars that are shown inside ``with``, in a terminal or below a notebook's cell, and lines beside them."""
 
     def __init__(self, progress: Progress) -> None:
         self._console = progress.console
         self._progress = progress
+        self._cell: _Cell | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._console.is_jupyter and not self._progress.disable:
+            self._cell = _Cell(self._progress)
+        else:
+            self._progress.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._cell is None:
+            self._progress.stop()
+        else:
+            self._cell.show()
+
+    def _update(self, bar: TaskID, **changed: Any) -> None:
+        """Change what a bar shows."""
+        self._progress.update(bar, **changed)
+        if self._cell is not None:
+            self._cell.show(at_most_every=_CELL_SECONDS)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
@@ -101,14 +142,14 @@ class RunDisplay(_Bars):
             accuracy="",
             num_bytes="",
         )
-        if not self._console.is_terminal:
+        if not (self._console.is_terminal or self._console.is_jupyter):
             self.say(f"{number + 1}/{num_runs} {simulation.label}{seed}: {e.rounds} rounds, {e.clients} clients")
 
     def progressed(self, simulation: Simulation, metrics: RoundMetrics) -> None:
         """Show a round."""
         totals = simulation.totals
         accuracy = "" if totals.accuracy is None else f"{100 * totals.accuracy:.1f} %"
-        self._progress.update(
+        self._update(
             self._bar,
             completed=totals.rounds_done,
             total=totals.rounds_done if simulation.finished else simulation.experiment.rounds,
@@ -162,7 +203,7 @@ class ReproductionDisplay(_Bars):
 
     def _show(self) -> None:
         done = sum(share == 1.0 for share in self._shares.values())
-        self._progress.update(
+        self._update(
             self._bar,
             description=f"{done}/{len(self._shares)} units",
             completed=sum(self._shares.values()),
@@ -190,7 +231,7 @@ class BenchProgress(_Bars):
 
     def advance(self, share: float) -> None:
         """Show the share that is done."""
-        self._progress.update(self._bar, completed=share)
+        self._update(self._bar, completed=share)
 
 
 class FileProgress(_Bars):
@@ -221,7 +262,7 @@ class FileProgress(_Bars):
         """Count a tensor that was worked through."""
         if not self._progress.disable:
             total = _num_tensor_bytes(self._path) if self.num_bytes == 0 else None
-            self._progress.update(self._bar, advance=num_bytes, total=total, description=_plain(name))
+            self._update(self._bar, advance=num_bytes, total=total, description=_plain(name))
         self.num_bytes += num_bytes
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from page_reader import Page, cells, sheet
 
 from gradwire.report import build_report, charts, plots
 from gradwire.report.bars import SHARED_LAYOUT, Figure
+from gradwire.report.offline import PLOTLY
 
 LOSSES = ["loss_test_by_bytes", "loss_test_by_round", "loss_training_by_round"]
 EVIL = "</script><script>alert('x')</script><img src=x onerror=alert(1)>"
@@ -61,18 +63,18 @@ def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
 
 
 def test_plotly_is_inlined_once_and_only_known_scripts_may_run(tmp_path: Path) -> None:
-    from plotly.offline import get_plotlyjs
-
+    library = (resources.files("gradwire.report") / PLOTLY).read_text(encoding="utf-8")
+    assert library.startswith("/**\n* plotly.js (basic - minified) v")
     found = page(write(tmp_path, [dense()]))
     kinds = [(attrs.get("type"), attrs.get("id")) for tag, attrs in found.tags if tag == "script"]
     packed = "application/octet-stream"
     sheets = [(packed, "sheet-methods"), (packed, "sheet-rounds")]
     assert kinds == [("application/json", "figures"), (packed, "plotly"), *sheets, (None, None)]
-    assert gzip.decompress(base64.b64decode(found.scripts[1])).decode() == get_plotlyjs()
+    assert gzip.decompress(base64.b64decode(found.scripts[1])).decode() == library
     (policy,) = [attrs["content"] for _, attrs in found.tags if "http-equiv" in attrs]
     assert policy is not None
     assert policy.startswith("default-src 'none'; script-src 'sha256-")
-    for script in (get_plotlyjs(), found.scripts[-1]):
+    for script in (library, found.scripts[-1]):
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
     assert "unsafe-eval" not in policy
     assert "showSendToCloud: false" in found.scripts[-1]

@@ -21,7 +21,7 @@ from gradwire.report.verdict import verdict
 __all__ = ["build_report", "render"]
 
 _NAME, _NAME_OF_SEVERAL = "report.html", "comparison.html"
-_MOST_SHEET_BYTES = 3_700_000  # with the figures, beside two million of plotly
+_MOST_SHEET_BYTES = 5_000_000  # with the figures, beside half a million of plotly
 
 
 def build_report(*directories: Path | str, out: Path | str | None = None) -> Path:
@@ -39,7 +39,7 @@ def build_report(*directories: Path | str, out: Path | str | None = None) -> Pat
 
     Raises:
         ConfigError: a file is missing, damaged or of the wrong shape, or the page cannot be written.
-        BackendUnavailable: plotly or jinja2 is not installed.
+        BackendUnavailable: jinja2 is not installed.
 
     Example:
         >>> build_report("runs/2025-01-01")  # doctest: +SKIP
@@ -67,7 +67,7 @@ def render(folders: Sequence[Folder], beside: Path) -> str:
         The HTML.
 
     Raises:
-        BackendUnavailable: plotly or jinja2 is not installed.
+        BackendUnavailable: jinja2 is not installed.
     """
     runs = [run for folder in folders for run in folder.runs]
     points = [point for folder in folders for point in folder.points]
@@ -136,10 +136,9 @@ def import_report() -> None:
     """Check that a report can be built later, before hours are spent on what it would show.
 
     Raises:
-        BackendUnavailable: plotly or jinja2 is not installed.
+        BackendUnavailable: jinja2 is not installed.
     """
     offline.environment()
-    offline.plotly_js()
 
 
 def _table(

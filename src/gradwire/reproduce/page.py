@@ -29,7 +29,7 @@ def render(title: str, settings: Sequence[str], blocks: Sequence[Block]) -> str:
         The HTML.
 
     Raises:
-        BackendUnavailable: plotly or jinja2 is not installed.
+        BackendUnavailable: jinja2 is not installed.
     """
     charts = [block for block in blocks if isinstance(block, Chart)]
     return offline.render(
