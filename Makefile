@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# installed uncompiled, a module is compiled where it is imported first; that is kept, or every process does it again
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: kernels demo test test-all lint bench docs clean help
 
@@ -17,7 +19,8 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "gradwire needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --upgrade -c constraints.txt pip
+	$(BIN)/python -m pip install --prefer-binary --no-compile -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP)
@@ -39,7 +42,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal --hypothesis-profile=ci
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,language,notebook]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,language,notebook]'
 	$(MAKE) --jobs=2 lint kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
