@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -95,6 +96,43 @@ def test_a_part_measured_elsewhere_says_so(copy, monkeypatch):
     monkeypatch.setattr(results, "machine", lambda: results.load("methods")["machine"])
     main(["methods", "--only", "fp16"])
     assert set(results.load("methods")["apart"]) == {"sign"}
+
+
+def test_results_carry_the_commit_they_were_made_with(copy, monkeypatch):
+    monkeypatch.setattr(methods, "resnet20_shapes", lambda: [(40, 50), (7,)])
+    monkeypatch.setattr(results, "commit", lambda: "one")
+    results.save("methods", results.load("methods"))
+    monkeypatch.setattr(results, "commit", lambda: "two")
+    main(["methods", "--only", "fp16"])
+    assert (results.load("methods")["commit"], results.load("methods")["commits"]) == ("one", {"fp16": "two"})
+    results.save("methods", results.load("methods"))
+    assert results.load("methods")["commit"] == "two"
+    assert "commits" not in results.load("methods")
+
+
+def test_commit_is_that_of_the_code(tmp_path, monkeypatch):
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments], capture_output=True, text=True, check=True
+        )
+
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert results.commit() is None
+    git("init", "-q")
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.py").write_text("1\n")
+    (tmp_path / "results.json").write_text("{}")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    made = git("rev-parse", "HEAD").stdout.strip()
+    assert results.commit() == made
+    (tmp_path / "results.json").write_text("{1}")  # which a benchmark writes
+    assert results.commit() == made
+    (tmp_path / "src" / "a.py").write_text("2\n")
+    assert results.commit() == made + "+"
+    monkeypatch.setattr(results, "ROOT", tmp_path / "src")
+    assert results.commit() is None
 
 
 def test_parts_of_other_benchmarks_merge():

@@ -218,7 +218,7 @@ def empty(tmp_path, monkeypatch):
     return tmp_path / "benchmarks" / "results" / "pareto.jsonl"
 
 
-def test_a_line_that_was_cut_off_is_not_there(empty):
+def test_a_line_that_was_cut_off_is_not_there(empty, monkeypatch):
     runs = [fake(Job("mnist-iid", "test", "qsgd", "qsgd(2)", PLAIN, seed, 100)) for seed in range(3)]
     for run in runs[:2]:
         results.append("pareto", run)
@@ -228,7 +228,9 @@ def test_a_line_that_was_cut_off_is_not_there(empty):
     for cut in range(1, len(last)):
         empty.write_bytes(whole[:-cut])
         assert results.load("pareto")["runs"] == runs[:1]
+    monkeypatch.setattr(results, "commit", lambda: "abc")
     results.append("pareto", runs[2])
+    assert json.loads(empty.read_bytes().splitlines()[-1])["commit"] == "abc"
     assert results.load("pareto")["runs"] == [runs[0], runs[2]]
     assert results.load("pareto")["machine"]["python"]
 
