@@ -10,6 +10,7 @@ import gradwire as gw
 from gradwire.flower.header import (
     NO_INCARNATION,
     NUM_RUNS,
+    PROPOSAL,
     Answer,
     Counted,
     Instruction,
@@ -70,7 +71,7 @@ answers = st.builds(
 
 
 names = st.from_regex(r"[a-z0-9][a-zA-Z0-9._-]{0,30}", fullmatch=True)
-steps = st.builds(Step, names, eight, st.integers(2, 4), st.binary(max_size=50))
+steps = st.builds(Step, names, eight, st.integers(2, PROPOSAL), st.binary(max_size=50), st.binary(max_size=50))
 step_answers = st.builds(StepAnswer, eight, numbers, numbers, st.binary(max_size=50))
 
 
@@ -104,8 +105,8 @@ def test_the_bytes_are_these():
     expected += b"\x05" + b"I" * 8 + b"\x01\x01\x01" + b"\x01" + b"\x02xy"
     assert told.encode() == expected
     answer = Answer(b"B" * 8, 130, b"I" * 8, 3, blob=b"xy")
-    step = Step("c", b"B" * 8, 2, b"xy")
-    assert step.encode() == b"GWF\x01\x04" + b"\x01c" + b"B" * 8 + b"\x02" + b"xy"
+    step = Step("c", b"B" * 8, 3, b"xy", b"abc")
+    assert step.encode() == b"GWF\x01\x04" + b"\x01c" + b"B" * 8 + b"\x03" + b"\x03abc" + b"xy"
     assert StepAnswer(b"B" * 8, 130, 1, b"xy").encode() == b"GWF\x01\x05" + b"B" * 8 + b"\x82\x01" + b"\x01" + b"xy"
     assert answer.encode() == b"GWF\x01\x02" + b"\x02" + b"B" * 8 + b"\x82\x01" + b"I" * 8 + b"\x03" + b"xy"
 

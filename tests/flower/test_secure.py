@@ -8,19 +8,22 @@ from collections import Counter
 import numpy as np
 import pytest
 from apps import Books, config, flat, initial, logged, make_app, make_grid, member_of, trained
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedMedian
 
 import gradwire as gw
+from gradwire.compressors.papers.leader import leader_of
 from gradwire.errors import ConfigError
 from gradwire.flower import CompressedStrategy, CompressionMod
-from gradwire.flower.carrier import find_carrier
-from gradwire.flower.header import is_step, read_step
+from gradwire.flower.carrier import find_carrier, make_carrier
+from gradwire.flower.header import PROPOSAL, Step, StepAnswer, is_step, read_step, read_step_answer
 from gradwire.flower.model import Model
 from gradwire.flower.secure import SecureMod, SecureStrategy, Terms
+from gradwire.flower.secure.support import packed
 from gradwire.secagg import SecureServer
 
 SPEC = "ef(randk(0.2, shared=True) | fixed(8, 1.0))"
+LED = "ef(leader(0.2) | fixed(8, 1.0))"
 TERMS = Terms(num_clients=4, threshold=3, grid=gw.fixed(8, 1.0), max_weight=10)
 
 
@@ -67,20 +70,22 @@ def federation(tmp_path, fate=None, books=None, num_clients=4, **options):
     return grid
 
 
-def strategy(**options) -> SecureStrategy:
-    return SecureStrategy(FedAvg(fraction_evaluate=0.0), SPEC, TERMS, conversation="secure", step_timeout=5, **options)
+def strategy(spec=SPEC, **options) -> SecureStrategy:
+    return SecureStrategy(FedAvg(fraction_evaluate=0.0), spec, TERMS, conversation="secure", step_timeout=5, **options)
 
 
-def in_clear(num_rounds: int, num_clients: int = 4) -> np.ndarray:
+def in_clear(num_rounds: int, num_clients: int = 4, spec: str = SPEC) -> np.ndarray:
     """The same rounds with plain clients, whose integers are added up here."""
     start = Model.from_record(initial())
-    model, layout, spec = start.vector, start.layout, gw.parse(SPEC)
-    ends = {i: gw.Client(spec, layout, i) for i in range(num_clients)}
+    model, layout = start.vector, start.layout
+    ends = {i: gw.Client(gw.parse(spec), layout, i) for i in range(num_clients)}
     for index in range(num_rounds):
         total, weights = np.zeros(layout.d, np.int64), 0
+        updates = {i: layout.flatten(trained(layout.unflatten(model), i, index + 1)) - model for i in ends}
+        first = leader_of(list(ends), 0, index)
+        support = ends[first].propose(updates[first]) if spec == LED else None
         for i, end in ends.items():
-            update = layout.flatten(trained(layout.unflatten(model), i, index + 1)) - model
-            sent = gw.decompress(gw.decode(end.compress(update, i + 1, round=index)))
+            sent = gw.decompress(gw.decode(end.compress(updates[i], i + 1, round=index, support=support)))
             total += (i + 1) * np.rint(sent * 127).astype(np.int64)
             weights += i + 1
             end.settle(True)
@@ -224,6 +229,113 @@ def test_adaptive_strategies_are_handed_the_mean(tmp_path):
     assert 0 < np.abs(flat(result.arrays) - flat(initial())).max() < 0.1
 
 
+# ---- a leader
+
+
+def test_a_leader_s_coordinates_are_those_of_all(tmp_path, sums):
+    books = Books()
+    grid = federation(tmp_path, books=books)
+    wrapped = strategy(LED)
+    result = wrapped.start(grid, initial(), num_rounds=3, timeout=5)
+    np.testing.assert_allclose(flat(result.arrays), in_clear(3, spec=LED), rtol=0, atol=1e-6)
+    assert [total.support.size for total in sums] == [42] * 3
+    assert dict(books.runs) == dict.fromkeys(range(4), 3)
+    asked = [m.metadata.dst_node_id for m in grid.pushed if find_carrier(m.content) and step_of(m) == PROPOSAL]
+    leaders = [grid.nodes[node].config["partition-id"] for node in asked]
+    assert leaders == [leader_of(range(4), 0, index) for index in range(3)]
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+@pytest.mark.parametrize("what", ["lost", "dead", "unanswered", "late"])
+def test_where_the_leader_proposes_nothing_another_is_drawn(tmp_path, sums, what):
+    books, leader = Books(), leader_of(range(4), 0, 1)
+    grid = federation(tmp_path, Fate(1, PROPOSAL, what, leader), books)
+    wrapped = strategy(LED)
+    with logged() as lines:
+        wrapped.start(grid, initial(), num_rounds=2, timeout=5)
+    assert leader != leader_of(range(4), 0, 0)
+    assert f"client {leader} leads the round and proposed no coordinates" in "\n".join(lines)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3)] * 2
+    assert dict(books.runs) == dict.fromkeys(range(4), 2)  # who proposed in vain does not train again
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+@pytest.mark.parametrize("what", ["lost", "unanswered"])
+def test_a_leader_that_is_gone_after_its_proposal_keeps_its_update(tmp_path, sums, what):
+    books, leader = Books(), leader_of(range(4), 0, 1)
+    others = tuple(i for i in range(4) if i != leader)
+    grid = federation(tmp_path, Fate(2, 3, what, leader), books)
+    wrapped = strategy(LED)
+    wrapped.start(grid, initial(), num_rounds=2, timeout=5)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3), others]
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def test_nobody_who_proposes_is_no_sum(tmp_path, sums):
+    books = Books()
+    grid = federation(tmp_path, Fate(1, PROPOSAL, "lost", 0, 1, 2, 3), books)
+    with logged() as lines:
+        strategy(LED).start(grid, initial(), num_rounds=1, timeout=5)
+    assert "none proposed coordinates" in "\n".join(lines)
+    assert sums == []
+    assert not books.runs
+
+
+@pytest.mark.parametrize("message", [b"", b"\x00" * 40, "all", "none"])
+def test_a_proposal_that_is_none_is_refused_and_another_is_drawn(tmp_path, sums, message):
+    """Among them coordinates that would have all clients send their whole update."""
+    if isinstance(message, str):
+        message = packed(np.arange(210 if message == "all" else 0), 210)
+    grid = federation(tmp_path)
+    node = list(grid.nodes.values())[leader := leader_of(range(4), 0, 0)]
+    app = node.app
+
+    def lying(given, context):
+        reply = app(given, context)
+        if find_carrier(given.content) and step_of(given) == PROPOSAL:
+            found = find_carrier(reply.content)
+            answer = read_step_answer(found.data)
+            carrier = make_carrier(StepAnswer(answer.birth, answer.client, 0, message).encode())
+            reply.content = RecordDict({found.key: ArrayRecord({"gradwire": carrier})})
+        return reply
+
+    node.app = lying
+    with logged() as lines:
+        strategy(LED).start(grid, initial(), num_rounds=1, timeout=5)
+    assert f"refused what client {leader}" in "\n".join(lines)
+    assert [(total.clients, total.support.size) for total in sums] == [((0, 1, 2, 3), 42)]
+
+
+@pytest.mark.parametrize(
+    ("spec", "step", "what", "said"),
+    [
+        (LED, 2, "lost", "once, before it masks"),  # nobody shared its secrets yet
+        (LED, PROPOSAL, "unanswered", "once, before it masks"),  # everybody was asked already
+        (LED, 5, "ok", "once, before it masks"),  # everybody masked
+        (SPEC, 3, "lost", "asks no client which coordinates"),
+    ],
+)
+def test_a_client_proposes_once_and_when_it_is_time(tmp_path, spec, step, what, said):
+    """A server that asks a client at another time, or again, learns nothing more of its update."""
+    grid = federation(tmp_path, Fate(1, step, what, *range(4)))
+    with logged():
+        strategy(spec).start(grid, initial(), num_rounds=1, timeout=5)
+    for node in grid.nodes.values():
+        of_node = [m for m in grid.pushed if m.metadata.dst_node_id == node.node_id]
+        asked = next(m for m in of_node if m.metadata.message_type == "train" and step_of(m) > 1)
+        found = find_carrier(asked.content)
+        told = read_step(found.data)
+        carrier = make_carrier(Step(told.conversation, told.birth, PROPOSAL, b"").encode())
+        asked.content[found.key] = ArrayRecord({"gradwire": carrier})
+        asked.content["config"] = config(1)
+        reply = node.run(asked)
+        assert reply.has_error()
+        assert said in reply.error.reason
+
+
 # ---- what cannot be
 
 
@@ -292,10 +404,6 @@ def test_a_client_that_talks_nonsense_drops_out(tmp_path, sums):
         reply = app(message, context)
         found = find_carrier(reply.content)
         if found is not None and find_carrier(message.content) and step_of(message) == 3:
-            from flwr.app import ArrayRecord
-
-            from gradwire.flower.carrier import make_carrier
-
             reply.content = RecordDict({found.key: ArrayRecord({"gradwire": make_carrier(found.data[:-3])})})
         return reply
 

@@ -256,6 +256,11 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         """
         return "none"
 
+    @property
+    def led(self) -> bool:
+        """Whether the coordinates that all clients of a round send are those that one of them proposes."""
+        return False
+
     def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
         """Tell which coordinates all clients of a round send, where that is known before their updates are.
 

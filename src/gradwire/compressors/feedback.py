@@ -72,6 +72,11 @@ class _Feedback(Compressor):
         """Whether the inner compressor needs the reference to be the clients' mean."""
         return self.compressor.needs_mean
 
+    @property
+    def led(self) -> bool:
+        """What the inner compressor says."""
+        return self.compressor.led
+
     def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
         """Tell what the inner compressor says."""
         return self.compressor.shared_support(layout, round)

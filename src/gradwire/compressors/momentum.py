@@ -99,6 +99,11 @@ class momentum(Compressor):
         """What the inner compressor says."""
         return self.compressor.shares
 
+    @property
+    def led(self) -> bool:
+        """What the inner compressor says."""
+        return self.compressor.led
+
     def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
         """Tell what the inner compressor says."""
         return self.compressor.shared_support(layout, round)

@@ -51,6 +51,12 @@ class Stage(Compressor):
         sparsifier = self._roles[0]
         return "whole" if sparsifier is None else sparsifier.shares
 
+    @property
+    def led(self) -> bool:
+        """What the sparsifier says."""
+        sparsifier = self._roles[0]
+        return sparsifier is not None and sparsifier is not self and sparsifier.led
+
     def shared_support(self, layout: Layout, round: Round) -> NDArray[np.int64] | None:
         """Tell what the sparsifier says; without one it is every coordinate."""
         sparsifier = self._roles[0]

@@ -16,6 +16,7 @@ from gradwire.wire.reader import Reader, varint
 __all__ = [
     "NO_INCARNATION",
     "NUM_RUNS",
+    "PROPOSAL",
     "Answer",
     "Counted",
     "Instruction",
@@ -33,6 +34,8 @@ __all__ = [
 NUM_RUNS = KEPT
 """Most runs that are told: as many as a server knows for certain, so that what is in none of them was not counted."""
 NO_INCARNATION = bytes(8)
+PROPOSAL = 5
+"""Number of the step, between the second and the third, in which a leader proposes the round's coordinates."""
 
 _MAGIC = b"GWF"
 _VERSION = 1
@@ -190,8 +193,10 @@ class Step:
     Attributes:
         conversation: its name.
         birth: the conversation's.
-        number: 2, 3 or 4; the first step is an instruction with an invitation.
-        message: of ``SecureServer``: the client's roster, deliveries or survivors.
+        number: 2, 3 or 4, or ``PROPOSAL``, to a leader before the third; the first is an instruction with an
+            invitation.
+        message: of ``SecureServer``: the client's roster, deliveries or survivors; nothing for a proposal.
+        support: in the third step the coordinates to send, where a leader proposed them, as it did; else nothing.
 
     Example:
         >>> from gradwire.flower.header import Step, read_step
@@ -204,10 +209,12 @@ class Step:
     birth: bytes
     number: int
     message: bytes
+    support: bytes = b""
 
     def encode(self) -> bytes:
         """Return the bytes ``read_step`` reads."""
-        return _start(_STEP) + _text(self.conversation) + self.birth + varint(self.number) + self.message
+        start = _start(_STEP) + _text(self.conversation) + self.birth + varint(self.number)
+        return start + varint(len(self.support)) + self.support + self.message
 
 
 @dataclass(frozen=True)
@@ -218,7 +225,7 @@ class StepAnswer:
         birth: the conversation's.
         client: its number.
         sequence: the number of the payload that a masked one hides; 0 in other steps.
-        message: of ``SecureClient``.
+        message: of ``SecureClient``; for a proposal the coordinates.
     """
 
     birth: bytes
@@ -241,10 +248,11 @@ def read_step(data: bytes) -> Step:
     reader = Reader(memoryview(data))
     _kind(reader, (_STEP,))
     conversation, birth = _read_name(reader), bytes(reader.take(8, "birth"))
-    number = reader.varint("step", below=5)
+    number = reader.varint("step", below=PROPOSAL + 1)
     if number < 2:
-        raise Malformed(f"step must be 2, 3 or 4, got {number}")
-    return Step(conversation, birth, number, bytes(reader.take(reader.remaining, "message")))
+        raise Malformed(f"step must be 2, 3, 4 or {PROPOSAL}, got {number}")
+    support = bytes(reader.take(reader.varint("length of the support"), "support"))
+    return Step(conversation, birth, number, bytes(reader.take(reader.remaining, "message")), support)
 
 
 def read_step_answer(data: bytes) -> StepAnswer:

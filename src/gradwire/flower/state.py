@@ -17,6 +17,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context
 
 from gradwire.checks import check_integer
+from gradwire.compressors.compressor import Vector
 from gradwire.compressors.spec import parse
 from gradwire.ends.client import Client
 from gradwire.errors import StateError
@@ -25,11 +26,11 @@ from gradwire.files.store import pack_state, read_state, unpack_state, write_sta
 from gradwire.flower.carrier import NAME
 from gradwire.flower.header import Instruction
 from gradwire.flower.model import Model
-from gradwire.saved import reading_state
+from gradwire.saved import reading_state, saved_integer, saved_vector
 
 __all__ = ["ContextStore", "FolderStore", "Member", "Place", "default_folder"]
 
-_FORMAT = 1
+_FORMAT = 2
 _LOCK_SECONDS = 10.0
 _DAY = 86_400.0
 _SUFFIXES = (".state", ".secrets", ".lock")
@@ -46,6 +47,8 @@ class Member:
         incarnation: 8 bytes, drawn when the state was fresh: a node that lost its disk is told from itself before.
         version: of the model.
         model: the model.
+        proposed: the update of which this client, a secure sum's leader, proposed coordinates, and its weight, until it
+            is sent.
     """
 
     client: Client
@@ -53,6 +56,7 @@ class Member:
     incarnation: bytes
     version: int
     model: Model
+    proposed: tuple[Vector, int] | None = None
 
     @classmethod
     def fresh(cls, told: Instruction, client_id: int, model: Model) -> Member:
@@ -70,6 +74,7 @@ class Member:
             "version": self.version,
             "model": self.model.state_dict(),
             "client": self.client.state_dict(),
+            "proposed": None if self.proposed is None else list(self.proposed),
         }
 
     @classmethod
@@ -83,7 +88,11 @@ class Member:
             client = Client(_parse(state["spec"]), model.layout, check_integer("client_id", saved["client_id"], 0))
             client.load_state_dict(saved)
             birth, incarnation = bytes.fromhex(state["birth"]), bytes.fromhex(state["incarnation"])
-            return cls(client, birth, incarnation, check_integer("version", state["version"], 0), model)
+            proposed = None
+            if state["proposed"] is not None:
+                update, weight = state["proposed"]
+                proposed = saved_vector("update", update, (model.layout.d,)), saved_integer("weight", weight, 1)
+            return cls(client, birth, incarnation, check_integer("version", state["version"], 0), model, proposed)
 
     def restart_at(self, blob: bytes | None, version: int) -> None:
         """Take up the conversation at a version, whatever was held before: the model came whole.

@@ -146,6 +146,11 @@ class SecureClient:
         self._standing = Sharing(joined, numbers, sealing, masking, own_shares[self.client_id])
         return messages.encode_shares(joined.session, sealed)
 
+    @property
+    def may_mask(self) -> bool:
+        """Whether the deliveries are what comes next: a round's coordinates may be asked for then, not later."""
+        return isinstance(self._standing, Sharing)
+
     def mask(
         self,
         deliveries: bytes,

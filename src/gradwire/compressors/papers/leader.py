@@ -116,6 +116,11 @@ class leader(Sparsifier):
         return self._own.guarantee(d)
 
     @property
+    def led(self) -> bool:
+        """Whether one client proposes the coordinates of all: yes."""
+        return True
+
+    @property
     def summable(self) -> bool:
         """Whether ``phases`` can be used: yes."""
         return True

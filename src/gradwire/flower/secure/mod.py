@@ -7,12 +7,12 @@ from typing import Any
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
-from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.errors import ConfigError, ProtocolError, UpdateError
 from gradwire.flower.carrier import NAME, Found, kind_of, make_carrier
-from gradwire.flower.header import Instruction, Step, StepAnswer, read_step
+from gradwire.flower.header import PROPOSAL, Instruction, Step, StepAnswer, read_step
 from gradwire.flower.mod import CallNext, CompressionMod, Worked, asked, trained
-from gradwire.flower.secure.support import support_of
+from gradwire.flower.secure.support import packed, support_of, unpacked
 from gradwire.flower.state import Member, Place
 from gradwire.secagg import SecureClient, Terms
 
@@ -69,6 +69,11 @@ class SecureMod(CompressionMod):
         client = SecureClient(self.terms, member.model.layout, member.client.client_id)
         keys = client.join(told.invitation)
         place.write_secrets(client.to_secrets())
+        if member.proposed is not None:  # and was asked for no more: it goes with the next update
+            number = member.client.sequence
+            member.client.compress(*member.proposed, round=member.version)
+            member.client.settle({number: False})
+            member.proposed = None
         return Worked(Message(RecordDict(), reply_to=message), keys, trained=False)
 
     def _step(self, message: Message, context: Context, call_next: CallNext, found: Found) -> Message:
@@ -86,23 +91,49 @@ class SecureMod(CompressionMod):
             elif step.number == 4:
                 answered = client.reveal(step.message)
             else:
-                reply = asked(message, context, call_next, found.key, member.model)
-                if reply.has_error():
-                    return reply
-                answered = self._masked(client, member, step, reply.content)
+                if step.number == PROPOSAL and (member.proposed is not None or not client.may_mask):
+                    raise ProtocolError("a client proposes a round's coordinates once, before it masks")
+                if member.proposed is None:
+                    reply = asked(message, context, call_next, found.key, member.model)
+                    if reply.has_error():
+                        return reply
+                    member.proposed = self._weighed(member, reply.content)
+                if step.number == PROPOSAL:
+                    answered = _coordinates(member, *member.proposed)
+                else:
+                    answered = _masked(client, member, step, *member.proposed)
+                    member.proposed = None
                 place.write(member)
             place.write_secrets(client.to_secrets())
         answer = StepAnswer(member.birth, client_id, sequence, answered)
         return Message(RecordDict({found.key: ArrayRecord({NAME: make_carrier(answer.encode())})}), reply_to=message)
 
-    def _masked(self, client: SecureClient, member: Member, step: Step, content: RecordDict) -> bytes:
-        """Compress what the app trained, on the coordinates that all clients send, and mask it."""
+    def _weighed(self, member: Member, content: RecordDict) -> tuple[Vector, int]:
+        """The update that the app trained, and its weight in the sum."""
         update, weight = trained(member, self.weighted_by, content)
         if weight != int(weight) or not 1 <= weight <= self.terms.max_weight:
             raise UpdateError(
                 f"the train reply's metric {self.weighted_by!r} is its weight in a secure sum and must be an integer "
                 f"from 1 to max_weight, {self.terms.max_weight}, got {weight:g}"
             )
+        return update, int(weight)
+
+
+def _coordinates(member: Member, update: Vector, weight: int) -> bytes:
+    """The coordinates that a leader would send."""
+    spec = member.client.compressor
+    if not spec.led:
+        raise ProtocolError(f"{spec} asks no client which coordinates to send")
+    return packed(member.client.propose(update, weight, member.version), member.model.layout.num_parameters)
+
+
+def _masked(client: SecureClient, member: Member, step: Step, update: Vector, weight: int) -> bytes:
+    """Compress an update on the coordinates that all clients send, and mask it."""
+    spec, layout = member.client.compressor, member.model.layout
+    if spec.led:
+        support = unpacked(step.support, layout.num_parameters)
+        blob = member.client.compress(update, weight, member.version, support=support)
+    else:
+        support = support_of(spec, layout, member.client.seed, member.version)
         blob = member.client.compress(update, weight, member.version)
-        support = support_of(member.client.compressor, member.model.layout, member.client.seed, member.version)
-        return client.mask(step.message, blob, support, int(weight))
+    return client.mask(step.message, blob, support, weight)

@@ -14,14 +14,15 @@ from flwr.serverapp.strategy import Strategy
 
 from gradwire.checks import check_number
 from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.papers.leader import leader_of
 from gradwire.errors import ConfigError, DecodeError, Duplicate, LimitExceeded, ProtocolError, TooFewClients, visible
 from gradwire.flower.carrier import NAME, count_bytes, find_carrier, instruction_of, make_carrier, with_content
-from gradwire.flower.header import NO_INCARNATION, Answer, Step, StepAnswer, read_step_answer
+from gradwire.flower.header import NO_INCARNATION, PROPOSAL, Answer, Step, StepAnswer, read_step_answer
 from gradwire.flower.kinds import takes_mean
 from gradwire.flower.post import Post
 from gradwire.flower.replies import Reply, lacks_mod
 from gradwire.flower.secure.conversation import SecureConversation
-from gradwire.flower.secure.support import check_spec, support_of
+from gradwire.flower.secure.support import Support, check_spec, packed, support_of, unpacked
 from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
 from gradwire.secagg import SecureServer, SecureSum, Terms
 from gradwire.wire import Limits
@@ -41,7 +42,9 @@ class _Session:
         grid: where the nodes are.
         originals: client -> what the inner strategy has for its node.
         keys: client -> the key of the ArrayRecord in it.
+        support: the coordinates that its leader proposed.
         sent: the id of a message of the step under way -> whose it is.
+        shared: the clients that sent shares.
         sequences: client -> the number of the payload it masked.
     """
 
@@ -49,7 +52,9 @@ class _Session:
     grid: Grid
     originals: dict[int, Message] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
+    support: Support | None = None
     sent: list[tuple[Message, int]] = field(default_factory=list)
+    shared: list[int] = field(default_factory=list)
     sequences: dict[int, int] = field(default_factory=dict)
 
 
@@ -57,15 +62,17 @@ class SecureStrategy(CompressedStrategy):
     """Let a strategy that takes the mean train on secure sums: nobody but a client itself sees its update.
 
     Each round asks the chosen nodes four times: for keys, for shares, to train, and for what takes the masks off the
-    sum. Whoever does not answer in time has dropped out; below ``terms.threshold`` nothing is summed, the model stays
+    sum. With ``leader`` one of them, drawn anew each round, trains before the others and tells which coordinates to
+    send. Whoever does not answer in time has dropped out; below ``terms.threshold`` nothing is summed, the model stays
     as it was, and the updates stay with the clients. Each ClientApp has ``SecureMod`` with the same terms. The inner
     strategy is handed one reply with the mean, the weights' sum, and no metrics of single clients.
 
     Args:
         inner: FedAvg, FedAvgM, FedProx, FedAdam, FedYogi or FedAdagrad; its ``train_metrics_aggr_fn`` sees the weight
             alone.
-        spec: what compresses the way up, on coordinates that all clients know beforehand and with the terms' grid:
-            ``ef(randk(0.01, shared=True) | fixed(8, 0.05))``, say.
+        spec: what compresses the way up, on coordinates that are the same for all clients and with the terms' grid:
+            ``ef(leader(0.01) | fixed(8, 0.05))``, or ``ef(randk(0.01, shared=True) | fixed(8, 0.05))`` where they must
+            tell nothing of anybody's update.
         terms: what was agreed on with the clients; ``terms.num_clients`` is the most that a round may have.
         downlink: as for ``CompressedStrategy``.
         client_id_of: as for ``CompressedStrategy``; node authentication and this keep a node from playing many.
@@ -84,7 +91,7 @@ class SecureStrategy(CompressedStrategy):
         >>> from flwr.serverapp.strategy import FedAvg
         >>> from gradwire.flower.secure import SecureStrategy, Terms
         >>> terms = Terms(num_clients=10, threshold=7, grid=gw.fixed(8, 0.05), max_weight=1000)
-        >>> strategy = SecureStrategy(FedAvg(), "ef(randk(0.01, shared=True) | fixed(8, 0.05))", terms)
+        >>> strategy = SecureStrategy(FedAvg(), "ef(leader(0.01) | fixed(8, 0.05))", terms)
     """
 
     conversation_type = SecureConversation
@@ -117,6 +124,8 @@ class SecureStrategy(CompressedStrategy):
             out=out,
             state_file=state_file,
         )
+        self._train_timeout = 0.0
+        self._most_kept = 0
         self._session: _Session | None = None
         self._total: SecureSum | None = None
 
@@ -131,7 +140,8 @@ class SecureStrategy(CompressedStrategy):
     def _begin(self, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float) -> ArrayRecord:
         arrays = super()._begin(grid, arrays, num_rounds, timeout)
         conversation, _ = self._opened_secure()
-        check_spec(self.spec, conversation.model.layout, self.terms, self.seed)
+        self._most_kept = check_spec(self.spec, conversation.model.layout, self.terms, self.seed)
+        self._train_timeout = timeout
         return arrays
 
     def configure_train(
@@ -204,11 +214,31 @@ class SecureStrategy(CompressedStrategy):
         out = self._step(session, _SHARES, session.server.rosters())
         self._take(session, _SHARES, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
 
+    def _propose(self, session: _Session) -> Support:
+        """Between steps 2 and 3: a leader trains and tells its coordinates; where it does not, another is drawn."""
+        conversation, _ = self._opened_secure()
+        others = list(session.shared)
+        while len(session.shared) >= self.terms.threshold and others:
+            client = leader_of(others, self.seed, conversation.version)
+            others.remove(client)
+            out = self._step(session, PROPOSAL, {client: b""})
+            replies = list(session.grid.send_and_receive(out, timeout=self._train_timeout))
+            self._take(session, PROPOSAL, replies)
+            if session.support is not None:
+                return session.support
+            _log.warning("gradwire: client %d leads the round and proposed no coordinates", client)
+        raise TooFewClients(f"{len(session.shared)} of the clients sent shares and none proposed coordinates")
+
     def _deliver(self, session: _Session) -> list[Message]:
         """Step 3: the messages that have clients train, and mask what comes of it."""
         conversation, _ = self._opened_secure()
-        support = support_of(self.spec, conversation.model.layout, self.seed, conversation.version)
-        return self._step(session, _MASKED, session.server.deliveries(support))
+        layout = conversation.model.layout
+        if self.spec.led:
+            support = self._propose(session)
+            told = packed(support, layout.num_parameters)
+        else:
+            support, told = support_of(self.spec, layout, self.seed, conversation.version), b""
+        return self._step(session, _MASKED, session.server.deliveries(support), told)
 
     def _sum(self, session: _Session) -> SecureSum | None:
         """Step 4: have the masks taken off; None, and a line in the log, where there is no sum."""
@@ -223,14 +253,14 @@ class SecureStrategy(CompressedStrategy):
             _log.info("gradwire: %d of the sum's numbers were at the clip of %s", total.num_at_clip, self.terms.grid)
         return total
 
-    def _step(self, session: _Session, number: int, told: Mapping[int, bytes]) -> list[Message]:
+    def _step(self, session: _Session, number: int, told: Mapping[int, bytes], support: bytes = b"") -> list[Message]:
         """Make the messages of a step; with those of training goes what the inner strategy has for the app."""
         conversation, _ = self._opened_secure()
         session.sent = []
         for client, message in told.items():
             original, key = session.originals[client], session.keys[client]
-            carrier = make_carrier(Step(conversation.name, conversation.birth, number, message).encode())
-            rest = dict(original.content.items()) if number == _MASKED else {}
+            carrier = make_carrier(Step(conversation.name, conversation.birth, number, message, support).encode())
+            rest = dict(original.content.items()) if number in (_MASKED, PROPOSAL) else {}
             content = RecordDict({**rest, key: ArrayRecord({NAME: carrier})})
             self._ledger.add(original.metadata.dst_node_id, "downlink", count_bytes(content))
             session.sent.append((instruction_of(original, content), client))
@@ -254,11 +284,26 @@ class SecureStrategy(CompressedStrategy):
                 continue
             self._ledger.add(node_id, "uplink", count_bytes(reply.content))
             answer = self._read(client, node_id, reply)
-            if answer is not None and self._heard(session, client, node_id, answer.message):
-                if step == _MASKED:
-                    session.sequences[client] = answer.sequence
+            if answer is not None and self._taken(session, step, node_id, answer):
                 taken.append(reply)
         return taken, errors
+
+    def _taken(self, session: _Session, step: int, node_id: int, answer: StepAnswer) -> bool:
+        """Take one answer in; False, and a line in the log, where it cannot be."""
+        if step == PROPOSAL:
+            conversation, _ = self._opened_secure()
+            try:
+                session.support = unpacked(answer.message, conversation.model.layout.num_parameters, self._most_kept)
+            except DecodeError as error:
+                self._log_dropped(answer.client, node_id, error)
+            return session.support is not None
+        if not self._heard(session, answer.client, node_id, answer.message):
+            return False
+        if step == _SHARES:
+            session.shared.append(answer.client)
+        elif step == _MASKED:
+            session.sequences[answer.client] = answer.sequence
+        return True
 
     def _read(self, client: int, node_id: int, reply: Message) -> StepAnswer | None:
         conversation, _ = self._opened_secure()
