@@ -91,8 +91,8 @@ class SecureMod(CompressionMod):
             elif step.number == 4:
                 answered = client.reveal(step.message)
             else:
-                if step.number == PROPOSAL and (member.proposed is not None or not client.may_mask):
-                    raise ProtocolError("a client proposes a round's coordinates once, before it masks")
+                if step.number == PROPOSAL:
+                    _check_leads(client, member)
                 if member.proposed is None:
                     reply = asked(message, context, call_next, found.key, member.model)
                     if reply.has_error():
@@ -119,11 +119,17 @@ class SecureMod(CompressionMod):
         return update, int(weight)
 
 
-def _coordinates(member: Member, update: Vector, weight: int) -> bytes:
-    """The coordinates that a leader would send."""
+def _check_leads(client: SecureClient, member: Member) -> None:
+    """Refuse to tell coordinates where nothing asks for them, and a second time."""
     spec = member.client.compressor
     if not spec.led:
         raise ProtocolError(f"{spec} asks no client which coordinates to send")
+    if member.proposed is not None or not client.may_mask:
+        raise ProtocolError("a client proposes a round's coordinates once, before it masks")
+
+
+def _coordinates(member: Member, update: Vector, weight: int) -> bytes:
+    """The coordinates that a leader would send."""
     return packed(member.client.propose(update, weight, member.version), member.model.layout.num_parameters)
 
 
