@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from benchmarks import (
     accuracy,
     budget,
+    ddp_link,
     federated,
     field,
     flower,
@@ -56,6 +57,7 @@ DOCUMENTS = (
     Document(("mnist", "methods"), mnist.glossary),
     Document(("wire", "fuzz"), wire.document),
     Document(("budget",), budget.document),
+    Document(("ddp",), ddp_link.document),
     Document(("federated",), federated.document),
     Document(("field",), field.document),
     Document(("flower-simulation",), flower_simulation.document),
