@@ -215,10 +215,14 @@ class SecureStrategy(CompressedStrategy):
         self._take(session, _SHARES, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
 
     def _propose(self, session: _Session) -> Support:
-        """Between steps 2 and 3: a leader trains and tells its coordinates; where it does not, another is drawn."""
+        """Between steps 2 and 3: a leader trains and tells its coordinates; where it does not, another is drawn.
+
+        Those that do not answer have most likely dropped out, so that none is drawn once fewer than the
+        threshold are left.
+        """
         conversation, _ = self._opened_secure()
         others = list(session.shared)
-        while len(session.shared) >= self.terms.threshold and others:
+        while len(others) >= self.terms.threshold:
             client = leader_of(others, self.seed, conversation.version)
             others.remove(client)
             out = self._step(session, PROPOSAL, {client: b""})
@@ -227,7 +231,10 @@ class SecureStrategy(CompressedStrategy):
             if session.support is not None:
                 return session.support
             _log.warning("gradwire: client %d leads the round and proposed no coordinates", client)
-        raise TooFewClients(f"{len(session.shared)} of the clients sent shares and none proposed coordinates")
+        raise TooFewClients(
+            f"{len(session.shared)} of the clients sent shares and {len(session.shared) - len(others)} were asked in "
+            f"vain to lead; the threshold is {self.terms.threshold}"
+        )
 
     def _deliver(self, session: _Session) -> list[Message]:
         """Step 3: the messages that have clients train, and mask what comes of it."""
