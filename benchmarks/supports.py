@@ -25,9 +25,9 @@ from gradwire.federated.data.models import build_model
 from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import Trainer, draw_batches
-from gradwire.flower.secure.support import packed
 from gradwire.report.tables import format_bytes
 from gradwire.secagg import SecureClient, SecureServer, Terms
+from gradwire.secagg.support import pack_support
 
 CLIENTS, ROUNDS, LOCAL_STEPS, BATCH, LEARNING_RATE = 10, 40, 5, 32, 0.1
 PARTITIONS, SEEDS = ("iid", "dirichlet:0.3"), (0, 1, 2)
@@ -111,7 +111,7 @@ def _support(method: str, clients: list[gw.Client], updates: np.ndarray, index: 
         return None, 0
     if method.startswith("leader"):
         support = clients[leader := leader_of(range(CLIENTS), seed, index)].propose(updates[leader])
-        return support, len(packed(support, layout.num_parameters))
+        return support, len(pack_support(support, layout.num_parameters))
     if method == "sketch":
         return _voted(clients, updates, index)
     return clients[0].compressor.shared_support(layout, gw.Round(index=index, key=gw.Key(seed, index))), 0

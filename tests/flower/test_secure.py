@@ -19,8 +19,8 @@ from gradwire.flower.carrier import find_carrier, make_carrier
 from gradwire.flower.header import PROPOSAL, Step, StepAnswer, is_step, read_step, read_step_answer
 from gradwire.flower.model import Model
 from gradwire.flower.secure import SecureMod, SecureStrategy, Terms
-from gradwire.flower.secure.support import packed
 from gradwire.secagg import SecureServer
+from gradwire.secagg.support import pack_support
 
 SPEC = "ef(randk(0.2, shared=True) | fixed(8, 1.0))"
 LED = "ef(leader(0.2) | fixed(8, 1.0))"
@@ -288,7 +288,7 @@ def test_nobody_who_proposes_is_no_sum(tmp_path, sums):
 def test_a_proposal_that_is_none_is_refused_and_another_is_drawn(tmp_path, sums, message):
     """Among them coordinates that would have all clients send their whole update."""
     if isinstance(message, str):
-        message = packed(np.arange(210 if message == "all" else 0), 210)
+        message = pack_support(np.arange(210 if message == "all" else 0), 210)
     grid = federation(tmp_path)
     node = list(grid.nodes.values())[leader := leader_of(range(4), 0, 0)]
     app = node.app

@@ -12,9 +12,10 @@ from gradwire.errors import ConfigError, ProtocolError, UpdateError
 from gradwire.flower.carrier import NAME, Found, kind_of, make_carrier
 from gradwire.flower.header import PROPOSAL, Instruction, Step, StepAnswer, read_step
 from gradwire.flower.mod import CallNext, CompressionMod, Worked, asked, trained
-from gradwire.flower.secure.support import packed, support_of, unpacked
+from gradwire.flower.secure.support import support_of
 from gradwire.flower.state import Member, Place
 from gradwire.secagg import SecureClient, Terms
+from gradwire.secagg.support import pack_support, unpack_support
 
 __all__ = ["SecureMod"]
 
@@ -130,14 +131,14 @@ def _check_leads(client: SecureClient, member: Member) -> None:
 
 def _coordinates(member: Member, update: Vector, weight: int) -> bytes:
     """The coordinates that a leader would send."""
-    return packed(member.client.propose(update, weight, member.version), member.model.layout.num_parameters)
+    return pack_support(member.client.propose(update, weight, member.version), member.model.layout.num_parameters)
 
 
 def _masked(client: SecureClient, member: Member, step: Step, update: Vector, weight: int) -> bytes:
     """Compress an update on the coordinates that all clients send, and mask it."""
     spec, layout = member.client.compressor, member.model.layout
     if spec.led:
-        support = unpacked(step.support, layout.num_parameters)
+        support = unpack_support(step.support, layout.num_parameters)
         blob = member.client.compress(update, weight, member.version, support=support)
     else:
         support = support_of(spec, layout, member.client.seed, member.version)

@@ -22,9 +22,10 @@ from gradwire.flower.kinds import takes_mean
 from gradwire.flower.post import Post
 from gradwire.flower.replies import Reply, lacks_mod
 from gradwire.flower.secure.conversation import SecureConversation
-from gradwire.flower.secure.support import Support, check_spec, packed, support_of, unpacked
+from gradwire.flower.secure.support import Support, check_spec, support_of
 from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
 from gradwire.secagg import SecureServer, SecureSum, Terms
+from gradwire.secagg.support import pack_support, unpack_support
 from gradwire.wire import Limits
 
 __all__ = ["SecureStrategy"]
@@ -242,7 +243,7 @@ class SecureStrategy(CompressedStrategy):
         layout = conversation.model.layout
         if self.spec.led:
             support = self._propose(session)
-            told = packed(support, layout.num_parameters)
+            told = pack_support(support, layout.num_parameters)
         else:
             support, told = support_of(self.spec, layout, self.seed, conversation.version), b""
         return self._step(session, _MASKED, session.server.deliveries(support), told)
@@ -300,7 +301,9 @@ class SecureStrategy(CompressedStrategy):
         if step == PROPOSAL:
             conversation, _ = self._opened_secure()
             try:
-                session.support = unpacked(answer.message, conversation.model.layout.num_parameters, self._most_kept)
+                session.support = unpack_support(
+                    answer.message, conversation.model.layout.num_parameters, self._most_kept
+                )
             except DecodeError as error:
                 self._log_dropped(answer.client, node_id, error)
             return session.support is not None

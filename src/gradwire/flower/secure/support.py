@@ -6,17 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradwire.compressors.compressor import Compressor, Round
-from gradwire.compressors.quantize import uniform
-from gradwire.compressors.sparsify import threshold
 from gradwire.ends.client import Client
-from gradwire.errors import ConfigError, Malformed
+from gradwire.errors import ConfigError
 from gradwire.layout import Layout
 from gradwire.rng import Key
 from gradwire.secagg import Terms
 from gradwire.secagg.numbers import integers_of
-from gradwire.wire import Limits, decode
 
-__all__ = ["check_spec", "packed", "support_of", "unpacked"]
+__all__ = ["Support", "check_spec", "support_of"]
 
 Support = NDArray[np.int64]
 
@@ -41,21 +38,3 @@ def check_spec(spec: Compressor, layout: Layout, terms: Terms, seed: int) -> int
     blob = client.compress(sample, support=support if spec.led else None)
     integers_of(blob, layout, terms, support, 0)
     return support.size
-
-
-def packed(support: Support, num_parameters: int) -> bytes:
-    """Return coordinates as a payload that has equal numbers there."""
-    marks = np.zeros(num_parameters, np.float32)
-    marks[support] = 1.0
-    return Client(threshold(0.5) | uniform(1), Layout.flat(num_parameters)).compress(marks)
-
-
-def unpacked(data: bytes, num_parameters: int, most: int | None = None) -> Support:
-    """Return the coordinates that ``packed`` made bytes of, ``most`` of them at most, or raise DecodeError."""
-    payload = decode(data, Limits.of(num_parameters))
-    if payload.d != num_parameters or len(payload.parts) != 1 or payload.reference_digest is not None:
-        raise Malformed(f"these bytes list no coordinates of {num_parameters} parameters")
-    support = payload.parts[0].support.indices
-    if not support.size or (most is not None and support.size > most):
-        raise Malformed(f"a round has 1 to {most or num_parameters} coordinates, got {support.size}")
-    return support
