@@ -218,7 +218,7 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         """Whether ``compress`` itself refuses an update that is not finite, so that nobody has to look before."""
         return False
 
-    @property
+    @cached_property
     def inside(self) -> tuple[Compressor, ...]:
         """The compressors among its parameters; none where it is no wrapper or pipeline."""
         values = [getattr(self, name) for name in getattr(self, "__dataclass_fields__", ())]

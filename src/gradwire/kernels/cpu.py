@@ -518,9 +518,8 @@ def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> 
         return np.empty(0, np.uint8)
     if not frequencies_sum_up(frequencies) or int(symbols.max()) >= frequencies.size:
         check_symbols(symbols, frequencies)
-    wide = frequencies.astype(np.uint64)
-    reciprocals = ((U(1 << 44) - _1) // np.maximum(wide, _1) + _1) * (wide > 0)
-    spans = (wide << _16 | (np.cumsum(wide) - wide)).astype(np.uint32)
+    reciprocals, spans = np.empty(frequencies.size, np.uint64), np.empty(frequencies.size, np.uint32)
+    _ans_spans(plain(frequencies, np.uint32), reciprocals, spans)
     lanes = ans_num_lanes(symbols.size)
     states = np.full(4, ANS_LOW, np.uint64)
     words = np.empty(symbols.size + 1, np.uint16)
@@ -531,6 +530,17 @@ def ans_encode(symbols: NDArray[np.uint16], frequencies: NDArray[np.uint32]) -> 
     code[: 4 * lanes].view("<u4")[:] = states[:lanes]
     code[4 * lanes :].view("<u2")[:] = words[first:]
     return code
+
+
+@kernel(types.none, _U32, _OUT_U64, _OUT_U32)
+def _ans_spans(frequencies: NDArray[np.uint32], reciprocals: Words, spans: NDArray[np.uint32]) -> None:
+    """Of each symbol what ``_ans_push`` takes: r, and f << 16 | where its slots start."""
+    start = _0
+    for i in range(frequencies.size):
+        f = U(frequencies[i])
+        reciprocals[i] = ((_1 << U(44)) - _1) // f + _1 if f else _0
+        spans[i] = np.uint32(f << _16 | start)
+        start += f
 
 
 @inline

@@ -252,7 +252,7 @@ class Trainer:
                 gradients = dict(zip(leaves, slopes, strict=True))
                 self._descend(views, gradients, learning_rate, proximal, origins, added)
                 sums += loss / (rows.shape[1] if num_steps is None else num_steps[: len(rows)])
-        updates = models - starts
+        updates = models.sub_(starts)
         if local_steps is None:
             return updates, losses
         back = order.argsort()

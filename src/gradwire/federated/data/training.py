@@ -47,21 +47,22 @@ class Trained:
     @property
     def update_norm(self) -> float:
         """Root of the mean over clients of |u_i|^2."""
-        return _rms([_square(update) for update in self.updates])
+        return _rms([_norm(update) for update in self.updates])
 
     @property
     def drift_norm(self) -> float:
         """Root of the mean over clients of |u_i - u|^2, u their weighted mean: how far apart clients went."""
         if not self.losses.size:
             return 0.0
-        mean = (self.weights / self.weights.sum()).astype(np.float32) @ self.updates
-        return _rms([_square(update - mean) for update in self.updates])
+        shares = (self.weights / self.weights.sum()).astype(np.float32)
+        mean = np.einsum("i,ij->j", shares, self.updates)  # its threads would cost BLAS more than the sum
+        return _rms([_norm(update - mean) for update in self.updates])
 
 
-def _square(vector: Vector) -> float:
-    wide = vector.astype(np.float64)
-    return float(wide @ wide)
+def _norm(vector: Vector) -> float:
+    norm = float(np.linalg.norm(vector))
+    return norm if np.isfinite(norm) else float(np.linalg.norm(vector.astype(np.float64)))  # squares beyond float32
 
 
-def _rms(squares: list[float]) -> float:
-    return float(np.sqrt(np.mean(squares))) if squares else 0.0
+def _rms(norms: list[float]) -> float:
+    return float(np.sqrt(np.mean(np.square(norms)))) if norms else 0.0
