@@ -116,6 +116,8 @@ def test_adaptopk_smoke_has_equal_budgets_and_a_hindsight(tmp_path):
     swept = tables[3]
     assert swept.headings == ["gamma", "t_hat = 0", "t_hat = 40"]
     assert [[cell[-3:] for cell in row[1:]] for row in swept.rows] == [["(2)", "(2)"]]
+    assert tables[4].rows[0][5] in ("-0.0 %", "+0.0 %")  # one threshold: bytes against Top-K
+    assert [row[1] for row in tables[5].rows] == ["2", "2"]  # runs whose norms were noted
 
 
 def test_sweeps_are_of_the_schedules_they_are_named_for():

@@ -293,6 +293,7 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
         "experiment": summary["experiment"],
         "accuracy": [[r["round"], r["accuracy"]] for r in rounds if r["accuracy"] is not None],
         "loss": thinned([[r["round"], r["loss"]] for r in rounds]),
+        "square_norm": thinned([[r["round"], r["update_norm"] ** 2] for r in rounds]),
         "uplink_bytes": thinned([[r["round"], r["uplink_bytes"]] for r in rounds]),
         "downlink_bytes": thinned([[r["round"], r["downlink_bytes"]] for r in rounds]),
     }
