@@ -19,18 +19,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ddp_methods import METHODS, method_of
 from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
-
-SPEC, DENSER, DITHERED = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))", "dither(density=0.0025)"
-LOCAL_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Part:
         link: megabit/s, or None for the loopback interface.
         workers: processes; on a throttled link half of them are on either side.
         model: ``mlp`` (4.8 million parameters) or ``cnn`` (25 million).
-        methods: names of ``METHODS``.
+        methods: what ``method_of`` knows.
         rounds: how often each has its turn.
         steps: in each turn.
         seeds: runs from the beginning.
@@ -60,8 +58,9 @@ class Part:
 
 _FEW = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "dithered", "local")
 _ALL = ("none", "fp16", *_FEW, "chosen")
+_COST = ("noop", "passes", "sparse kernels", "sparse", "denser kernels", "denser")
 PARTS = {
-    "cost": Part(None, methods=("noop", "sparse", "denser"), rounds=150, steps=1),
+    "cost": Part(None, methods=_COST, rounds=150, steps=1),
     "loopback": Part(None, methods=_ALL, rounds=8),
     "1000": Part(1000, methods=_ALL, rounds=8),
     "100": Part(100, methods=_FEW),
@@ -181,7 +180,7 @@ def _worker(told: Found) -> None:
     torch.manual_seed(told["seed"])
     module = _model(part.model)
     images, labels, tests, source = _data(told["data_dir"])
-    turns = {name: METHODS[name].start(copy.deepcopy(module)) for name in part.methods}
+    turns = {name: method_of(name, part.model).start(copy.deepcopy(module)) for name in part.methods}
     rows: dict[str, dict[str, Any]] = {
         name: {"seconds": [], "cpu_seconds": [], "bytes": 0, "losses": []} for name in turns
     }
@@ -279,94 +278,6 @@ def _accuracy(model: Any, inputs: Any, targets: Any) -> float:
     return float(sum(right)) / len(targets)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to exchange gradients.
-
-    Attributes:
-        title: what it is called in tables.
-        start: a module -> the model that is trained, and its optimizer.
-    """
-
-    title: str
-    start: Callable[[Any], tuple[Any, Any]]
-
-
-def _ddp(register: Callable[[Any], object], **options: Any) -> Callable[[Any], tuple[Any, Any]]:
-    def start(module: Any) -> tuple[Any, Any]:
-        from torch.nn.parallel import DistributedDataParallel
-
-        model = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
-        register(model)
-        return model, _sgd(module)
-
-    return start
-
-
-def _sgd(module: Any) -> Any:
-    import torch
-
-    return torch.optim.SGD(module.parameters(), lr=0.05)
-
-
-def _noop(model: Any) -> None:
-    import torch
-
-    def noop(state, bucket):  # type: ignore[no-untyped-def]
-        future = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
-
-    model.register_comm_hook(None, noop)
-
-
-def _fp16(model: Any) -> None:
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-    model.register_comm_hook(None, fp16_compress_hook)
-
-
-def _powersgd(rank: int) -> Callable[[Any], None]:
-    def register(model: Any) -> None:
-        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
-
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-
-    return register
-
-
-def _ours(spec: str, fallback: bool = False) -> Callable[[Any], None]:
-    def register(model: Any) -> None:
-        import gradwire.ddp
-
-        gradwire.ddp.register(model, spec, fallback=fallback)
-
-    return register
-
-
-def _local(module: Any) -> tuple[Any, Any]:
-    import gradwire.ddp
-
-    optimizer = _sgd(module)
-    gradwire.ddp.LocalSGD(module, optimizer, DENSER, LOCAL_STEPS, fallback=False).__enter__()
-    return module, optimizer
-
-
-METHODS = {
-    "noop": Method("nothing exchanged", _ddp(_noop)),
-    "none": Method("no hook", _ddp(lambda model: None)),
-    "fp16": Method("torch's fp16 hook", _ddp(_fp16)),
-    "powersgd 1": Method("torch's PowerSGD, rank 1", _ddp(_powersgd(1), bucket_cap_mb=100)),
-    "powersgd 4": Method("torch's PowerSGD, rank 4", _ddp(_powersgd(4), bucket_cap_mb=100)),
-    "sparse": Method(f"`{SPEC}`", _ddp(_ours(SPEC), bucket_cap_mb=100)),
-    "denser": Method(f"`{DENSER}`", _ddp(_ours(DENSER), bucket_cap_mb=100)),
-    "dithered": Method(f"`{DITHERED}`", _ddp(_ours(DITHERED), bucket_cap_mb=100)),
-    "chosen": Method(f"`{DENSER}`, whole where faster", _ddp(_ours(DENSER, True))),
-    "local": Method(f"`LocalSGD(sync_every={LOCAL_STEPS})` with `{DENSER}`", _local),
-}
-
-
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -383,7 +294,7 @@ def _tables(parts: Found) -> Iterator[str]:
         run = part["runs"][0]
         link = "the loopback interface" if part["link"] is None else f"{part['link']} Mbit/s"
         yield f"### {part['workers']} workers over {link}, {run['d']:,} parameters, {run['data']}"
-        rows = [[cell(METHODS[name].title), *_cells(part, name)] for name in run["rows"]]
+        rows = [[cell(method_of(name, part["model"]).title), *_cells(part, name)] for name in run["rows"]]
         yield table(["", "min ms", "p10", "p25", "median", "mean", "CPU min ms", "bytes a step", *_last(run)], rows)
 
 
@@ -426,7 +337,8 @@ def _compared(parts: Found) -> Iterator[str]:
             theirs, ours = of(part, "powersgd 1", key), of(part, name, key)
             if theirs and ours:
                 fewer = of(part, "powersgd 1", "bytes") / of(part, name, "bytes")
-                title = f"{METHODS[name].title}, {parts[part]['workers']} workers, {parts[part]['model']}"
+                model = parts[part]["model"]
+                title = f"{method_of(name, model).title}, {parts[part]['workers']} workers, {model}"
                 yield (
                     f"{title}: a step ({key}) is {theirs / ours:.2f} times as fast as PowerSGD's of rank 1, with "
                     f"1/{fewer:.1f} of its bytes."
@@ -437,9 +349,16 @@ def _compared(parts: Found) -> Iterator[str]:
             where = "the loopback interface" if parts[part]["link"] is None else f"{parts[part]['link']} Mbit/s"
             yield f"{METHODS['chosen'].title}: {ours / theirs:.2f} times the p25 of no hook over {where}."
     for name in ("denser", "sparse"):
-        if of("cost", name, "cpu_min"):
-            more = of("cost", name, "cpu_min") - of("cost", "noop", "cpu_min")
-            yield f"{METHODS[name].title}: {more:.1f} ms of CPU a step over a hook that does nothing."
+        if of("cost", f"{name} kernels", "cpu_min"):
+            hook, kernels, passes = (
+                of("cost", other, "cpu_min") - of("cost", "noop", "cpu_min")
+                for other in (name, f"{name} kernels", "passes")
+            )
+            yield (
+                f"{METHODS[name].title}: {hook:.1f} ms of CPU a step over a hook that does nothing, "
+                f"{hook / kernels:.2f} times its kernels alone ({kernels:.1f}); one addition to memory and zeros take "
+                f"{passes:.1f}."
+            )
     for part in ("mnist two", "mnist four"):
         for name in ("denser", "sparse"):
             if of(part, name, "accuracy"):
