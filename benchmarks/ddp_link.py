@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ddp_methods import METHODS, method_of
+from benchmarks.ddp_methods import METHODS
 from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
@@ -39,7 +39,7 @@ class Part:
         link: megabit/s, or None for the loopback interface.
         workers: processes; on a throttled link half of them are on either side.
         model: ``mlp`` (4.8 million parameters) or ``cnn`` (25 million).
-        methods: what ``method_of`` knows.
+        methods: names of ``METHODS``.
         rounds: how often each has its turn.
         steps: in each turn.
         seeds: runs from the beginning.
@@ -57,6 +57,7 @@ class Part:
 
 
 _FEW = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "dithered", "local")
+_LARGE = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "thinner", "local")
 _ALL = ("none", "fp16", *_FEW, "chosen")
 _COST = ("noop", "passes", "sparse kernels", "sparse", "denser kernels", "denser")
 PARTS = {
@@ -65,7 +66,7 @@ PARTS = {
     "1000": Part(1000, methods=_ALL, rounds=8),
     "100": Part(100, methods=_FEW),
     "100 whole": Part(100, methods=("none", "fp16", "chosen"), rounds=2, steps=4),
-    "100 cnn": Part(100, model="cnn", methods=_FEW, rounds=4, steps=8),
+    "100 cnn": Part(100, model="cnn", methods=_LARGE, rounds=4, steps=8),
     "100 cnn whole": Part(100, model="cnn", methods=("none", "fp16"), rounds=1, steps=3),
     "100 four": Part(100, workers=4, methods=_FEW, rounds=6),
     "100 loss": Part(100, methods=("powersgd 1", "sparse", "denser", "dithered", "local"), rounds=30, seeds=3),
@@ -180,7 +181,7 @@ def _worker(told: Found) -> None:
     torch.manual_seed(told["seed"])
     module = _model(part.model)
     images, labels, tests, source = _data(told["data_dir"])
-    turns = {name: method_of(name, part.model).start(copy.deepcopy(module)) for name in part.methods}
+    turns = {name: METHODS[name].start(copy.deepcopy(module)) for name in part.methods}
     rows: dict[str, dict[str, Any]] = {
         name: {"seconds": [], "cpu_seconds": [], "bytes": 0, "losses": []} for name in turns
     }
@@ -294,7 +295,7 @@ def _tables(parts: Found) -> Iterator[str]:
         run = part["runs"][0]
         link = "the loopback interface" if part["link"] is None else f"{part['link']} Mbit/s"
         yield f"### {part['workers']} workers over {link}, {run['d']:,} parameters, {run['data']}"
-        rows = [[cell(method_of(name, part["model"]).title), *_cells(part, name)] for name in run["rows"]]
+        rows = [[cell(METHODS[name].title), *_cells(part, name)] for name in run["rows"]]
         yield table(["", "min ms", "p10", "p25", "median", "mean", "CPU min ms", "bytes a step", *_last(run)], rows)
 
 
@@ -333,12 +334,11 @@ def _compared(parts: Found) -> Iterator[str]:
         return parts.get(part, {}).get("runs", [{"rows": {}}])[0]["rows"].get(name, {}).get(key)
 
     for part in ("100", "100 cnn", "100 four"):
-        for name, key in (("sparse", "p25"), ("dithered", "p25"), ("local", "mean")):
+        for name, key in (("sparse", "p25"), ("dithered", "p25"), ("thinner", "p25"), ("local", "mean")):
             theirs, ours = of(part, "powersgd 1", key), of(part, name, key)
             if theirs and ours:
                 fewer = of(part, "powersgd 1", "bytes") / of(part, name, "bytes")
-                model = parts[part]["model"]
-                title = f"{method_of(name, model).title}, {parts[part]['workers']} workers, {model}"
+                title = f"{METHODS[name].title}, {parts[part]['workers']} workers, {parts[part]['model']}"
                 yield (
                     f"{title}: a step ({key}) is {theirs / ours:.2f} times as fast as PowerSGD's of rank 1, with "
                     f"1/{fewer:.1f} of its bytes."
@@ -349,16 +349,15 @@ def _compared(parts: Found) -> Iterator[str]:
             where = "the loopback interface" if parts[part]["link"] is None else f"{parts[part]['link']} Mbit/s"
             yield f"{METHODS['chosen'].title}: {ours / theirs:.2f} times the p25 of no hook over {where}."
     for name in ("denser", "sparse"):
-        if of("cost", f"{name} kernels", "cpu_min"):
-            hook, kernels, passes = (
-                of("cost", other, "cpu_min") - of("cost", "noop", "cpu_min")
-                for other in (name, f"{name} kernels", "passes")
-            )
-            yield (
-                f"{METHODS[name].title}: {hook:.1f} ms of CPU a step over a hook that does nothing, "
-                f"{hook / kernels:.2f} times its kernels alone ({kernels:.1f}); one addition to memory and zeros take "
-                f"{passes:.1f}."
-            )
+        if of("cost", name, "cpu_min"):
+            nothing, kernels = of("cost", "noop", "cpu_min"), of("cost", f"{name} kernels", "cpu_min")
+            hook = of("cost", name, "cpu_min") - nothing
+            line = f"{METHODS[name].title}: {hook:.1f} ms of CPU a step over a hook that does nothing"
+            if kernels:
+                passes = of("cost", "passes", "cpu_min") - nothing
+                line += f", {hook / (kernels - nothing):.2f} times its kernels alone ({kernels - nothing:.1f}); "
+                line += f"one addition to memory and zeros take {passes:.1f}"
+            yield f"{line}."
     for part in ("mnist two", "mnist four"):
         for name in ("denser", "sparse"):
             if of(part, name, "accuracy"):

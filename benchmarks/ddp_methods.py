@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 SPEC, DENSER = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))"
-# no more bytes than SPEC's, of the large model also no more than a fifth of PowerSGD's
-DITHERED = {"mlp": "dither(density=0.0025)", "cnn": "dither(density=0.001)"}
+# no more bytes than SPEC's; the second, of the large model, no more than a fifth of PowerSGD's either
+DITHERED, THINNER = "dither(density=0.0025)", "dither(density=0.001)"
 LOCAL_STEPS = 8
 
 
@@ -152,17 +152,11 @@ METHODS = {
     "powersgd 4": Method("torch's PowerSGD, rank 4", _ddp(_powersgd(4), bucket_cap_mb=100)),
     "sparse": Method(f"`{SPEC}`", _ddp(_ours(SPEC), bucket_cap_mb=100)),
     "denser": Method(f"`{DENSER}`", _ddp(_ours(DENSER), bucket_cap_mb=100)),
+    "dithered": Method(f"`{DITHERED}`", _ddp(_ours(DITHERED), bucket_cap_mb=100)),
+    "thinner": Method(f"`{THINNER}`", _ddp(_ours(THINNER), bucket_cap_mb=100)),
     "passes": Method("one addition to memory, zeros written, nothing exchanged", _ddp(_passes, bucket_cap_mb=100)),
     "sparse kernels": Method(f"the kernels of `{SPEC}` alone", _ddp(_kernels(SPEC), bucket_cap_mb=100)),
     "denser kernels": Method(f"the kernels of `{DENSER}` alone", _ddp(_kernels(DENSER), bucket_cap_mb=100)),
     "chosen": Method(f"`{DENSER}`, whole where faster", _ddp(_ours(DENSER, True))),
     "local": Method(f"`LocalSGD(sync_every={LOCAL_STEPS})` with `{DENSER}`", _local),
 }
-
-
-def method_of(name: str, model: str) -> Method:
-    """Return one of ``METHODS``, or the dither for a model."""
-    if name != "dithered":
-        return METHODS[name]
-    spec = DITHERED[model]
-    return Method(f"`{spec}`", _ddp(_ours(spec), bucket_cap_mb=100))
