@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
+import importlib
+import os
 import warnings
 from typing import Any
 
@@ -423,3 +426,45 @@ def broken_scaler(spec: str) -> dict[str, Any]:
         optimizer.step()
         hashes.append(digest(module))
     return {"errors": errors, "hashes": hashes}
+
+
+def held() -> tuple[int, int]:
+    """Threads and sockets of this process."""
+    gc.collect()
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    sockets = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return len(os.listdir("/proc/self/task")), sum(name.startswith("socket:") for name in sockets)
+
+
+def given_back(num_workers: int) -> dict[str, Any] | None:
+    """Exchanges that are made and closed again and again over the same workers, and what is held in between."""
+    group = PAIR if num_workers == 2 else None
+    if dist.get_rank() >= num_workers:
+        return None
+    within, between, hashes, said = [], [], [], []
+    for _ in range(3):
+        module = net()
+        model = DistributedDataParallel(module, process_group=group)
+        with register(model, "ef(topk(0.05))", fallback=False) as state:
+            model(batch(0)).square().sum().backward()
+            within.append(held())
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        optimizer.step()
+        hashes.append(digest(module))
+        state.close()
+        assert state.step == state.state_dict()["step"] == 1
+        for _ in range(2):
+            try:
+                model(batch(1)).square().sum().backward()
+            except gw.StateError as error:
+                said.append(str(error))
+        local = LocalSGD(module, optimizer, "ef(topk(0.05))", 1, process_group=group, fallback=False)
+        with local:
+            optimizer.step()
+        local.close()
+        try:
+            local.sync()
+        except gw.StateError as error:
+            said.append(str(error))
+        between.append(held())
+    return {"within": within, "between": between, "hashes": hashes, "said": said}

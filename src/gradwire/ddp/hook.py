@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -149,6 +149,21 @@ class CommState:
 
     def meet(self) -> None:
         """Meet the other workers now, where the model is known; all of them call this.
+
+    def close(self) -> None:
+        """Give the exchange's group back, its threads and sockets; all workers do, after a backward pass.
+
+        What was exchanged and remembered stays to be read and saved. A backward pass of the model raises StateError
+        then, and its gradients are zeros: DDP keeps a hook to its end. Nothing happens the second time.
+        """
+        if self._worker is not None:
+            self._worker.exchange.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
 
         Raises:
             ConfigError: on a model without gradients, or one that cannot be laid out; at all workers where they differ.

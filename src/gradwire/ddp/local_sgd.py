@@ -34,7 +34,8 @@ class LocalSGD:
     statistics are averaged whole. All workers begin with the first one's model, and hold the same one, bit for bit,
     after each exchange.
 
-    It is a context: inside of it the optimizer's steps are counted. Every worker has to make as many.
+    It is a context: inside of it the optimizer's steps are counted. Every worker has to make as many. It may be entered
+    again; ``close`` is for when there is nothing more to exchange.
 
     Args:
         model: the bare module, the same kind at all workers; or a DDP model inside of each of them.
@@ -124,6 +125,14 @@ class LocalSGD:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._handle.remove()
+
+    def close(self) -> None:
+        """Give the exchange's group back, its threads and sockets; all workers do, after an exchange.
+
+        What was exchanged and remembered stays to be read and saved; ``sync`` raises StateError from then on, and so
+        does an optimizer's step that one is due after. Nothing happens the second time.
+        """
+        self._worker.exchange.close()
 
     def _stepped(self) -> None:
         self._num_steps += 1
