@@ -29,6 +29,7 @@ _Bucket = tuple[int, Tensor, list[Tensor], list[Tensor]]  # its number, buffer, 
 _Waiting = tuple[_Bucket, torch.futures.Future[Tensor]]
 
 _ALONE = 1 << 16  # numbers from which a gradient is not copied to be near its neighbours
+_CACHED = 1 << 16  # numbers that a processor still has at hand when they are looked at again
 
 
 class CommState:
@@ -220,7 +221,8 @@ class CommState:
 
     def _sum(self, worker: Worker, buffer: Tensor, is_last: bool) -> torch.futures.Future[Tensor]:
         """Sum a whole bucket while the next one is computed, as DDP does without a hook."""
-        buffer.div_(worker.exchange.num_workers)
+        if not _divide(buffer, worker.exchange.num_workers) and not self._propagates:
+            buffer[:1] = torch.nan  # where all workers look for it
         self._summed.append(buffer)
         future = worker.exchange.start_sum(buffer, self._lost.append)
         if is_last:
@@ -233,9 +235,7 @@ class CommState:
         (summed, self._summed), (lost, self._lost) = (self._summed, []), (self._lost, [])
         if lost:
             raise lost[0]
-        if self._propagates:
-            return
-        if not all(bool(torch.isfinite(buffer.sum())) or bool(buffer.isfinite().all()) for buffer in summed):
+        if not self._propagates and not all(bool(buffer[:1].isfinite().all()) for buffer in summed):
             raise UpdateError(f"step {self.step - 1}: a gradient is not finite at one of the workers")
 
     def _keep(self, bucket: _Bucket) -> None:
@@ -346,6 +346,29 @@ def _fewer(pieces: list[Vector]) -> list[Vector]:
         else:
             found.append([piece])
     return [group[0] if len(group) == 1 else np.concatenate(group) for group in found]
+
+
+def _device_of(named: dict[str, Tensor], compressor: Compressor) -> torch.device | None:
+    """Where gradients are and the largest of them are found; None for the host."""
+    devices = {parameter.device for parameter in named.values()}
+    one = next(iter(devices)) if len(devices) == 1 else None
+    return one if one is not None and one.type == "cuda" and selects_there(compressor) else None
+
+
+def _on_host(flat: Tensor) -> Tensor:
+    """Numbers as float32 on the host, from a device through memory that it writes to itself."""
+    if flat.is_cuda:
+        return torch.empty(flat.shape, dtype=torch.float32, pin_memory=True).copy_(flat)
+    return flat.to("cpu", torch.float32)
+
+
+def _divide(buffer: Tensor, number: int) -> bool:
+    """Divide by a number, in place, and tell whether all is finite, in one pass over memory.
+
+    What is finite then adds up to what is finite over so many workers.
+    """
+    sums = torch.stack([piece.div_(number).sum() for piece in buffer.split(_CACHED)])
+    return bool(sums.isfinite().all()) or bool(buffer.isfinite().all())
 
 
 def _at_the_end(action: Any) -> bool:

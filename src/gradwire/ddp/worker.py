@@ -97,7 +97,7 @@ class Worker:
         self._agree(fallback)
         measured = fallback and self._whole is not None and exchange.num_workers > 1
         self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
-        self._was_dense = self._loaded = False
+        self._was_dense = self._loaded = self._said = False
 
     def _agree(self, fallback: bool) -> None:
         """Compare what must be the same at all workers."""
@@ -223,7 +223,10 @@ class Worker:
     def _note(self, messages: list[Message]) -> None:
         before = self._choice.dense
         self._choice.note([message.seconds for message in messages])
-        if self._choice.dense and not before and self.exchange.rank == 0:
+        if not self._choice.dense or self._said:
+            return
+        self._said = True
+        if self.exchange.rank == 0:
             warnings.warn(
                 f"from step {self.step + 1} on gradients are summed whole, which takes less time on this link than "
                 f"{self.compressor}; it is measured again from time to time, and fallback=False never does it",
