@@ -70,7 +70,8 @@ class Worker:
         fallback: whether to send whole updates where that takes less time.
 
     Raises:
-        ConfigError: on a compressor that keeps mirrors; at all workers where theirs differ.
+        ConfigError: on a compressor that keeps mirrors or must know the number of rounds; at all workers where theirs
+            differ.
 
     Attributes:
         step: the next step's number.
@@ -94,6 +95,8 @@ class Worker:
         self._limits = Limits.of(layout.d)
         self._spec = zlib.crc32(str(compressor).encode())
         self._whole = _whole(compressor, self._state)
+        if compressor.uses_num_rounds:
+            raise ConfigError(f"{compressor} must know how long the run is, which is not known here: give it rounds=")
         self._agree(fallback)
         measured = fallback and self._whole is not None and exchange.num_workers > 1
         self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
