@@ -22,6 +22,7 @@ from gradwire.ddp import CommState, LocalSGD, hook, register
 from gradwire.ddp.cost import Link
 from gradwire.ddp.exchange import Exchange
 
+HOOK: Any = importlib.import_module("gradwire.ddp.hook")  # the module, not the function
 PAIR: Any = None  # the group of processes 0 and 1
 D = 2411
 
@@ -88,6 +89,9 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
     options = dict(options)
     dtype = getattr(torch, options.pop("dtype", "float32"))
     module, bare, num_syncless = net(dtype), options.pop("bare", False), options.pop("no_sync", 0)
+    on_host = HOOK._device_of
+    if options.pop("device", False):  # as if gradients were on one
+        HOOK._device_of = lambda named, compressor: torch.device("cpu")
     channels_last, unused = options.pop("channels_last", False), options.pop("unused", False)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
@@ -99,6 +103,7 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
         model.register_comm_hook(state, hook)
     else:
         state = register(model, spec, fallback=False)
+    HOOK._device_of = on_host
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     own, given, hashes, paths, told = [], [], [], [], []
     listening: Any = None

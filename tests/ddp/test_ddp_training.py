@@ -31,6 +31,7 @@ CASES = [
     ("dense()", 3, {"bucket_cap_mb": 0.004, "channels_last": True}),
     ("uniform(8)", 3, {}),
     ("ef(topk(0.05) | fractional(8))", 2, {"bare": True, "bucket_cap_mb": 0.004}),
+    ("ef(topk(0.05) | fractional(8))", 3, {"device": True, "bucket_cap_mb": 0.004}),
 ]
 SUMMED = {  # what all workers share is summed where gathering it takes no fewer bytes, after so many steps that show it
     "ef(tcs(0.05, 0.02))": 2,

@@ -13,6 +13,7 @@ from gradwire.checks import check_flag
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.compressors.spec import parse
+from gradwire.ddp.device import selects_there
 from gradwire.ddp.exchange import Exchange
 from gradwire.ddp.model import trained
 from gradwire.ddp.worker import Worker
@@ -28,8 +29,8 @@ __all__ = ["CommState", "hook"]
 _Bucket = tuple[int, Tensor, list[Tensor], list[Tensor]]  # its number, buffer, parameters and gradients
 _Waiting = tuple[_Bucket, torch.futures.Future[Tensor]]
 
-_ALONE = 1 << 16  # numbers from which a gradient is not copied to be near its neighbours
 _CACHED = 1 << 16  # numbers that a processor still has at hand when they are looked at again
+_ALONE = 1 << 16  # numbers from which a gradient is not copied to be near its neighbours
 
 
 class CommState:
@@ -92,7 +93,8 @@ class CommState:
         self._named = None if module is None else trained(module)
         self._worker: Worker | None = None
         self._places: dict[int, TensorSpec] = {}  # by the parameter's id
-        self._pieces: dict[int, Vector] = {}  # gradients so far, by where they begin in the vector
+        self._device: torch.device | None = None  # where the residual is, if not on the host
+        self._pieces: dict[int, Tensor] = {}  # gradients so far, by where they begin in the vector
         self._error: Exception | None = None  # what went wrong on the way to the last bucket
         self._waiting: list[_Waiting] = []
         self._summed: list[Tensor] = []
@@ -148,9 +150,6 @@ class CommState:
         else:
             self._worker.load_state_dict(state)
 
-    def meet(self) -> None:
-        """Meet the other workers now, where the model is known; all of them call this.
-
     def close(self) -> None:
         """Give the exchange's group back, its threads and sockets; all workers do, after a backward pass.
 
@@ -166,6 +165,9 @@ class CommState:
     def __exit__(self, *reason: object) -> None:
         self.close()
 
+    def meet(self) -> None:
+        """Meet the other workers now, where the model is known; all of them call this.
+
         Raises:
             ConfigError: on a model without gradients, or one that cannot be laid out; at all workers where they differ.
         """
@@ -176,7 +178,9 @@ class CommState:
         """Meet them, to exchange gradients of these parameters, in the model's order."""
         layout = Layout.from_arrays(named, statistics=lambda name: False)
         places = dict(zip(map(id, named.values()), layout.tensors, strict=True))
-        worker = Worker(self.compressor, layout, Exchange.beside(self._group), self._seed, self._fallback)
+        exchange = Exchange.beside(self._group)
+        self._device = _device_of(named, self.compressor)
+        worker = Worker(self.compressor, layout, exchange, self._seed, self._fallback, self._device)
         if self._saved is not None:
             worker.load_state_dict(self._saved)
         self._saved, self._places, self._worker = None, places, worker
@@ -199,7 +203,8 @@ class CommState:
                 "to True or False"
             )
         found = bucket.index(), bucket.buffer(), bucket.parameters(), bucket.gradients()
-        if self._worker is not None and self._worker.is_plain:
+        plain = self._worker is not None and self._worker.is_plain and not self._worker.exchange.is_closed
+        if plain and self._worker is not None and not found[1].is_cuda:
             return self._sum(self._worker, found[1], bucket.is_last())
         if not found[0]:
             self._emptied()  # what an interrupted backward pass may have left
@@ -249,8 +254,9 @@ class CommState:
             if place is None:
                 raise ConfigError(f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given")
             if place.num_elements:
-                flat = gradient.reshape(-1).to("cpu", torch.float32)
-                self._pieces[place.offset] = (flat if self._scale == 1 else flat * (1 / self._scale)).numpy()
+                flat = gradient.reshape(-1)
+                flat = _on_host(flat) if self._device is None else flat.to(self._device, torch.float32)
+                self._pieces[place.offset] = flat if self._scale == 1 else flat * (1 / self._scale)
         self._worker.computing += time.perf_counter() - start
 
     def _finish(self) -> None:
@@ -265,10 +271,14 @@ class CommState:
         if worker is None:
             raise ProtocolError("the workers did not meet") if error is None else error
         pieces = [self._pieces[start] for start in sorted(self._pieces)]
-        filled = sum(piece.size for piece in pieces)
+        filled = sum(piece.numel() for piece in pieces)
         if error is None and filled != worker.layout.d:
             error = ConfigError(f"gradients of {filled} parameters came, the model given has {worker.layout.d}")
-        mean = worker.mean(_fewer(pieces), error)
+        if self._device is None:
+            update: list[Any] = _fewer([piece.numpy() for piece in pieces])
+        else:  # what a failed exchange takes out of the residual again
+            update = [torch.cat(pieces)] if pieces else []
+        mean = worker.mean(update, error)
         start = time.perf_counter()
         for bucket, _ in self._waiting:
             self._write(bucket, mean, self._scale)
@@ -298,10 +308,11 @@ class CommState:
             indices, sent = listed[low:high] - place.offset, mean.numbers[low:high]
             if gradient.device.type == "cpu" and gradient.dtype == torch.float32 and gradient.is_contiguous():
                 ops.accumulate_at(gradient.view(-1).numpy(), indices, sent, scale)
-            else:
-                whole = np.zeros(place.num_elements, np.float32)
-                whole[indices] = sent * np.float32(scale)
-                gradient.copy_(torch.from_numpy(whole).view(place.shape))
+                continue
+            where, numbers = torch.from_numpy(indices), torch.from_numpy(sent * np.float32(scale))
+            whole = torch.zeros(place.num_elements, dtype=gradient.dtype, device=gradient.device)
+            whole[where.to(whole.device)] = numbers.to(whole)
+            gradient.copy_(whole.view(place.shape))
 
     def _fail(self, error: Exception) -> None:
         """Let DDP come to its end, with zeros, and raise then; or go on with gradients that are not finite."""
@@ -337,17 +348,6 @@ def hook(
     return state.take(bucket)
 
 
-def _fewer(pieces: list[Vector]) -> list[Vector]:
-    """The same vector in fewer pieces: a copy of small ones costs less than another call."""
-    found: list[list[Vector]] = []
-    for piece in pieces:
-        if found and max(piece.size, found[-1][-1].size) < _ALONE:
-            found[-1].append(piece)
-        else:
-            found.append([piece])
-    return [group[0] if len(group) == 1 else np.concatenate(group) for group in found]
-
-
 def _device_of(named: dict[str, Tensor], compressor: Compressor) -> torch.device | None:
     """Where gradients are and the largest of them are found; None for the host."""
     devices = {parameter.device for parameter in named.values()}
@@ -369,6 +369,17 @@ def _divide(buffer: Tensor, number: int) -> bool:
     """
     sums = torch.stack([piece.div_(number).sum() for piece in buffer.split(_CACHED)])
     return bool(sums.isfinite().all()) or bool(buffer.isfinite().all())
+
+
+def _fewer(pieces: list[Vector]) -> list[Vector]:
+    """The same vector in fewer pieces: a copy of small ones costs less than another call."""
+    found: list[list[Vector]] = []
+    for piece in pieces:
+        if found and max(piece.size, found[-1][-1].size) < _ALONE:
+            found[-1].append(piece)
+        else:
+            found.append([piece])
+    return [group[0] if len(group) == 1 else np.concatenate(group) for group in found]
 
 
 def _at_the_end(action: Any) -> bool:
