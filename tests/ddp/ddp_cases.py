@@ -308,10 +308,14 @@ def two_models() -> list[str]:
     return [digest(m) for m in modules]
 
 
-def local(spec: str, num_steps: int, outer: str | None, sync_every: int = 3, bad: bool = False) -> dict[str, Any]:
-    """Local steps, and exchanges of pseudo-gradients."""
+def local(
+    spec: str, num_steps: int, outer: str | None, sync_every: int = 3, bad: bool = False, wide: bool = False
+) -> dict[str, Any]:
+    """Local steps, and exchanges of pseudo-gradients; of more parameters and no running statistics where asked."""
     torch.manual_seed(dist.get_rank())  # other models at the beginning
     module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    if wide:
+        module = nn.Sequential(nn.Linear(6, 200), nn.Linear(200, 2))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
     settings = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
     outer_optimizer = torch.optim.SGD(module.parameters(), **settings) if outer else None
