@@ -245,17 +245,17 @@ class Exchange:
         self.bytes_sent += num_bytes
 
 
-def _store_of(group: dist.ProcessGroup, size: int) -> dist.Store:
+def _store_of(group: dist.ProcessGroup, size: int) -> Any:
     """Where the workers of a group find each other's addresses: a place that no exchange of theirs had before.
 
     A group that ``new_group`` makes may come by the name of one that was destroyed, and then by its old addresses.
     """
     ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
     name = hashlib.sha256(ranks.encode()).hexdigest()[:16]
-    store = dist.PrefixStore(f"gradwire/{name}", _c10d.distributed_c10d._get_default_store())
+    store = _c10d.PrefixStore(f"gradwire/{name}", _c10d.distributed_c10d._get_default_store())
     # every worker adds one; none begins with the next exchange before all have made this one
     number = (store.add("made", 1) - 1) // size
-    return dist.PrefixStore(str(number), store)
+    return _c10d.PrefixStore(str(number), store)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -367,7 +367,8 @@ def _divide(buffer: Tensor, number: int) -> bool:
 
     What is finite then adds up to what is finite over so many workers.
     """
-    sums = torch.stack([piece.div_(number).sum() for piece in buffer.split(_CACHED)])
+    pieces = [buffer[start : start + _CACHED] for start in range(0, buffer.numel(), _CACHED)]
+    sums = torch.stack([piece.div_(number).sum() for piece in pieces])
     return bool(sums.isfinite().all()) or bool(buffer.isfinite().all())
 
 
