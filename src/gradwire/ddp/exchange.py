@@ -27,6 +27,7 @@ from gradwire.errors import ProtocolError, StateError
 __all__ = ["Exchange", "Message"]
 
 _c10d: Any = dist  # whose groups and stores have no types
+_OPEN: set[Any] = set()  # groups that are not closed
 _HEADER = struct.Struct("<BxxxIqQd")  # failed, spec, step, bytes of the body, seconds
 _FIRST = 256  # bytes that travel in one piece before it is known how long messages are
 _ROOM = 33 / 32  # how much longer than the longest message so far the next one may be, and still travel in one piece
@@ -58,20 +59,27 @@ class Message:
 class Exchange:
     """The workers of a group, and what they tell each other.
 
+    It stays until it is closed, even where nobody refers to it any more: a worker that closes its sockets while another
+    is still reading from them ends the other's exchange.
+
     Args:
         group: what works on CPU tensors, used by nobody else.
+        store: where its workers can meet without it.
+        timeout: how long they wait for each other.
 
     Attributes:
         bytes_sent: what this worker gave to the exchange so far, for each of the others to receive.
         waited: seconds spent in it so far.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: Any, store: Any, timeout: timedelta) -> None:
         self.rank, self.num_workers = group.rank(), group.size()
         self.bytes_sent = 0
         self.waited = 0.0
-        self._open = group
+        self._open, self._store, self._timeout = group, store, timeout
+        self._has_lost = False
         self._capacity = _FIRST
+        _OPEN.add(group)
 
     @classmethod
     def beside(cls, base: dist.ProcessGroup | None) -> Exchange:
@@ -91,7 +99,8 @@ class Exchange:
         rank, size = dist.get_rank(group), dist.get_world_size(group)
         timeout = _timeout_of(group) or _c10d.default_pg_timeout
         try:
-            return cls(_c10d.ProcessGroupGloo(_store_of(group, size), rank, size, timeout))
+            store = _store_of(group, size)
+            return cls(_c10d.ProcessGroupGloo(store, rank, size, timeout), store, timeout)
         except RuntimeError as error:
             raise ProtocolError(f"worker {rank} of {size} did not meet all others: {_first_line(error)}") from error
 
@@ -109,8 +118,18 @@ class Exchange:
         return self._open is None
 
     def close(self) -> None:
-        """Give the group back, its threads and sockets; all workers do, each when its last exchange is done."""
-        self._open = None
+        """Give the group back, its threads and sockets, once all workers are here, who all call this."""
+        group, self._open = self._open, None
+        if group is None:
+            return
+        try:
+            if not self._has_lost:
+                self._store.set(f"closed {self.rank}", "")
+                self._store.wait([f"closed {rank}" for rank in range(self.num_workers)], self._timeout)
+        except RuntimeError:  # they ended, or never come: nobody is left who could read from the sockets
+            pass
+        finally:
+            _OPEN.discard(group)
 
     def gather(self, message: Message) -> list[Message]:
         """Tell all workers something, and hear what each of them tells.
@@ -229,6 +248,7 @@ class Exchange:
         return link_of(small, large, 4 * (_LARGE - _SMALL), self.num_workers)
 
     def _lost(self, error: RuntimeError) -> ProtocolError:
+        self._has_lost = True
         return ProtocolError(
             f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {_first_line(error)}"
         )

@@ -151,7 +151,7 @@ class CommState:
             self._worker.load_state_dict(state)
 
     def close(self) -> None:
-        """Give the exchange's group back, its threads and sockets; all workers do, after a backward pass.
+        """Give the exchange's group back, its threads and sockets, once all workers have called this.
 
         What was exchanged and remembered stays to be read and saved. A backward pass of the model raises StateError
         then, and its gradients are zeros: DDP keeps a hook to its end. Nothing happens the second time.

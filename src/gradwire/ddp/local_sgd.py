@@ -131,7 +131,7 @@ class LocalSGD:
         self._handle.remove()
 
     def close(self) -> None:
-        """Give the exchange's group back, its threads and sockets; all workers do, after an exchange.
+        """Give the exchange's group back, its threads and sockets, once all workers have called this.
 
         What was exchanged and remembered stays to be read and saved; ``sync`` raises StateError from then on, and so
         does an optimizer's step that one is due after. Nothing happens the second time.
