@@ -316,7 +316,7 @@ def local(
     module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     if wide:
         module = nn.Sequential(nn.Linear(6, 200), nn.Linear(200, 2))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0005 if wide else 0.05)
     settings = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
     outer_optimizer = torch.optim.SGD(module.parameters(), **settings) if outer else None
     engine = LocalSGD(module, optimizer, spec, sync_every, outer_optimizer=outer_optimizer, fallback=False)
