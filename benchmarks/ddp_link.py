@@ -19,18 +19,16 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ddp_methods import METHODS
 from benchmarks.markdown import cell, table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
-
-SPEC, DENSER, DITHERED = "ef(topk(0.001) | fractional(16))", "ef(topk(0.01) | fractional(16))", "dither(density=0.0025)"
-LOCAL_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,16 @@ class Part:
 
 
 _FEW = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "dithered", "local")
+_LARGE = ("noop", "powersgd 1", "powersgd 4", "sparse", "denser", "thinner", "local")
 _ALL = ("none", "fp16", *_FEW, "chosen")
+_COST = ("noop", "passes", "sparse kernels", "sparse", "denser kernels", "denser")
 PARTS = {
-    "cost": Part(None, methods=("noop", "sparse", "denser"), rounds=150, steps=1),
+    "cost": Part(None, methods=_COST, rounds=150, steps=1),
     "loopback": Part(None, methods=_ALL, rounds=8),
     "1000": Part(1000, methods=_ALL, rounds=8),
     "100": Part(100, methods=_FEW),
     "100 whole": Part(100, methods=("none", "fp16", "chosen"), rounds=2, steps=4),
-    "100 cnn": Part(100, model="cnn", methods=_FEW, rounds=4, steps=8),
+    "100 cnn": Part(100, model="cnn", methods=_LARGE, rounds=4, steps=8),
     "100 cnn whole": Part(100, model="cnn", methods=("none", "fp16"), rounds=1, steps=3),
     "100 four": Part(100, workers=4, methods=_FEW, rounds=6),
     "100 loss": Part(100, methods=("powersgd 1", "sparse", "denser", "dithered", "local"), rounds=30, seeds=3),
@@ -279,94 +279,6 @@ def _accuracy(model: Any, inputs: Any, targets: Any) -> float:
     return float(sum(right)) / len(targets)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way to exchange gradients.
-
-    Attributes:
-        title: what it is called in tables.
-        start: a module -> the model that is trained, and its optimizer.
-    """
-
-    title: str
-    start: Callable[[Any], tuple[Any, Any]]
-
-
-def _ddp(register: Callable[[Any], object], **options: Any) -> Callable[[Any], tuple[Any, Any]]:
-    def start(module: Any) -> tuple[Any, Any]:
-        from torch.nn.parallel import DistributedDataParallel
-
-        model = DistributedDataParallel(module, gradient_as_bucket_view=True, **options)
-        register(model)
-        return model, _sgd(module)
-
-    return start
-
-
-def _sgd(module: Any) -> Any:
-    import torch
-
-    return torch.optim.SGD(module.parameters(), lr=0.05)
-
-
-def _noop(model: Any) -> None:
-    import torch
-
-    def noop(state, bucket):  # type: ignore[no-untyped-def]
-        future = torch.futures.Future()
-        future.set_result(bucket.buffer())
-        return future
-
-    model.register_comm_hook(None, noop)
-
-
-def _fp16(model: Any) -> None:
-    from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
-
-    model.register_comm_hook(None, fp16_compress_hook)
-
-
-def _powersgd(rank: int) -> Callable[[Any], None]:
-    def register(model: Any) -> None:
-        from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
-
-        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
-        model.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
-
-    return register
-
-
-def _ours(spec: str, fallback: bool = False) -> Callable[[Any], None]:
-    def register(model: Any) -> None:
-        import gradwire.ddp
-
-        gradwire.ddp.register(model, spec, fallback=fallback)
-
-    return register
-
-
-def _local(module: Any) -> tuple[Any, Any]:
-    import gradwire.ddp
-
-    optimizer = _sgd(module)
-    gradwire.ddp.LocalSGD(module, optimizer, DENSER, LOCAL_STEPS, fallback=False).__enter__()
-    return module, optimizer
-
-
-METHODS = {
-    "noop": Method("nothing exchanged", _ddp(_noop)),
-    "none": Method("no hook", _ddp(lambda model: None)),
-    "fp16": Method("torch's fp16 hook", _ddp(_fp16)),
-    "powersgd 1": Method("torch's PowerSGD, rank 1", _ddp(_powersgd(1), bucket_cap_mb=100)),
-    "powersgd 4": Method("torch's PowerSGD, rank 4", _ddp(_powersgd(4), bucket_cap_mb=100)),
-    "sparse": Method(f"`{SPEC}`", _ddp(_ours(SPEC), bucket_cap_mb=100)),
-    "denser": Method(f"`{DENSER}`", _ddp(_ours(DENSER), bucket_cap_mb=100)),
-    "dithered": Method(f"`{DITHERED}`", _ddp(_ours(DITHERED), bucket_cap_mb=100)),
-    "chosen": Method(f"`{DENSER}`, whole where faster", _ddp(_ours(DENSER, True))),
-    "local": Method(f"`LocalSGD(sync_every={LOCAL_STEPS})` with `{DENSER}`", _local),
-}
-
-
 # --- the page -------------------------------------------------------------------------------------
 
 
@@ -422,7 +334,7 @@ def _compared(parts: Found) -> Iterator[str]:
         return parts.get(part, {}).get("runs", [{"rows": {}}])[0]["rows"].get(name, {}).get(key)
 
     for part in ("100", "100 cnn", "100 four"):
-        for name, key in (("sparse", "p25"), ("dithered", "p25"), ("local", "mean")):
+        for name, key in (("sparse", "p25"), ("dithered", "p25"), ("thinner", "p25"), ("local", "mean")):
             theirs, ours = of(part, "powersgd 1", key), of(part, name, key)
             if theirs and ours:
                 fewer = of(part, "powersgd 1", "bytes") / of(part, name, "bytes")
@@ -438,8 +350,14 @@ def _compared(parts: Found) -> Iterator[str]:
             yield f"{METHODS['chosen'].title}: {ours / theirs:.2f} times the p25 of no hook over {where}."
     for name in ("denser", "sparse"):
         if of("cost", name, "cpu_min"):
-            more = of("cost", name, "cpu_min") - of("cost", "noop", "cpu_min")
-            yield f"{METHODS[name].title}: {more:.1f} ms of CPU a step over a hook that does nothing."
+            nothing, kernels = of("cost", "noop", "cpu_min"), of("cost", f"{name} kernels", "cpu_min")
+            hook = of("cost", name, "cpu_min") - nothing
+            line = f"{METHODS[name].title}: {hook:.1f} ms of CPU a step over a hook that does nothing"
+            if kernels:
+                passes = of("cost", "passes", "cpu_min") - nothing
+                line += f", {hook / (kernels - nothing):.2f} times its kernels alone ({kernels - nothing:.1f}); "
+                line += f"one addition to memory and zeros take {passes:.1f}"
+            yield f"{line}."
     for part in ("mnist two", "mnist four"):
         for name in ("denser", "sparse"):
             if of(part, name, "accuracy"):

@@ -35,3 +35,15 @@ def test_parts_are_measured_anew_one_by_one():
     old = {"machine": "here", "parts": {"100": 1, "1000": 2}}
     assert ddp_link.merge(old, {"parts": {"100": 3}}) == {"machine": "here", "parts": {"100": 3, "1000": 2}}
     assert all(set(part.methods) <= set(ddp_link.METHODS) for part in ddp_link.PARTS.values())
+
+
+def test_the_hook_is_measured_beside_its_kernels():
+    """What is more than a hook that does nothing, and how often the kernels' own."""
+    ms = {"noop": 20.0, "passes": 24.0, "sparse kernels": 26.0, "sparse": 29.0, "denser kernels": 30.0, "denser": 35.0}
+    rows = {name: {"cpu_min": value} for name, value in ms.items()}
+    denser, sparse = ddp_link._compared({"cost": {"runs": [{"rows": rows}]}})
+    assert "15.0 ms of CPU a step over a hook that does nothing, 1.50 times its kernels alone (10.0)" in denser
+    assert "9.0 ms of CPU a step over a hook that does nothing, 1.50 times its kernels alone (6.0)" in sparse
+    assert denser.endswith("zeros take 4.0.")
+    del rows["sparse kernels"]  # in a file that was made without
+    assert list(ddp_link._compared({"cost": {"runs": [{"rows": rows}]}}))[1].endswith("a hook that does nothing.")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import hashlib
+import importlib
+import os
 import warnings
 from typing import Any
 
@@ -19,6 +22,7 @@ from gradwire.ddp import CommState, LocalSGD, hook, register
 from gradwire.ddp.cost import Link
 from gradwire.ddp.exchange import Exchange
 
+HOOK: Any = importlib.import_module("gradwire.ddp.hook")  # the module, not the function
 PAIR: Any = None  # the group of processes 0 and 1
 D = 2411
 
@@ -85,6 +89,9 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
     options = dict(options)
     dtype = getattr(torch, options.pop("dtype", "float32"))
     module, bare, num_syncless = net(dtype), options.pop("bare", False), options.pop("no_sync", 0)
+    on_host = HOOK._device_of
+    if options.pop("device", False):  # as if gradients were on one
+        HOOK._device_of = lambda named, compressor: torch.device("cpu")
     channels_last, unused = options.pop("channels_last", False), options.pop("unused", False)
     if channels_last:
         module = module.to(memory_format=torch.channels_last)
@@ -96,6 +103,7 @@ def train(spec: str, num_workers: int, steps: int, options: dict[str, Any]) -> d
         model.register_comm_hook(state, hook)
     else:
         state = register(model, spec, fallback=False)
+    HOOK._device_of = on_host
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     own, given, hashes, paths, told = [], [], [], [], []
     listening: Any = None
@@ -300,11 +308,15 @@ def two_models() -> list[str]:
     return [digest(m) for m in modules]
 
 
-def local(spec: str, num_steps: int, outer: str | None, sync_every: int = 3, bad: bool = False) -> dict[str, Any]:
-    """Local steps, and exchanges of pseudo-gradients."""
+def local(
+    spec: str, num_steps: int, outer: str | None, sync_every: int = 3, bad: bool = False, wide: bool = False
+) -> dict[str, Any]:
+    """Local steps, and exchanges of pseudo-gradients; of more parameters and no running statistics where asked."""
     torch.manual_seed(dist.get_rank())  # other models at the beginning
     module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
-    optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+    if wide:
+        module = nn.Sequential(nn.Linear(6, 200), nn.Linear(200, 2))
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.0005 if wide else 0.05)
     settings = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
     outer_optimizer = torch.optim.SGD(module.parameters(), **settings) if outer else None
     engine = LocalSGD(module, optimizer, spec, sync_every, outer_optimizer=outer_optimizer, fallback=False)
@@ -423,3 +435,45 @@ def broken_scaler(spec: str) -> dict[str, Any]:
         optimizer.step()
         hashes.append(digest(module))
     return {"errors": errors, "hashes": hashes}
+
+
+def held() -> tuple[int, int]:
+    """Threads and sockets of this process."""
+    gc.collect()
+    links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
+    sockets = [os.readlink(link) for link in links if os.path.lexists(link)]
+    return len(os.listdir("/proc/self/task")), sum(name.startswith("socket:") for name in sockets)
+
+
+def given_back(num_workers: int) -> dict[str, Any] | None:
+    """Exchanges that are made and closed again and again over the same workers, and what is held in between."""
+    group = PAIR if num_workers == 2 else None
+    if dist.get_rank() >= num_workers:
+        return None
+    within, between, hashes, said = [], [], [], []
+    for _ in range(3):
+        module = net()
+        model = DistributedDataParallel(module, process_group=group)
+        with register(model, "ef(topk(0.05))", fallback=False) as state:
+            model(batch(0)).square().sum().backward()
+            within.append(held())
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        optimizer.step()
+        hashes.append(digest(module))
+        state.close()
+        assert state.step == state.state_dict()["step"] == 1
+        for _ in range(2):
+            try:
+                model(batch(1)).square().sum().backward()
+            except gw.StateError as error:
+                said.append(str(error))
+        local = LocalSGD(module, optimizer, "ef(topk(0.05))", 1, process_group=group, fallback=False)
+        with local:
+            optimizer.step()
+        local.close()
+        try:
+            local.sync()
+        except gw.StateError as error:
+            said.append(str(error))
+        between.append(held())
+    return {"within": within, "between": between, "hashes": hashes, "said": said}

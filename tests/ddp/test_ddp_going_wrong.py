@@ -118,7 +118,9 @@ def test_arguments_that_are_refused(alone):
     model = DistributedDataParallel(nn.Linear(2, 2))
     for options, match in [
         ({"compressor": 5}, "compressor must be a Compressor or its text"),
-        ({"compressor": "ef21(topk(0.5))"}, "keeps a mirror of each worker"),
+        ({"compressor": "ef21(topk(0.5))"}, "keeps a mirror of each worker, which nobody holds here: use ef"),
+        ({"compressor": "momentum(ef21(topk(0.5)), 0.8)"}, "keeps a mirror of each worker"),
+        ({"compressor": "ef(adaptopk_online(0.5))"}, "must know how long the run is, .* give it rounds="),
         ({"on_nonfinite": "ignore"}, "must be 'raise' or 'propagate'"),
         ({"overlap": True}, "overlap must be 'auto'"),
         ({"grad_scaler": 2.0}, r"must be a torch\.amp\.GradScaler"),
@@ -133,6 +135,7 @@ def test_arguments_that_are_refused(alone):
     optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
     for options, match in [
         ({"sync_every": 0}, "sync_every must be"),
+        ({"compressor": "ef21(topk(0.5))"}, "keeps a mirror of each worker, which nobody holds here: use ef"),
         ({"outer_optimizer": optimizer}, "must be another optimizer"),
         ({"outer_optimizer": torch.optim.SGD([linear.bias], lr=1)}, "'weight' is not in it"),
     ]:

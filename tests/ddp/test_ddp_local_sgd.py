@@ -22,6 +22,22 @@ def test_without_loss_and_outer_optimizer_it_is_the_mean_of_models(ranks):
             np.testing.assert_allclose(worker["vectors"][number + 1], expected, rtol=0, atol=1e-6)
 
 
+def test_few_coordinates_of_the_mean(ranks):
+    """The largest of each worker's pseudo-gradient move the model that all had; the others stay as they were."""
+    workers = ranks.run(ddp_cases.local, "topk(0.01)", 9, None, 3, False, True)
+    for number in range(3):
+        sent = np.zeros_like(workers[0]["vectors"][0])
+        for worker in workers:
+            pseudo = worker["pseudo"][number]
+            kept = np.argsort(-np.abs(pseudo), kind="stable")[: round(0.01 * pseudo.size)]
+            sent[kept] += pseudo[kept]
+        for worker in workers:
+            assert worker["hashes"] == workers[0]["hashes"]
+            expected = worker["vectors"][number] - sent / np.float32(3)
+            np.testing.assert_allclose(worker["vectors"][number + 1], expected, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(worker["vectors"][number + 1][sent == 0], expected[sent == 0])
+
+
 def test_outer_nesterov(ranks):
     """v = mu v + g, x = x - lr (g + mu v); running statistics take the mean itself."""
     workers = ranks.run(ddp_cases.local, "dense()", 9, "nesterov")

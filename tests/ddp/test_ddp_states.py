@@ -92,3 +92,18 @@ def test_two_models_at_once(ranks):
     first, *others = ranks.run(ddp_cases.two_models)
     assert all(other == first for other in others)
     assert first[0] != first[1]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_what_an_exchange_holds_is_given_back(ranks, num_workers):
+    """Threads and sockets; the next exchange over the same workers finds them anew, also in a group of some of them."""
+    workers = [w for w in ranks.run(ddp_cases.given_back, num_workers) if w is not None]
+    assert len(workers) == num_workers
+    for worker in workers:
+        assert worker["between"] == [worker["between"][0]] * 3
+        for (threads, sockets), (left_threads, left_sockets) in zip(worker["within"], worker["between"], strict=True):
+            assert threads > left_threads
+            assert sockets > left_sockets
+        assert worker["hashes"] == [workers[0]["hashes"][0]] * 3
+        assert len(worker["said"]) == 9
+        assert all("was closed: wrap the module in DDP anew" in said for said in worker["said"])

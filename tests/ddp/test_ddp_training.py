@@ -31,6 +31,7 @@ CASES = [
     ("dense()", 3, {"bucket_cap_mb": 0.004, "channels_last": True}),
     ("uniform(8)", 3, {}),
     ("ef(topk(0.05) | fractional(8))", 2, {"bare": True, "bucket_cap_mb": 0.004}),
+    ("ef(topk(0.05) | fractional(8))", 3, {"device": True, "bucket_cap_mb": 0.004}),
 ]
 SUMMED = {  # what all workers share is summed where gathering it takes no fewer bytes, after so many steps that show it
     "ef(tcs(0.05, 0.02))": 2,
@@ -94,8 +95,8 @@ def test_training(ranks, spec, num_workers, options):
 
 def in_phases(compressor, updates, states, step):
     """What workers come to that sum in this process, and their next states."""
-    agreed = gw.Round(index=step, num_workers=len(updates))
-    running = [compressor.phases(u, s, agreed) for u, s in zip(updates, states, strict=True)]
+    agreed = [gw.Round(index=step, key=gw.Key(0, step, i), num_workers=len(updates)) for i in range(len(updates))]
+    running = [compressor.phases(u, s, r) for u, s, r in zip(updates, states, agreed, strict=True)]
     total, ended = None, []
     while not ended:
         sent = []
@@ -108,7 +109,7 @@ def in_phases(compressor, updates, states, step):
     return ended
 
 
-@pytest.mark.parametrize("spec", ["ef(powersgd(2))", "powersgd(1)"])
+@pytest.mark.parametrize("spec", ["ef(powersgd(2))", "powersgd(1)", "ef(leader(0.05))"])
 def test_training_in_phases(ranks, spec):
     workers = of_workers(ranks.run(ddp_cases.train, spec, 3, 4, {"bucket_cap_mb": 0.004}))
     compressor, layout = gw.parse(spec), layout_of(workers[0]["names"])

@@ -5,12 +5,14 @@ Every size that a collective needs is known to all workers before: gloo ends the
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +22,12 @@ from torch import Tensor
 
 from gradwire.compressors.compressor import Vector
 from gradwire.ddp.cost import Link, link_of
-from gradwire.errors import ProtocolError
+from gradwire.errors import ProtocolError, StateError
 
 __all__ = ["Exchange", "Message"]
 
+_c10d: Any = dist  # whose groups and stores have no types
+_OPEN: set[Any] = set()  # groups that are not closed
 _HEADER = struct.Struct("<BxxxIqQd")  # failed, spec, step, bytes of the body, seconds
 _FIRST = 256  # bytes that travel in one piece before it is known how long messages are
 _ROOM = 33 / 32  # how much longer than the longest message so far the next one may be, and still travel in one piece
@@ -55,20 +59,27 @@ class Message:
 class Exchange:
     """The workers of a group, and what they tell each other.
 
+    It stays until it is closed, even where nobody refers to it any more: a worker that closes its sockets while another
+    is still reading from them ends the other's exchange.
+
     Args:
-        group: a group whose backend works on CPU tensors, such as gloo; used by nobody else.
+        group: what works on CPU tensors, used by nobody else.
+        store: where its workers can meet without it.
+        timeout: how long they wait for each other.
 
     Attributes:
         bytes_sent: what this worker gave to the exchange so far, for each of the others to receive.
         waited: seconds spent in it so far.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.rank, self.num_workers = dist.get_rank(group), dist.get_world_size(group)
+    def __init__(self, group: Any, store: Any, timeout: timedelta) -> None:
+        self.rank, self.num_workers = group.rank(), group.size()
         self.bytes_sent = 0
         self.waited = 0.0
-        self._group = group
+        self._open, self._store, self._timeout = group, store, timeout
+        self._has_lost = False
         self._capacity = _FIRST
+        _OPEN.add(group)
 
     @classmethod
     def beside(cls, base: dist.ProcessGroup | None) -> Exchange:
@@ -78,22 +89,47 @@ class Exchange:
             base: the other group; all processes when None.
 
         Raises:
-            ProtocolError: where there is no process group yet.
+            ProtocolError: where there is no process group yet, or a worker does not come.
         """
         if not dist.is_initialized():
             raise ProtocolError("there is no process group yet: call torch.distributed.init_process_group first")
         group = dist.group.WORLD if base is None else base
         if group is None:
             raise ProtocolError("there is no process group any more: it was destroyed")
-        ranks = dist.get_process_group_ranks(group)
-        # a group of some processes must not wait for the others, which do not call this
-        own = dist.new_group(
-            ranks,
-            timeout=_timeout_of(group),
-            backend="gloo",
-            use_local_synchronization=len(ranks) < dist.get_world_size(),
-        )
-        return cls(own)
+        rank, size = dist.get_rank(group), dist.get_world_size(group)
+        timeout = _timeout_of(group) or _c10d.default_pg_timeout
+        try:
+            store = _store_of(group, size)
+            return cls(_c10d.ProcessGroupGloo(store, rank, size, timeout), store, timeout)
+        except RuntimeError as error:
+            raise ProtocolError(f"worker {rank} of {size} did not meet all others: {_first_line(error)}") from error
+
+    @property
+    def _group(self) -> Any:
+        if self._open is None:
+            raise StateError(
+                "the exchange was closed: wrap the module in DDP anew and register, or make another LocalSGD"
+            )
+        return self._open
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is exchanged any more."""
+        return self._open is None
+
+    def close(self) -> None:
+        """Give the group back, its threads and sockets, once all workers are here, who all call this."""
+        group, self._open = self._open, None
+        if group is None:
+            return
+        try:
+            if not self._has_lost:
+                self._store.set(f"closed {self.rank}", "")
+                self._store.wait([f"closed {rank}" for rank in range(self.num_workers)], self._timeout)
+        except RuntimeError:  # they ended, or never come: nobody is left who could read from the sockets
+            pass
+        finally:
+            _OPEN.discard(group)
 
     def gather(self, message: Message) -> list[Message]:
         """Tell all workers something, and hear what each of them tells.
@@ -127,12 +163,10 @@ class Exchange:
         """The same number of bytes of every worker; shorter ones are filled up."""
         own = torch.zeros(size, dtype=torch.uint8)
         own.numpy()[: len(data)] = np.frombuffer(data, np.uint8)
-        out = torch.empty(size * self.num_workers, dtype=torch.uint8)
-        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        with self._exchanging(size):
-            gather(out, own, group=self._group)
-        whole = out.numpy().tobytes()
-        return [whole[start : start + size] for start in range(0, len(whole), size)]
+        rows = [torch.empty(size, dtype=torch.uint8) for _ in range(self.num_workers)]
+        with self._exchanging(size) as group:
+            group.allgather(rows, own).wait()
+        return [row.numpy().tobytes() for row in rows]
 
     def sum(self, vector: Vector, message: Message) -> tuple[Vector, list[Message]]:
         """Add a vector up over all workers, the same bits at all of them, and hear how each of them is.
@@ -160,8 +194,8 @@ class Exchange:
         ]
 
     def _sum(self, tensor: Tensor, largest: bool = False) -> None:
-        with self._exchanging(tensor.nbytes):
-            dist.all_reduce(tensor, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self._group)
+        with self._exchanging(tensor.nbytes) as group:
+            group.allreduce([tensor], dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM).wait()
 
     def start_sum(self, tensor: Tensor, told: Callable[[ProtocolError], object]) -> torch.futures.Future[Tensor]:
         """Begin to add a tensor up over all workers, in place.
@@ -185,7 +219,7 @@ class Exchange:
                 return lost(error)
 
         try:
-            work = dist.all_reduce(tensor, group=self._group, async_op=True)
+            work = self._group.allreduce([tensor])
         except RuntimeError as error:
             failed: torch.futures.Future[Tensor] = torch.futures.Future()
             failed.set_result(lost(error))
@@ -196,8 +230,8 @@ class Exchange:
 
     def share(self, tensor: Tensor) -> None:
         """Give every worker the first one's tensor, in place."""
-        with self._exchanging(tensor.nbytes):
-            dist.broadcast(tensor, dist.get_global_rank(self._group, 0), group=self._group)
+        with self._exchanging(tensor.nbytes) as group:
+            group.broadcast(tensor, 0).wait()
 
     def link(self) -> Link:
         """Measure what a collective takes: the same numbers at all workers, those of the slowest."""
@@ -214,21 +248,38 @@ class Exchange:
         return link_of(small, large, 4 * (_LARGE - _SMALL), self.num_workers)
 
     def _lost(self, error: RuntimeError) -> ProtocolError:
-        reason = str(error).strip().partition("\n")[0]
+        self._has_lost = True
         return ProtocolError(
-            f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {reason}"
+            f"worker {self.rank} of {self.num_workers} lost another one, which ended or stopped: {_first_line(error)}"
         )
 
     @contextmanager
-    def _exchanging(self, num_bytes: int) -> Iterator[None]:
-        start = time.perf_counter()
+    def _exchanging(self, num_bytes: int) -> Iterator[Any]:
+        group, start = self._group, time.perf_counter()
         try:
-            yield
+            yield group
         except RuntimeError as error:
             raise self._lost(error) from error
         finally:
             self.waited += time.perf_counter() - start
         self.bytes_sent += num_bytes
+
+
+def _store_of(group: dist.ProcessGroup, size: int) -> Any:
+    """Where the workers of a group find each other's addresses: a place that no exchange of theirs had before.
+
+    A group that ``new_group`` makes may come by the name of one that was destroyed, and then by its old addresses.
+    """
+    ranks = ",".join(map(str, dist.get_process_group_ranks(group)))
+    name = hashlib.sha256(ranks.encode()).hexdigest()[:16]
+    store = _c10d.PrefixStore(f"gradwire/{name}", _c10d.distributed_c10d._get_default_store())
+    # every worker adds one; none begins with the next exchange before all have made this one
+    number = (store.add("made", 1) - 1) // size
+    return _c10d.PrefixStore(str(number), store)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _timeout_of(group: dist.ProcessGroup) -> timedelta | None:

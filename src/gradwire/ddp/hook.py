@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from gradwire.checks import check_flag
 from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.references import Reference
 from gradwire.compressors.spec import parse
+from gradwire.ddp.device import selects_there
 from gradwire.ddp.exchange import Exchange
 from gradwire.ddp.model import trained
 from gradwire.ddp.worker import Worker
@@ -28,6 +29,7 @@ __all__ = ["CommState", "hook"]
 _Bucket = tuple[int, Tensor, list[Tensor], list[Tensor]]  # its number, buffer, parameters and gradients
 _Waiting = tuple[_Bucket, torch.futures.Future[Tensor]]
 
+_CACHED = 1 << 16  # numbers that a processor still has at hand when they are looked at again
 _ALONE = 1 << 16  # numbers from which a gradient is not copied to be near its neighbours
 
 
@@ -91,7 +93,8 @@ class CommState:
         self._named = None if module is None else trained(module)
         self._worker: Worker | None = None
         self._places: dict[int, TensorSpec] = {}  # by the parameter's id
-        self._pieces: dict[int, Vector] = {}  # gradients so far, by where they begin in the vector
+        self._device: torch.device | None = None  # where the residual is, if not on the host
+        self._pieces: dict[int, Tensor] = {}  # gradients so far, by where they begin in the vector
         self._error: Exception | None = None  # what went wrong on the way to the last bucket
         self._waiting: list[_Waiting] = []
         self._summed: list[Tensor] = []
@@ -147,6 +150,21 @@ class CommState:
         else:
             self._worker.load_state_dict(state)
 
+    def close(self) -> None:
+        """Give the exchange's group back, its threads and sockets, once all workers have called this.
+
+        What was exchanged and remembered stays to be read and saved. A backward pass of the model raises StateError
+        then, and its gradients are zeros: DDP keeps a hook to its end. Nothing happens the second time.
+        """
+        if self._worker is not None:
+            self._worker.exchange.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
     def meet(self) -> None:
         """Meet the other workers now, where the model is known; all of them call this.
 
@@ -160,7 +178,9 @@ class CommState:
         """Meet them, to exchange gradients of these parameters, in the model's order."""
         layout = Layout.from_arrays(named, statistics=lambda name: False)
         places = dict(zip(map(id, named.values()), layout.tensors, strict=True))
-        worker = Worker(self.compressor, layout, Exchange.beside(self._group), self._seed, self._fallback)
+        exchange = Exchange.beside(self._group)
+        self._device = _device_of(named, self.compressor)
+        worker = Worker(self.compressor, layout, exchange, self._seed, self._fallback, self._device)
         if self._saved is not None:
             worker.load_state_dict(self._saved)
         self._saved, self._places, self._worker = None, places, worker
@@ -183,7 +203,8 @@ class CommState:
                 "to True or False"
             )
         found = bucket.index(), bucket.buffer(), bucket.parameters(), bucket.gradients()
-        if self._worker is not None and self._worker.is_plain:
+        plain = self._worker is not None and self._worker.is_plain and not self._worker.exchange.is_closed
+        if plain and self._worker is not None and not found[1].is_cuda:
             return self._sum(self._worker, found[1], bucket.is_last())
         if not found[0]:
             self._emptied()  # what an interrupted backward pass may have left
@@ -205,7 +226,8 @@ class CommState:
 
     def _sum(self, worker: Worker, buffer: Tensor, is_last: bool) -> torch.futures.Future[Tensor]:
         """Sum a whole bucket while the next one is computed, as DDP does without a hook."""
-        buffer.div_(worker.exchange.num_workers)
+        if not _divide(buffer, worker.exchange.num_workers) and not self._propagates:
+            buffer[:1] = torch.nan  # where all workers look for it
         self._summed.append(buffer)
         future = worker.exchange.start_sum(buffer, self._lost.append)
         if is_last:
@@ -218,9 +240,7 @@ class CommState:
         (summed, self._summed), (lost, self._lost) = (self._summed, []), (self._lost, [])
         if lost:
             raise lost[0]
-        if self._propagates:
-            return
-        if not all(bool(torch.isfinite(buffer.sum())) or bool(buffer.isfinite().all()) for buffer in summed):
+        if not self._propagates and not all(bool(buffer[:1].isfinite().all()) for buffer in summed):
             raise UpdateError(f"step {self.step - 1}: a gradient is not finite at one of the workers")
 
     def _keep(self, bucket: _Bucket) -> None:
@@ -234,8 +254,9 @@ class CommState:
             if place is None:
                 raise ConfigError(f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given")
             if place.num_elements:
-                flat = gradient.reshape(-1).to("cpu", torch.float32)
-                self._pieces[place.offset] = (flat if self._scale == 1 else flat * (1 / self._scale)).numpy()
+                flat = gradient.reshape(-1)
+                flat = _on_host(flat) if self._device is None else flat.to(self._device, torch.float32)
+                self._pieces[place.offset] = flat if self._scale == 1 else flat * (1 / self._scale)
         self._worker.computing += time.perf_counter() - start
 
     def _finish(self) -> None:
@@ -250,10 +271,14 @@ class CommState:
         if worker is None:
             raise ProtocolError("the workers did not meet") if error is None else error
         pieces = [self._pieces[start] for start in sorted(self._pieces)]
-        filled = sum(piece.size for piece in pieces)
+        filled = sum(piece.numel() for piece in pieces)
         if error is None and filled != worker.layout.d:
             error = ConfigError(f"gradients of {filled} parameters came, the model given has {worker.layout.d}")
-        mean = worker.mean(_fewer(pieces), error)
+        if self._device is None:
+            update: list[Any] = _fewer([piece.numpy() for piece in pieces])
+        else:  # what a failed exchange takes out of the residual again
+            update = [torch.cat(pieces)] if pieces else []
+        mean = worker.mean(update, error)
         start = time.perf_counter()
         for bucket, _ in self._waiting:
             self._write(bucket, mean, self._scale)
@@ -283,10 +308,11 @@ class CommState:
             indices, sent = listed[low:high] - place.offset, mean.numbers[low:high]
             if gradient.device.type == "cpu" and gradient.dtype == torch.float32 and gradient.is_contiguous():
                 ops.accumulate_at(gradient.view(-1).numpy(), indices, sent, scale)
-            else:
-                whole = np.zeros(place.num_elements, np.float32)
-                whole[indices] = sent * np.float32(scale)
-                gradient.copy_(torch.from_numpy(whole).view(place.shape))
+                continue
+            where, numbers = torch.from_numpy(indices), torch.from_numpy(sent * np.float32(scale))
+            whole = torch.zeros(place.num_elements, dtype=gradient.dtype, device=gradient.device)
+            whole[where.to(whole.device)] = numbers.to(whole)
+            gradient.copy_(whole.view(place.shape))
 
     def _fail(self, error: Exception) -> None:
         """Let DDP come to its end, with zeros, and raise then; or go on with gradients that are not finite."""
@@ -320,6 +346,30 @@ def hook(
         >>> state, its_hook = CommState("ef(topk(0.01) | fractional(16))"), hook
     """
     return state.take(bucket)
+
+
+def _device_of(named: dict[str, Tensor], compressor: Compressor) -> torch.device | None:
+    """Where gradients are and the largest of them are found; None for the host."""
+    devices = {parameter.device for parameter in named.values()}
+    one = next(iter(devices)) if len(devices) == 1 else None
+    return one if one is not None and one.type == "cuda" and selects_there(compressor) else None
+
+
+def _on_host(flat: Tensor) -> Tensor:
+    """Numbers as float32 on the host, from a device through memory that it writes to itself."""
+    if flat.is_cuda:
+        return torch.empty(flat.shape, dtype=torch.float32, pin_memory=True).copy_(flat)
+    return flat.to("cpu", torch.float32)
+
+
+def _divide(buffer: Tensor, number: int) -> bool:
+    """Divide by a number, in place, and tell whether all is finite, in one pass over memory.
+
+    What is finite then adds up to what is finite over so many workers.
+    """
+    pieces = [buffer[start : start + _CACHED] for start in range(0, buffer.numel(), _CACHED)]
+    sums = torch.stack([piece.div_(number).sum() for piece in pieces])
+    return bool(sums.isfinite().all()) or bool(buffer.isfinite().all())
 
 
 def _fewer(pieces: list[Vector]) -> list[Vector]:

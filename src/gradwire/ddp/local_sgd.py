@@ -14,11 +14,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradwire.checks import check_integer
 from gradwire.compressors.compressor import Compressor
+from gradwire.compressors.references import Reference
 from gradwire.compressors.spec import parse
 from gradwire.ddp.exchange import Exchange
 from gradwire.ddp.model import trained
 from gradwire.ddp.worker import Worker
 from gradwire.errors import ConfigError, StateError
+from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.saved import saved_integer, saved_vector
 
@@ -34,7 +36,8 @@ class LocalSGD:
     statistics are averaged whole. All workers begin with the first one's model, and hold the same one, bit for bit,
     after each exchange.
 
-    It is a context: inside of it the optimizer's steps are counted. Every worker has to make as many.
+    It is a context: inside of it the optimizer's steps are counted. Every worker has to make as many. It may be entered
+    again; ``close`` is for when there is nothing more to exchange.
 
     Args:
         model: the bare module, the same kind at all workers; or a DDP model inside of each of them.
@@ -97,6 +100,8 @@ class LocalSGD:
         self._worker = Worker(compressor, layout, Exchange.beside(process_group), seed, fallback)
         self._handle: Any = None
         self._num_steps = self._since = 0
+        self._rounds = any(tensor.dtype != torch.float32 for tensor in self._tensors.values())
+        self._room: Tensor | None = None  # for updates, from the first exchange on
         self._before = self._flat()
         self._worker.exchange.share(self._before)
         self._write(self._before)
@@ -125,6 +130,14 @@ class LocalSGD:
     ) -> None:
         self._handle.remove()
 
+    def close(self) -> None:
+        """Give the exchange's group back, its threads and sockets, once all workers have called this.
+
+        What was exchanged and remembered stays to be read and saved; ``sync`` raises StateError from then on, and so
+        does an optimizer's step that one is due after. Nothing happens the second time.
+        """
+        self._worker.exchange.close()
+
     def _stepped(self) -> None:
         self._num_steps += 1
         self._since += 1
@@ -139,14 +152,26 @@ class LocalSGD:
             GradwireError: what went wrong at a worker, the same at all of them. Models stay as they are then, and the
                 next step tries again.
         """
-        update = self._before - self._flat()
-        mean = torch.from_numpy(self._worker.mean((update.numpy(),)).vector)
+        if self._room is None:
+            self._room = torch.empty_like(self._before)
+        update = torch.sub(self._before, self._flat(self._room), out=self._room)
+        mean = self._worker.mean((update.numpy(),))
         if self._outer is None:
-            self._write(self._before - mean)
+            self._take_off(mean)
+            self._write(self._before)
         else:
             self._write(self._before)
-            self._outer_step(self._outer, mean)
-        self._before, self._since = self._flat(), 0
+            self._outer_step(self._outer, torch.from_numpy(mean.vector))
+        if self._outer is not None or self._rounds:
+            self._before = self._flat()
+        self._since = 0
+
+    def _take_off(self, mean: Reference) -> None:
+        """Go from the model that all had to the one that all have now."""
+        if mean.indices is None:
+            self._before -= torch.from_numpy(mean.numbers)
+        else:
+            ops.accumulate_at(self._before.numpy(), mean.indices, mean.numbers, -1.0)
 
     def _outer_step(self, outer: torch.optim.Optimizer, mean: Tensor) -> None:
         held = {name: p.grad for name, p in self._parameters.items()}
@@ -162,9 +187,9 @@ class LocalSGD:
             for name, gradient in held.items():
                 self._parameters[name].grad = gradient
 
-    def _flat(self) -> Tensor:
+    def _flat(self, out: Tensor | None = None) -> Tensor:
         """The model as one vector, (d,) float32 on the CPU."""
-        out = torch.empty(self._worker.layout.d)
+        out = torch.empty(self._worker.layout.d) if out is None else out
         for t in self._worker.layout.tensors:
             out[t.offset : t.stop] = self._tensors[t.name].detach().reshape(-1)
         return out
@@ -203,7 +228,7 @@ class LocalSGD:
         if first.get("world_size") != self._worker.exchange.num_workers and any(s.get("since") for s in all_states):
             raise StateError("states of another number of workers must be taken right after an exchange")
         self._worker.load_state_dict(state)
-        self._before, self._since, self._num_steps = torch.from_numpy(before), since, steps
+        self._before, self._since, self._num_steps = torch.tensor(before), since, steps
 
 
 def _check_outer(outer: Any, optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor]) -> None:

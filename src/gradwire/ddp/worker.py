@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import gradwire.errors
@@ -21,6 +22,7 @@ from gradwire.compressors.references import Reference, as_reference
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.summing import num_summed
 from gradwire.ddp.cost import AGAIN, Choice
+from gradwire.ddp.device import compress_there, place_residual, selects_there, send_whole
 from gradwire.ddp.exchange import Exchange, Message
 from gradwire.ends.downlink import reference_digest
 from gradwire.errors import ConfigError, GradwireError, ProtocolError, StateError
@@ -68,9 +70,12 @@ class Worker:
         exchange: the workers.
         seed: of randomness, the same at all workers.
         fallback: whether to send whole updates where that takes less time.
+        device: where updates come as tensors and the residual is, for a compressor that ``selects_there``; None for
+            arrays on the host.
 
     Raises:
-        ConfigError: on a compressor that keeps mirrors; at all workers where theirs differ.
+        ConfigError: on a compressor that keeps mirrors or must know the number of rounds; at all workers where theirs
+            differ.
 
     Attributes:
         step: the next step's number.
@@ -78,18 +83,27 @@ class Worker:
     """
 
     def __init__(
-        self, compressor: Compressor, layout: Layout, exchange: Exchange, seed: int = 0, fallback: bool = True
+        self,
+        compressor: Compressor,
+        layout: Layout,
+        exchange: Exchange,
+        seed: int = 0,
+        fallback: bool = True,
+        device: torch.device | None = None,
     ) -> None:
         if not isinstance(compressor, Compressor):
             raise ConfigError(f"compressor must be a Compressor, got {compressor!r}; gw.parse reads spec text")
         if compressor.mirrored:
             raise ConfigError(f"{compressor} keeps a mirror of each worker, which nobody holds here: use ef")
+        if compressor.uses_num_rounds:
+            raise ConfigError(f"{compressor} must know how long the run is, which is not known here: give it rounds=")
         self.compressor, self.layout, self.exchange = compressor, layout, exchange
         self.seed = Key(seed).seed
         self.step = 0
         self.computing = 0.0
         self._computed = 0.0
-        self._state = compressor.init(layout)
+        self._device = device
+        self._state = self._having(compressor.init(layout).memory)
         self._held: _Held | None = None
         self._limits = Limits.of(layout.d)
         self._spec = zlib.crc32(str(compressor).encode())
@@ -97,7 +111,7 @@ class Worker:
         self._agree(fallback)
         measured = fallback and self._whole is not None and exchange.num_workers > 1
         self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
-        self._was_dense = self._loaded = False
+        self._was_dense = self._loaded = self._said = False
 
     def _agree(self, fallback: bool) -> None:
         """Compare what must be the same at all workers."""
@@ -126,12 +140,12 @@ class Worker:
         """Whether nothing is remembered that a whole update would have to take along: its sum is all there is."""
         return self._choice.dense and self._was_dense
 
-    def mean(self, pieces: Sequence[Vector], error: Exception | None = None) -> Reference:
+    def mean(self, pieces: Sequence[Any], error: Exception | None = None) -> Reference:
         """Return the mean of all workers' updates, each as its compressor sends it.
 
         Args:
-            pieces: float32 vectors that are this worker's update, one after the other; not modified, and not to be
-                modified before this returns.
+            pieces: float32 vectors that are this worker's update, one after the other, or one tensor on ``device``; not
+                modified, and not to be modified before this returns.
             error: why there is no update at this worker, or None.
 
         Returns:
@@ -176,22 +190,26 @@ class Worker:
             num_workers=self.exchange.num_workers,
         )
 
-    def _checked(self, pieces: Sequence[Vector], compressor: Compressor) -> Sequence[Vector]:
+    def _checked(self, pieces: Sequence[Any], compressor: Compressor) -> Sequence[Vector]:
         if compressor.checks_update:
             return pieces
         update = joined(pieces)
         check_finite(update, "update", self.layout)
         return (update,)
 
+    def _compress(self, pieces: Sequence[Any], attempt: State, agreed: Round) -> tuple[Payload, State]:
+        if self._device is not None and selects_there(self.compressor):
+            return compress_there(self.compressor, pieces[0], attempt, agreed)
+        return self.compressor.compress_pieces(self._checked(pieces, self.compressor), attempt, agreed)
+
     def _gathered(
-        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+        self, pieces: Sequence[Any], attempt: State, error: Exception | None
     ) -> tuple[Reference, State, _Held | None]:
         """Compress, tell all others, read what they tell."""
         body, agreed = b"", self._round()
         try:
             if error is None:
-                checked = self._checked(pieces, self.compressor)
-                payload, after = self.compressor.compress_pieces(checked, attempt, agreed)
+                payload, after = self._compress(pieces, attempt, agreed)
                 body = encode(payload)
         except Exception as failure:  # whatever it is, the others wait
             error = failure
@@ -221,9 +239,11 @@ class Worker:
         self._note(messages)
 
     def _note(self, messages: list[Message]) -> None:
-        before = self._choice.dense
         self._choice.note([message.seconds for message in messages])
-        if self._choice.dense and not before and self.exchange.rank == 0:
+        if not self._choice.dense or self._said:
+            return
+        self._said = True
+        if self.exchange.rank == 0:
             warnings.warn(
                 f"from step {self.step + 1} on gradients are summed whole, which takes less time on this link than "
                 f"{self.compressor}; it is measured again from time to time, and fallback=False never does it",
@@ -239,7 +259,7 @@ class Worker:
         return _Held(encode(payload), Reference.of(payload))
 
     def _in_phases(
-        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+        self, pieces: Sequence[Any], attempt: State, error: Exception | None
     ) -> tuple[Reference, State, _Held | None]:
         """Exchange what a compressor says, phase by phase."""
         agreed = self._round()
@@ -290,14 +310,17 @@ class Worker:
         return said if isinstance(said, Payload) else np.zeros_like(said)
 
     def _summed(
-        self, pieces: Sequence[Vector], attempt: State, error: Exception | None
+        self, pieces: Sequence[Any], attempt: State, error: Exception | None
     ) -> tuple[Reference, State, _Held | None]:
         """Sum whole updates, and all that was not sent so far with them."""
         vector, whole = np.zeros(0, np.float32), self._whole or dense()
         try:
             if error is None:
-                payload, after = whole.compress_pieces(self._checked(pieces, whole), attempt, self._round())
-                vector = decompress(payload)
+                if self._device is not None and selects_there(self.compressor):
+                    vector, after = send_whole(self.compressor, pieces[0], attempt), attempt
+                else:
+                    payload, after = whole.compress_pieces(self._checked(pieces, whole), attempt, self._round())
+                    vector = decompress(payload)
         except Exception as failure:  # whatever it is, the others wait
             error = failure
         if error is not None:
@@ -347,7 +370,7 @@ class Worker:
             float32, or None without error feedback), ``scheme`` (the compressor's other memory), ``reference`` (a
             blob, or None), ``summed`` (whether what is shared is summed).
         """
-        memory = copy_memory(self._state.memory)
+        memory = copy_memory(self._state.memory | self._on_host())
         return to_saved(
             {
                 "format": STATE_FORMAT,
@@ -393,8 +416,15 @@ class Worker:
         first = read[0] if isinstance(state, dict) or num_old != workers else read[here]
         memory = first.memory if num_old == workers else _joined([s.memory for s in read])
         self.step, self.seed, self._held = first.step, first.seed, first.held
-        self._state, self._was_dense, self._loaded = State(self.layout, memory), False, True
+        self._state, self._was_dense, self._loaded = self._having(memory), False, True
         self._choice.summed = first.summed and num_old == workers
+
+    def _having(self, memory: dict[str, Any]) -> State:
+        return State(self.layout, memory if self._device is None else place_residual(memory, self._device))
+
+    def _on_host(self) -> dict[str, Any]:
+        """A residual on a device, as an array."""
+        return {} if self._device is None else {"residual": self._state.memory["residual"].cpu().numpy()}
 
     def _read(self, state: Any) -> _Saved:
         check_state(state, STATE_FORMAT, str(self.compressor), self.layout)
