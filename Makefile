@@ -42,7 +42,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2 --dist worksteal --hypothesis-profile=ci
 
 test-all: $(STAMP)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,language,notebook]'
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev,frameworks,language,notebook]'
 	$(MAKE) --jobs=2 lint kernels
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
