@@ -6,7 +6,6 @@ import contextlib
 import copy
 import hashlib
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from secure_rounds import LAYOUT, SUPPORT, blobs_of, plain_sum, terms_of
+from secure_rounds import LAYOUT, SUPPORT, blobs_of, plain_sum, sealed_again, terms_of
 
 import gradwire as gw
 from gradwire.secagg import SecureClient, SecureServer, Terms, messages
@@ -25,11 +24,6 @@ from gradwire.secagg import SecureClient, SecureServer, Terms, messages
 TERMS = terms_of(3, max_weight=4)
 BLOBS = dict(enumerate(blobs_of(3).values()))
 GOES_ON = (gw.DecodeError, gw.ProtocolError)
-
-
-def sealed_again(message: bytes) -> bytes:
-    """A message with the checksum that its bytes ask for."""
-    return message[:-4] + struct.pack("<I", zlib.crc32(message[:-4]))
 
 
 class Session:

@@ -105,6 +105,16 @@ class SecureServer:
         self._in_sum: tuple[int, ...] = ()
         self._shares: dict[int, dict[int, bytes]] = {}
 
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """Clients that answered the step under way, in order of their numbers."""
+        return () if self._expected is None else tuple(sorted(self._answered.get(self._expected, {})))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is taken in: there is a sum, or there cannot be one."""
+        return self._expected is None
+
     def receive(self, message: bytes, client_id: int) -> None:
         """Take in what a client answered.
 
@@ -254,7 +264,7 @@ class SecureServer:
         if self._expected != kind:
             now = "over" if self._expected is None else f"waiting for {messages.NAMES[self._expected - 1]}"
             raise ProtocolError(f"the step of the {name} cannot be ended: this secure sum is {now}")
-        present = tuple(sorted(self._answered.get(kind, {})))
+        present = self.answered
         least = self.terms.threshold if kind != messages.REVEALS or self.terms.num_neighbours is None else 1
         if len(present) < least:
             self._expected = None

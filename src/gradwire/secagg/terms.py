@@ -30,7 +30,7 @@ class Terms:
     ``max_weight`` x the grid's last integer.
 
     Attributes:
-        num_clients: most clients of a round, 3 or more.
+        num_clients: most clients of a sum, 3 or more; ``SecureGroups`` adds up a round of more.
         threshold: fewest clients whose sum is made known; more than half of ``num_clients``.
         grid: what clients quantize with; its ``bits`` and ``clip`` count, how it rounds is each client's own choice.
         max_weight: a client's weight is an integer from 1 to this.
