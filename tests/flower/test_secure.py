@@ -309,6 +309,30 @@ def test_a_proposal_that_is_none_is_refused_and_another_is_drawn(tmp_path, sums,
     assert [(total.clients, total.support.size) for total in sums] == [((0, 1, 2, 3), 42)]
 
 
+def test_a_client_is_not_told_to_send_more_than_its_spec_implies(tmp_path, sums):
+    """A server that asks one for 43 coordinates, where the spec says 42, gets an error, and its update stays there."""
+    books = Books()
+    grid = federation(tmp_path, books=books)
+    node = next(node for node in grid.nodes.values() if node.config["partition-id"] != leader_of(range(4), 0, 0))
+    app = node.app
+
+    def lied_to(given, context):
+        found = find_carrier(given.content)
+        if found is not None and is_step(found.data) and (told := read_step(found.data)).number == 3:
+            lie = Step(told.conversation, told.birth, 3, told.message, pack_support(np.arange(43), 210))
+            given.content[found.key] = ArrayRecord({"gradwire": make_carrier(lie.encode())})
+        return app(given, context)
+
+    node.app = lied_to
+    wrapped = strategy(LED)
+    assert "support may have 42 coordinates at most" in said_by(grid, wrapped)
+    there = tuple(i for i in range(4) if i != node.config["partition-id"])
+    assert [total.clients for total in sums] == [there]
+    member = member_of(tmp_path, "secure", node.config["partition-id"])
+    assert member.client.sequence == 0
+    assert not member.client.residual.any()
+
+
 @pytest.mark.parametrize(
     ("spec", "step", "what", "said"),
     [
