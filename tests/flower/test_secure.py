@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -369,6 +370,7 @@ def test_a_client_proposes_once_and_when_it_is_time(tmp_path, spec, step, what, 
     ("spec", "terms", "said"),
     [
         ("ef(topk(0.1) | fixed(8, 1.0))", TERMS, "no coordinates that all clients know of"),
+        ("ef(tcs(0.1, 0.1) | fixed(8, 1.0))", TERMS, "no coordinates that all clients know of"),
         ("ef(randk(0.1, shared=True))", TERMS, "on the grid"),
         ("ef(randk(0.1, shared=True) | fixed(4, 1.0))", TERMS, "on the grid"),
     ],
@@ -387,6 +389,10 @@ def test_strategies_that_look_at_each_update_are_refused():
         SecureStrategy(FedAvg(), SPEC, 3)
     with pytest.raises(ConfigError, match="terms must be Terms, got str"):
         SecureMod("terms")
+    in_clear = replace(TERMS, most_in_clear=5)
+    for make in (lambda: SecureStrategy(FedAvg(), SPEC, in_clear), lambda: SecureMod(in_clear)):
+        with pytest.raises(ConfigError, match="over Flower nothing is sent in clear: most_in_clear must be 0, got 5"):
+            make()
 
 
 def said_by(grid, wrapped) -> str:

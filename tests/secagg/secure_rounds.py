@@ -63,6 +63,7 @@ def play(
     layout: gw.Layout = LAYOUT,
     support: np.ndarray = SUPPORT,
     round: int = 0,
+    reference: np.ndarray | None = None,
 ) -> SecureSum:
     """Play one session; client i answers ``steps[i]`` of the four steps, all where nothing is said."""
     steps = dict.fromkeys(blobs, STEPS) | (steps or {})
@@ -82,7 +83,7 @@ def play(
         answer(2, i, lambda i=i, roster=roster: clients[i].share(roster))
     for i, deliveries in server.deliveries(support).items():
         weight = 1 if weights is None else weights[i]
-        answer(3, i, lambda i=i, d=deliveries, w=weight: clients[i].mask(d, blobs[i], support, w))
+        answer(3, i, lambda i=i, d=deliveries, w=weight: clients[i].mask(d, blobs[i], support, w, reference))
     for i, survivors in server.survivors().items():
         answer(4, i, lambda i=i, s=survivors: clients[i].reveal(s))
     return server.close_round()

@@ -10,7 +10,7 @@ from typing import TypeVar
 from gradwire.checks import check_integer
 from gradwire.errors import ProtocolError, TooFewClients
 from gradwire.layout import Layout
-from gradwire.secagg.numbers import Integers, mean_blob
+from gradwire.secagg.numbers import Integers, Sparse, added, mean_blob
 from gradwire.secagg.server import SecureServer, SecureSum
 from gradwire.secagg.terms import Terms
 
@@ -151,8 +151,8 @@ class SecureGroups:
         """
         sums = list(self._each(SecureServer.close_round).values())
         self._left = {}
-        support, server = sums[0].support, self._servers[0]
-        integers: Integers = sum((total.integers for total in sums[1:]), sums[0].integers)
+        support, integers = added(*(Sparse(total.support, total.integers) for total in sums))
+        server = self._servers[0]
         sum_weights = sum(total.sum_weights for total in sums)
         return SecureSum(
             integers,

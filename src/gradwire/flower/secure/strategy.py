@@ -22,7 +22,7 @@ from gradwire.flower.kinds import takes_mean
 from gradwire.flower.post import Post
 from gradwire.flower.replies import Reply, lacks_mod
 from gradwire.flower.secure.conversation import SecureConversation
-from gradwire.flower.secure.support import Support, check_spec, support_of
+from gradwire.flower.secure.support import Support, check_spec, check_terms, support_of
 from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
 from gradwire.secagg import SecureGroups, SecureSum, Terms, deal
 from gradwire.secagg.support import pack_support, unpack_support
@@ -110,9 +110,7 @@ class SecureStrategy(CompressedStrategy):
         out: Path | str | None = None,
         state_file: Path | str | None = None,
     ) -> None:
-        if not isinstance(terms, Terms):
-            raise ConfigError(f"terms must be Terms, got {type(terms).__name__}")
-        self.terms = terms
+        self.terms = check_terms(terms)
         self.step_timeout = check_number("step_timeout", step_timeout)
         super().__init__(
             inner,
