@@ -20,6 +20,7 @@ from gradwire.flower.carrier import find_carrier, make_carrier
 from gradwire.flower.header import PROPOSAL, Step, StepAnswer, is_step, read_step, read_step_answer
 from gradwire.flower.model import Model
 from gradwire.flower.secure import SecureMod, SecureStrategy, Terms
+from gradwire.flower.secure import strategy as module
 from gradwire.secagg import SecureServer
 from gradwire.secagg.support import pack_support
 
@@ -228,6 +229,40 @@ def test_adaptive_strategies_are_handed_the_mean(tmp_path):
     inner = FedAdam(fraction_evaluate=0.0, eta=0.01)
     result = SecureStrategy(inner, SPEC, TERMS, step_timeout=5).start(grid, initial(), num_rounds=2, timeout=5)
     assert 0 < np.abs(flat(result.arrays) - flat(initial())).max() < 0.1
+
+
+# ---- groups
+
+
+def test_a_round_of_more_than_a_sum_may_have_is_summed_in_groups(tmp_path, sums):
+    """Seven in groups of three or four: the model is that of all of them."""
+    wrapped = strategy()
+    result = wrapped.start(federation(tmp_path, num_clients=7), initial(), num_rounds=2, timeout=5)
+    np.testing.assert_allclose(flat(result.arrays), in_clear(2, 7), rtol=0, atol=1e-6)
+    assert [sorted(a.clients + b.clients) for a, b in (sums[:2], sums[2:])] == [list(range(7))] * 2
+    assert [len(total.clients) for total in sums] == [4, 3] * 2
+    assert [r.num_counted for r in wrapped.ledger.rounds] == [7, 7]
+
+
+@pytest.mark.parametrize("spec", [SPEC, LED])
+def test_a_group_below_the_threshold_has_no_sum_and_loses_nothing(tmp_path, sums, monkeypatch, spec):
+    monkeypatch.setattr(module, "deal", lambda nodes, terms: (sorted(nodes)[:4], sorted(nodes)[4:]))
+    books = Books()
+    grid = federation(tmp_path, Fate(2, 3, "unanswered", 5, 6), books, num_clients=7)
+    wrapped = strategy(spec)
+    with logged() as lines:
+        wrapped.start(grid, initial(), num_rounds=2, timeout=5)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3), (4, 5, 6), (0, 1, 2, 3)]
+    assert "no sum of group 1 in this round: 1 of the clients sent masked numbers" in "\n".join(lines)
+    assert [r.num_counted for r in wrapped.ledger.rounds] == [7, 4]
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def test_who_fits_into_no_group_sits_the_round_out(tmp_path, sums):
+    grid = federation(tmp_path, num_clients=5)
+    assert "1 of 5 nodes fit into no group and sit this round out" in said_by(grid, strategy())
+    assert [len(total.clients) for total in sums] == [4]
 
 
 # ---- a leader

@@ -257,8 +257,8 @@ class SecureStrategy(CompressedStrategy):
         except ProtocolError as error:
             _log.warning("gradwire: no sum in this round: %s", visible(str(error)))
             return None
-        for group, error in session.groups.lost.items():
-            _log.warning("gradwire: no sum of group %d in this round: %s", group, visible(str(error)))
+        for group, reason in session.groups.lost.items():
+            _log.warning("gradwire: no sum of group %d in this round: %s", group, visible(str(reason)))
         if total.num_at_clip:
             _log.info("gradwire: %d of the sum's numbers were at the clip of %s", total.num_at_clip, self.terms.grid)
         return total
