@@ -219,8 +219,9 @@ def document(found: Found) -> dict[str, str]:
         ),
         f"A masked number looks like any of the values that the sum it is in may have, {2 * LARGEST:,} times as many "
         f"as that sum has clients, and one: no code takes fewer than their logarithm, which is {', '.join(least)} of "
-        "the payload in clear. So numbers that take at most twice what they take in clear need sums of at most "
-        f"{MOST} clients. Keys, shares and tags are so many bytes for each neighbour, however many numbers there are.",
+        "the payload in clear. In whole bits, numbers that take at most twice what they take in clear need sums of at "
+        f"most {MOST} clients. Keys, shares and tags are so many bytes for each neighbour, however many numbers there "
+        "are.",
         "Time of the process, a client and round, and the server's for the whole round:",
         table(["clients", "sums", "a client", "the server", "of it unmasking", "clients lost"], times),
         describe(found),
