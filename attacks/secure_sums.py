@@ -1,7 +1,8 @@
 """Lies in a secure sum: by a server that wants one client's numbers, by clients that want to spoil the sum.
 
 Messages that are tampered with, replayed, missing, of another session or step; shares that are changed, swapped or do
-not fit; a server that asks for both kinds of shares of one client, names too few neighbours, or hands out false keys.
+not fit; a server that asks for both kinds of shares of one client, names too few neighbours, or hands out false keys;
+clients in two groups, and numbers in clear that the terms do not let be sent so.
 
 SecureClient and SecureServer must get a ProtocolError (Duplicate, TooFewClients) or DecodeError, and go on as before.
 """
@@ -9,13 +10,14 @@ SecureClient and SecureServer must get a ProtocolError (Duplicate, TooFewClients
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import forge
 import numpy as np
 from forge import escaped, refused
 
 import gradwire as gw
-from gradwire.secagg import SecureClient, SecureServer, Terms, messages
+from gradwire.secagg import SecureClient, SecureGroups, SecureServer, Terms, messages
 
 LAYOUT = gw.Layout.flat(64)
 SUPPORT = np.arange(64)
@@ -27,23 +29,24 @@ LIES = (gw.DecodeError, gw.ProtocolError)
 class Play:
     """A session among four clients, played step by step."""
 
-    def __init__(self) -> None:
-        self.server = SecureServer(TERMS, LAYOUT)
-        self.clients = {i: SecureClient(TERMS, LAYOUT, i) for i in range(4)}
+    def __init__(self, terms: Terms = TERMS, support: np.ndarray = SUPPORT) -> None:
+        self.support = support
+        self.server = SecureServer(terms, LAYOUT)
+        self.clients = {i: SecureClient(terms, LAYOUT, i) for i in range(4)}
         self.asked = dict.fromkeys(range(4), self.server.invitation)
         self.step = 0
 
     def answer(self, i: int, question: bytes | None = None) -> bytes:
         """What client i says in this step."""
         client, asked = self.clients[i], self.asked[i] if question is None else question
-        steps = (client.join, client.share, lambda q: client.mask(q, BLOB, SUPPORT), client.reveal)
+        steps = (client.join, client.share, lambda q: client.mask(q, BLOB, self.support), client.reveal)
         return steps[self.step](asked)
 
     def end(self, answers: dict[int, bytes]) -> None:
         """Let these arrive, and go on."""
         for i, answer in answers.items():
             self.server.receive(answer, i)
-        ends = (self.server.rosters, lambda: self.server.deliveries(SUPPORT), self.server.survivors)
+        ends = (self.server.rosters, lambda: self.server.deliveries(self.support), self.server.survivors)
         if self.step < 3:
             self.asked = ends[self.step]()
         self.step += 1
@@ -202,11 +205,52 @@ def by_clients() -> None:
         refused("a key that is no key, or two times the same", lambda p=play, a=lie: p.server.receive(a, 0), *LIES)
 
 
+def by_groups() -> None:
+    """Be in two groups, in none, or in one that one was not invited to."""
+    groups, client = SecureGroups(TERMS, LAYOUT, 2), SecureClient(TERMS, LAYOUT, 0)
+    answer = client.join(groups.invitations[0])
+    refused("keys of no group", lambda: groups.receive(answer, 0), gw.ProtocolError)
+    refused("keys for another group", lambda: groups.receive(answer, 0, 1), gw.ProtocolError)
+    refused("a group that is none", lambda: groups.receive(answer, 0, 2), gw.ConfigError)
+    groups.receive(answer, 0, 0)
+    refused("an invitation to a second group", lambda: client.join(groups.invitations[1]), gw.ProtocolError)
+    other = SecureClient(TERMS, LAYOUT, 0).join(groups.invitations[1])
+    refused("a client in two groups", lambda: groups.receive(other, 0, 1), gw.ProtocolError)
+
+
+def in_clear() -> None:
+    """Send in clear what the terms do not let be sent so, and claim weights."""
+    terms, support = replace(TERMS, most_in_clear=2), np.arange(62)
+    few = Play(replace(TERMS, most_in_clear=1), support).until(2)
+    refused("more in clear than agreed on", lambda: few.answer(1), gw.ConfigError)
+    play = Play(terms, support).until(2)
+    answer = play.answer(1)
+    start = 21 + 8 + 64 * terms.width // 8 + 3 * 16
+    clear = answer[start:-4]
+    first = gw.Client(gw.fixed(8, 1.0), LAYOUT).compress((np.arange(64) == 0).astype(np.float32))
+    for what, lie in (
+        ("nothing", b""),
+        ("a weight of 0", b"\0" + clear[1:]),
+        ("a weight beyond the largest", b"\2" + clear[1:]),
+        ("a weight without an end", b"\xff" * 12),
+        ("half a payload", clear[:-7]),
+        ("more than a payload", clear + b"\0"),
+        ("everything", b"\1" + BLOB),
+        ("a number on the shared support", b"\1" + first),
+    ):
+        message = forged(answer, lambda body, lie=lie: body[: start - 21] + lie)
+        refused(f"in clear: {what}", lambda m=message: play.server.receive(m, 1), *LIES)
+    play.end({1: answer} | {i: play.answer(i) for i in play.asked if i != 1})
+    still_right("in clear", play)
+
+
 def attacks() -> None:
     """Try each."""
     by_messages()
     by_server()
     by_clients()
+    by_groups()
+    in_clear()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Secure aggregation of 1 % of an update: bytes a client, beside the same in clear and Flower's SecAgg+, and time.
 
-python -m benchmarks secagg [--only CLIENTS]
+python -m benchmarks secagg [--only CLIENTS | --only CLIENTS-groups]
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import gradwire as gw
 from benchmarks.markdown import table
 from benchmarks.results import Found, describe
 from gradwire.report.tables import format_bytes
-from gradwire.secagg import SecureClient, SecureServer, Terms, least_neighbours
+from gradwire.secagg import SecureClient, SecureGroups, Terms, least_neighbours
+from gradwire.secagg.keys import TAG_BYTES
 
 D, DENSITY, BITS, CLIP = 1_000_000, 0.01, 8, 4.0
-SIZES = (10, 100, 1000)
-PARTS = tuple(map(str, SIZES))
+MOST = 64
+"""Clients of a group."""
+GROUPED = "-groups"
+PARTS = ("10", "100", f"100{GROUPED}", "1000", f"1000{GROUPED}")
 SPEC = gw.parse(f"randk({DENSITY}, shared=True) | fixed({BITS}, {CLIP})")
 COLLUDING, DROPPING = 0.05, 0.1
 LAYOUT = gw.Layout.flat(D)
@@ -30,13 +33,13 @@ LARGEST = 2 ** (BITS - 1) - 1
 
 def measure(data_dir: str | None, parts: Sequence[str]) -> Found:
     """Play a round of as many clients as each part says, after a small one that compiles the kernels."""
-    _round(3)
+    _round("3")
     return {
         "d": D,
         "spec": str(SPEC),
         "colluding": COLLUDING,
         "dropping": DROPPING,
-        "rounds": {part: _round(int(part)) for part in parts},
+        "rounds": {part: _round(part) for part in parts},
     }
 
 
@@ -46,13 +49,24 @@ def merge(old: Found, new: Found) -> Found:
     return {**old, **new, "rounds": {part: rounds[part] for part in PARTS if part in rounds}}
 
 
-def terms_of(num_clients: int) -> Terms:
-    """All are neighbours below 100 clients; of more, as few as are enough."""
-    threshold = 2 * num_clients // 3 + 1
-    if num_clients < 100:
-        return Terms(num_clients, threshold, gw.fixed(BITS, CLIP))
-    neighbours, shares = least_neighbours(num_clients, round(COLLUDING * num_clients), round(DROPPING * num_clients))
-    return Terms(num_clients, threshold, gw.fixed(BITS, CLIP), 1, neighbours, shares)
+def clients_of(part: str) -> int:
+    """How many clients a part has."""
+    return int(part.removesuffix(GROUPED))
+
+
+def groups_of(part: str) -> int:
+    """How many groups a part has: one, or as few as can be of ``MOST`` clients."""
+    return -(-clients_of(part) // MOST) if part.endswith(GROUPED) else 1
+
+
+def terms_of(part: str) -> Terms:
+    """Terms of a part's groups: all are neighbours below 100 clients; of more, as few as are enough."""
+    most = -(-clients_of(part) // groups_of(part))
+    threshold = 2 * most // 3 + 1
+    if most < 100:
+        return Terms(most, threshold, gw.fixed(BITS, CLIP))
+    neighbours, shares = least_neighbours(most, round(COLLUDING * most), round(DROPPING * most))
+    return Terms(most, threshold, gw.fixed(BITS, CLIP), 1, neighbours, shares)
 
 
 @dataclass
@@ -74,20 +88,23 @@ class _Counted:
         self.sent[step] = self.sent.get(step, 0) + sum(map(len, messages))
 
 
-def _round(num_clients: int) -> dict[str, Any]:
+def _round(part: str) -> dict[str, Any]:
     """One round: everybody's bytes and time, a tenth of the clients lost after their shares."""
-    terms = terms_of(num_clients)
+    num_clients, terms = clients_of(part), terms_of(part)
     support = SPEC.shared_support(LAYOUT, gw.Round(key=gw.Key(0)))
     update = np.random.default_rng(0).standard_normal(D).astype(np.float32)
     blob = gw.Client(SPEC, LAYOUT).compress(update)  # what is masked does not change how long it takes, nor its length
-    server, clients = SecureServer(terms, LAYOUT), [SecureClient(terms, LAYOUT, i) for i in range(num_clients)]
+    groups = SecureGroups(terms, LAYOUT, groups_of(part))
+    clients = [SecureClient(terms, LAYOUT, i) for i in range(num_clients)]
+    dealt = np.array_split(np.arange(num_clients), groups_of(part))  # as `deal` would, but for who is where
+    group_of = {int(i): group for group, members in enumerate(dealt) for i in members}
     up, down = _Counted(), _Counted()
     lost = set(range(0, num_clients, 10)) if num_clients >= 10 else set()
     steps: tuple[tuple[str, Callable[[], dict[int, bytes]], Callable[[int, bytes], bytes]], ...] = (
-        ("keys", lambda: dict.fromkeys(range(num_clients), server.invitation), lambda i, m: clients[i].join(m)),
-        ("shares", server.rosters, lambda i, m: clients[i].share(m)),
-        ("masked", lambda: server.deliveries(support), lambda i, m: clients[i].mask(m, blob, support)),
-        ("reveals", server.survivors, lambda i, m: clients[i].reveal(m)),
+        ("keys", lambda: {i: groups.invitations[g] for i, g in group_of.items()}, lambda i, m: clients[i].join(m)),
+        ("shares", groups.rosters, lambda i, m: clients[i].share(m)),
+        ("masked", lambda: groups.deliveries(support), lambda i, m: clients[i].mask(m, blob, support)),
+        ("reveals", groups.survivors, lambda i, m: clients[i].reveal(m)),
     )
     for step, ask, answer in steps:
         asked = down.timed(step, ask)
@@ -97,11 +114,12 @@ def _round(num_clients: int) -> dict[str, Any]:
                 continue
             told = up.timed(step, lambda a=answer, i=i, m=message: a(i, m))
             up.send(step, [told])
-            down.timed(step, lambda told=told, i=i: server.receive(told, i))
-    total = down.timed("sum", server.close_round)
+            down.timed(step, lambda told=told, i=i: groups.receive(told, i, group_of[i]))
+    total = down.timed("sum", groups.close_round)
+    assert len(total.clients) == num_clients - len(lost), "no group is lost"
     assert (total.integers % len(total.clients) == 0).all(), "all sent the same"
     return {
-        "num_neighbours": terms.num_neighbours or num_clients - 1,
+        "num_neighbours": terms.num_neighbours or num_clients / groups_of(part) - 1,
         "share_threshold": terms.num_shares,
         "width": terms.width,
         "lost": len(lost),
@@ -142,64 +160,70 @@ def _flower(update: np.ndarray, terms: Terms) -> dict[str, Any]:
 
 def document(found: Found) -> dict[str, str]:
     """The tables."""
-    rows, times = [], []
+    rows, times, least = [], [], []
     for part, r in found["rounds"].items():
-        keys = sum(r["up_bytes"][step] for step in ("keys", "shares", "reveals"))
-        whole = keys + r["masked_bytes"]
+        tags = TAG_BYTES * r["num_neighbours"]
+        keys = tags + sum(r["up_bytes"][step] for step in ("keys", "shares", "reveals"))
+        numbers, clear = r["masked_bytes"] - tags, r["clear_bytes"]
         flower = r["flower"]["as_32_bit_bytes"] + r["flower"]["keys_bytes"]
+        name = [f"{clients_of(part):,}", f"{groups_of(part)}"]
         rows.append(
             [
-                f"{int(part):,}",
-                f"{r['num_neighbours']:,}",
+                *name,
+                f"{r['num_neighbours']:g}",
                 f"{r['width']}",
-                format_bytes(r["masked_bytes"]),
+                format_bytes(numbers),
+                f"{numbers / clear:.2f}x",
                 format_bytes(keys),
+                f"{(numbers + keys) / clear:.2f}x",
                 format_bytes(sum(r["down_bytes"].values())),
-                f"{r['masked_bytes'] / r['clear_bytes']:.2f}x",
                 format_bytes(flower),
-                f"{flower / whole:.0f}x",
+                f"{flower / (numbers + keys):.0f}x",
             ]
         )
         times.append(
             [
-                f"{int(part):,}",
+                *name,
                 f"{1000 * sum(r['client_seconds'].values()):.0f} ms",
                 f"{sum(r['server_seconds'].values()):.2f} s",
                 f"{r['server_seconds']['sum']:.2f} s",
                 f"{r['lost']:,}",
             ]
         )
+        bits = math.log2(2 * terms_of(part).num_clients * LARGEST + 1)
+        least.append(f"{numbers / clear * bits / r['width']:.2f}x")
     first = next(iter(found["rounds"].values()))
-    least = [
-        f"{r['masked_bytes'] / r['clear_bytes'] * math.log2(2 * int(part) * LARGEST + 1) / r['width']:.2f}x"
-        for part, r in found["rounds"].items()
-    ]
     text = [
         f"`{found['spec']}` of {found['d']:,} parameters, simulated clients in one process, a tenth of them lost with "
-        f"their shares dealt. Below 100 clients all are neighbours, from there on as few as `least_neighbours` finds "
-        f"for {found['colluding']:.0%} colluding and {found['dropping']:.0%} lost. Masked numbers beside the same "
-        f"payload in clear ({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own "
-        "quantization and arithmetic at its defaults and as many neighbours, numbers counted as 32-bit integers (its "
-        f"mod sends 64-bit ones: {format_bytes(first['flower']['as_sent_bytes'])}), its keys and shares, too.",
+        f"their shares dealt; in one sum, or in groups of at most {MOST}. Below 100 clients of a sum all are "
+        f"neighbours, from there on as few as `least_neighbours` finds for {found['colluding']:.0%} colluding and "
+        f"{found['dropping']:.0%} lost. *In clear*: the same payload, entropy-coded "
+        f"({format_bytes(first['clear_bytes'])}). Flower: SecAgg+ of the dense update, by its own quantization and "
+        "arithmetic at its defaults and as many neighbours, numbers counted as 32-bit integers (its mod sends 64-bit "
+        f"ones: {format_bytes(first['flower']['as_sent_bytes'])}), its keys and shares, too.",
         table(
             [
                 "clients",
+                "sums",
                 "neighbours",
                 "bits a number",
                 "masked numbers",
-                "keys and shares up",
+                "/ in clear",
+                "keys, shares, tags up",
+                "all up / in clear",
                 "down",
-                "masked / in clear",
                 "Flower's SecAgg+, up",
                 "fewer up",
             ],
             rows,
         ),
-        f"A masked number looks like any of the values that the sum of so many clients may have, {2 * LARGEST:,} "
-        f"times as many and one: no code takes fewer than their logarithm, which is {', '.join(least)} of the payload "
-        "in clear, whose numbers are entropy-coded.",
+        f"A masked number looks like any of the values that the sum it is in may have, {2 * LARGEST:,} times as many "
+        f"as that sum has clients, and one: no code takes fewer than their logarithm, which is {', '.join(least)} of "
+        "the payload in clear. In whole bits, numbers that take at most twice what they take in clear need sums of at "
+        f"most {MOST} clients. Keys, shares and tags are so many bytes for each neighbour, however many numbers there "
+        "are.",
         "Time of the process, a client and round, and the server's for the whole round:",
-        table(["clients", "a client", "the server", "of it unmasking", "clients lost"], times),
+        table(["clients", "sums", "a client", "the server", "of it unmasking", "clients lost"], times),
         describe(found),
     ]
     return {"docs/results.md#secagg": "\n\n".join(text)}

@@ -34,6 +34,7 @@ PARTITIONS, SEEDS = ("iid", "dirichlet:0.3"), (0, 1, 2)
 GRID, BLOCK = gw.fixed(8, 0.25), 16
 METHODS = {
     "topk": "ef(topk(0.01) | fixed(8, 0.25))",
+    "topk-bytes": "ef(topk(0.02) | fixed(8, 0.25))",  # near the bytes of the leader under masks
     "randk": "ef(randk(0.01, shared=True) | fixed(8, 0.25))",
     "cyclic": "ef(cyclic(0.01) | fixed(8, 0.25))",
     "leader": "ef(leader(0.01) | fixed(8, 0.25))",
@@ -41,7 +42,7 @@ METHODS = {
     "sketch": f"ef(sketch(0.01, block={BLOCK}) | fixed(8, 0.25))",
 }
 PARTS = tuple(METHODS)
-IN_CLEAR = ("topk", "leader-clear")
+IN_CLEAR = ("topk", "topk-bytes", "leader-clear")
 
 Support = np.ndarray | None
 
@@ -107,7 +108,7 @@ def _run(method: str, partition: str, seed: int, data_dir: str | None) -> dict[s
 def _support(method: str, clients: list[gw.Client], updates: np.ndarray, index: int) -> tuple[Support, int]:
     """The round's support, None where each client has its own; and what it took to agree on it, on the way up."""
     layout, seed = clients[0].layout, clients[0].seed
-    if method == "topk":
+    if method.startswith("topk"):
         return None, 0
     if method.startswith("leader"):
         support = clients[leader := leader_of(range(CLIENTS), seed, index)].propose(updates[leader])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from gradwire.flower.carrier import find_carrier, make_carrier
 from gradwire.flower.header import PROPOSAL, Step, StepAnswer, is_step, read_step, read_step_answer
 from gradwire.flower.model import Model
 from gradwire.flower.secure import SecureMod, SecureStrategy, Terms
+from gradwire.flower.secure import strategy as module
 from gradwire.secagg import SecureServer
 from gradwire.secagg.support import pack_support
 
@@ -229,6 +231,40 @@ def test_adaptive_strategies_are_handed_the_mean(tmp_path):
     assert 0 < np.abs(flat(result.arrays) - flat(initial())).max() < 0.1
 
 
+# ---- groups
+
+
+def test_a_round_of_more_than_a_sum_may_have_is_summed_in_groups(tmp_path, sums):
+    """Seven in groups of three or four: the model is that of all of them."""
+    wrapped = strategy()
+    result = wrapped.start(federation(tmp_path, num_clients=7), initial(), num_rounds=2, timeout=5)
+    np.testing.assert_allclose(flat(result.arrays), in_clear(2, 7), rtol=0, atol=1e-6)
+    assert [sorted(a.clients + b.clients) for a, b in (sums[:2], sums[2:])] == [list(range(7))] * 2
+    assert [len(total.clients) for total in sums] == [4, 3] * 2
+    assert [r.num_counted for r in wrapped.ledger.rounds] == [7, 7]
+
+
+@pytest.mark.parametrize("spec", [SPEC, LED])
+def test_a_group_below_the_threshold_has_no_sum_and_loses_nothing(tmp_path, sums, monkeypatch, spec):
+    monkeypatch.setattr(module, "deal", lambda nodes, terms: (sorted(nodes)[:4], sorted(nodes)[4:]))
+    books = Books()
+    grid = federation(tmp_path, Fate(2, 3, "unanswered", 5, 6), books, num_clients=7)
+    wrapped = strategy(spec)
+    with logged() as lines:
+        wrapped.start(grid, initial(), num_rounds=2, timeout=5)
+    assert [total.clients for total in sums] == [(0, 1, 2, 3), (4, 5, 6), (0, 1, 2, 3)]
+    assert "no sum of group 1 in this round: 1 of the clients sent masked numbers" in "\n".join(lines)
+    assert [r.num_counted for r in wrapped.ledger.rounds] == [7, 4]
+    tell(grid, wrapped)
+    assert lost(tmp_path, books, sums) < 1e-6
+
+
+def test_who_fits_into_no_group_sits_the_round_out(tmp_path, sums):
+    grid = federation(tmp_path, num_clients=5)
+    assert "1 of 5 nodes fit into no group and sit this round out" in said_by(grid, strategy())
+    assert [len(total.clients) for total in sums] == [4]
+
+
 # ---- a leader
 
 
@@ -279,7 +315,7 @@ def test_nobody_who_proposes_is_no_sum(tmp_path, sums):
     grid = federation(tmp_path, Fate(1, PROPOSAL, "lost", 0, 1, 2, 3), books)
     with logged() as lines:
         strategy(LED).start(grid, initial(), num_rounds=1, timeout=5)
-    assert "4 of the clients sent shares and 2 were asked in vain to lead; the threshold is 3" in "\n".join(lines)
+    assert "4 clients could lead and 2 were asked in vain; the threshold is 3" in "\n".join(lines)
     assert sums == []
     assert not books.runs
 
@@ -307,6 +343,30 @@ def test_a_proposal_that_is_none_is_refused_and_another_is_drawn(tmp_path, sums,
         strategy(LED).start(grid, initial(), num_rounds=1, timeout=5)
     assert f"refused what client {leader}" in "\n".join(lines)
     assert [(total.clients, total.support.size) for total in sums] == [((0, 1, 2, 3), 42)]
+
+
+def test_a_client_is_not_told_to_send_more_than_its_spec_implies(tmp_path, sums):
+    """A server that asks one for 43 coordinates, where the spec says 42, gets an error, and its update stays there."""
+    books = Books()
+    grid = federation(tmp_path, books=books)
+    node = next(node for node in grid.nodes.values() if node.config["partition-id"] != leader_of(range(4), 0, 0))
+    app = node.app
+
+    def lied_to(given, context):
+        found = find_carrier(given.content)
+        if found is not None and is_step(found.data) and (told := read_step(found.data)).number == 3:
+            lie = Step(told.conversation, told.birth, 3, told.message, pack_support(np.arange(43), 210))
+            given.content[found.key] = ArrayRecord({"gradwire": make_carrier(lie.encode())})
+        return app(given, context)
+
+    node.app = lied_to
+    wrapped = strategy(LED)
+    assert "support may have 42 coordinates at most" in said_by(grid, wrapped)
+    there = tuple(i for i in range(4) if i != node.config["partition-id"])
+    assert [total.clients for total in sums] == [there]
+    member = member_of(tmp_path, "secure", node.config["partition-id"])
+    assert member.client.sequence == 0
+    assert not member.client.residual.any()
 
 
 @pytest.mark.parametrize(
@@ -345,6 +405,7 @@ def test_a_client_proposes_once_and_when_it_is_time(tmp_path, spec, step, what, 
     ("spec", "terms", "said"),
     [
         ("ef(topk(0.1) | fixed(8, 1.0))", TERMS, "no coordinates that all clients know of"),
+        ("ef(tcs(0.1, 0.1) | fixed(8, 1.0))", TERMS, "no coordinates that all clients know of"),
         ("ef(randk(0.1, shared=True))", TERMS, "on the grid"),
         ("ef(randk(0.1, shared=True) | fixed(4, 1.0))", TERMS, "on the grid"),
     ],
@@ -363,6 +424,10 @@ def test_strategies_that_look_at_each_update_are_refused():
         SecureStrategy(FedAvg(), SPEC, 3)
     with pytest.raises(ConfigError, match="terms must be Terms, got str"):
         SecureMod("terms")
+    in_clear = replace(TERMS, most_in_clear=5)
+    for make in (lambda: SecureStrategy(FedAvg(), SPEC, in_clear), lambda: SecureMod(in_clear)):
+        with pytest.raises(ConfigError, match="over Flower nothing is sent in clear: most_in_clear must be 0, got 5"):
+            make()
 
 
 def said_by(grid, wrapped) -> str:

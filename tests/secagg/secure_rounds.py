@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,6 +39,11 @@ def plain_sum(blobs: dict[int, bytes], weights: dict[int, int], clients) -> list
     return total
 
 
+def sealed_again(message: bytes) -> bytes:
+    """A message with the checksum that its bytes ask for."""
+    return message[:-4] + struct.pack("<I", zlib.crc32(message[:-4]))
+
+
 @dataclass
 class Heard:
     """What a server got, in order: (step, client, message)."""
@@ -56,6 +63,7 @@ def play(
     layout: gw.Layout = LAYOUT,
     support: np.ndarray = SUPPORT,
     round: int = 0,
+    reference: np.ndarray | None = None,
 ) -> SecureSum:
     """Play one session; client i answers ``steps[i]`` of the four steps, all where nothing is said."""
     steps = dict.fromkeys(blobs, STEPS) | (steps or {})
@@ -75,7 +83,7 @@ def play(
         answer(2, i, lambda i=i, roster=roster: clients[i].share(roster))
     for i, deliveries in server.deliveries(support).items():
         weight = 1 if weights is None else weights[i]
-        answer(3, i, lambda i=i, d=deliveries, w=weight: clients[i].mask(d, blobs[i], support, w))
+        answer(3, i, lambda i=i, d=deliveries, w=weight: clients[i].mask(d, blobs[i], support, w, reference))
     for i, survivors in server.survivors().items():
         answer(4, i, lambda i=i, s=survivors: clients[i].reveal(s))
     return server.close_round()

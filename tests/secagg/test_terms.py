@@ -31,6 +31,8 @@ GRID = gw.fixed(8, 1.0)
         ({"max_weight": 0}, "max_weight must be"),
         ({"max_weight": 1.0}, "max_weight must be"),
         ({"max_weight": 2**24}, "takes 36 bits, at most 32 are possible"),
+        ({"most_in_clear": -1}, "most_in_clear must be"),
+        ({"most_in_clear": True}, "most_in_clear must be"),
         ({"beyond": "wrap"}, "beyond must be 'clip' or 'refuse', got 'wrap'"),
         ({"num_neighbours": 5}, "num_neighbours must be even, got 5"),
         ({"num_neighbours": 10}, r"num_neighbours must be an integer in \[2, 9\]"),
@@ -69,6 +71,7 @@ def test_digests_differ_where_terms_do():
         {"num_neighbours": None},
         {"share_threshold": 5},
         {"beyond": "refuse"},
+        {"most_in_clear": 1},
     ]
     digests = [Terms(**(base | other)).digest for other in others]
     assert len(set(digests)) == len(others)

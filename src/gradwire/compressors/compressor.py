@@ -279,6 +279,23 @@ class Compressor(Named, kind="stage", example="topk(0.01)"):
         """
         return None
 
+    def largest_support(self, d: int, index: int) -> int:
+        """Tell how many coordinates a support may have that somebody else chose: as many as would be sent without one.
+
+        Args:
+            d: number of parameters.
+            index: the round.
+
+        Returns:
+            The number; d where nothing is laid down.
+
+        Example:
+            >>> import gradwire as gw
+            >>> gw.ef(gw.leader(0.25) | gw.fixed(8, 1.0)).largest_support(8, index=0)
+            2
+        """
+        return d
+
     @abstractmethod
     def init(self, layout: Layout) -> State:
         """Make the state before the first round.

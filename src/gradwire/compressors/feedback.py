@@ -81,6 +81,10 @@ class _Feedback(Compressor):
         """Tell what the inner compressor says."""
         return self.compressor.shared_support(layout, round)
 
+    def largest_support(self, d: int, index: int) -> int:
+        """Tell what the inner compressor says."""
+        return self.compressor.largest_support(d, index)
+
     accepted: ClassVar[tuple[type[Guarantee], ...]] = (Contractive, Absolute)
     otherwise: ClassVar[str] = "its residual can grow without bound"
 

@@ -108,6 +108,10 @@ class momentum(Compressor):
         """Tell what the inner compressor says."""
         return self.compressor.shared_support(layout, round)
 
+    def largest_support(self, d: int, index: int) -> int:
+        """Tell what the inner compressor says."""
+        return self.compressor.largest_support(d, index)
+
     @property
     def summable(self) -> bool:
         """Whether the inner compressor is."""

@@ -64,6 +64,11 @@ class Stage(Compressor):
             return np.arange(layout.num_parameters, dtype=np.int64) if self.shares == "whole" else None
         return sparsifier.shared_support(layout, round)
 
+    def largest_support(self, d: int, index: int) -> int:
+        """Tell what the sparsifier keeps at most; without one it is every coordinate."""
+        sparsifier = self._roles[0]
+        return d if sparsifier is None else sparsifier.most_kept(d)
+
     def init(self, layout: Layout) -> State:
         """Make the state: the layout alone."""
         return State(layout)

@@ -147,6 +147,10 @@ class warmup(Compressor):
         """Tell what the compressor whose turn it is says."""
         return (self.first if self._is_first(round.index) else self.compressor).shared_support(layout, round)
 
+    def largest_support(self, d: int, index: int) -> int:
+        """Tell what the compressor whose turn it is says."""
+        return (self.first if self._is_first(index) else self.compressor).largest_support(d, index)
+
     def init(self, layout: Layout) -> State:
         """Make the state: the later compressor's memory, and the first one's under names that begin with ``first.``."""
         return self._joined(layout, self.compressor.init(layout).memory, self.first.init(layout).memory)

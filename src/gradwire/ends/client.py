@@ -154,7 +154,8 @@ class Client:
             round: the round this client joins, where it sat some out; the round after the last one ended when None.
             num_bytes: the blob must take at most this many bytes.
             support: coordinates to send instead of those that the compressor would choose, since all clients of the
-                round send them: (k,) integers, increasing; what ``propose`` of one of them gave.
+                round send them: (k,) integers, increasing; what ``propose`` of one of them gave. No more than the
+                compressor would send (``Compressor.largest_support``), whoever asks for them.
 
         Returns:
             The blob: exactly what travels.
@@ -269,6 +270,12 @@ class Client:
     ) -> tuple[Payload, State]:
         weight = check_weight(weight)
         index = self.round if round is None else check_integer("round", round, 0, 2**63 - 1)
+        most = self.compressor.largest_support(self.layout.num_parameters, index)
+        if support is not None and support.size > most:
+            raise ConfigError(
+                f"support may have {most} coordinates at most, as {self.compressor} sends in round {index}, got "
+                f"{support.size}"
+            )
         vector = as_update(update, self.layout.d, not self.compressor.checks_update, layout=self.layout)
         standing = self._standing
         current = self.compressor.uses_reference and index == standing.synced

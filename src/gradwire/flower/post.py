@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
@@ -112,6 +113,7 @@ class Post:
         self._online: set[int] = set()
         self._grid: Grid | None = None
         self._until = self._patience = 0.0
+        self._invitations: Mapping[int, bytes] = {}
         self.failing: set[int] = set()
         self.without_mod = 0
 
@@ -132,18 +134,26 @@ class Post:
         self._bindings.void()
         self._voided = self._clock + 1
 
-    def send(self, messages: Iterable[Message], grid: Grid, timeout: float) -> list[Message]:
+    def send(
+        self,
+        messages: Iterable[Message],
+        grid: Grid,
+        timeout: float,
+        invitations: Mapping[int, bytes] = MappingProxyType({}),
+    ) -> list[Message]:
         """Make of a strategy's messages what is pushed.
 
         Args:
             messages: the inner strategy's; not modified.
             grid: where they go.
             timeout: seconds that replies are waited for.
+            invitations: node -> what invites it to a secure sum.
 
         Returns:
             As many messages; those without a model as they were.
         """
         self._grid, self._patience, self._until = grid, timeout, time.monotonic() + timeout
+        self._invitations = invitations
         self._clock += 1
         self._online = set(grid.get_node_ids())
         if self._client_id_of is not None:
@@ -263,6 +273,7 @@ class Post:
             return Sent(instruction_of(message, content), message, self._clock, self._until, None)
         client = node.client if node.client is not None else self._expected.get(node_id)
         told = self._conversation.instruct(client, node.believed, self._weighted_by, self._budget(client))
+        told = replace(told, invitation=self._invitations.get(node_id))
         if client is not None and told.counted is not None:
             self._told[client] = self._clock
         record = self._conversation.model.record() if told.full else ArrayRecord()

@@ -8,7 +8,18 @@ Importing this package needs cryptography and pycryptodome, which importing grad
 import gradwire.secagg.installed  # noqa: F401  first of all: it refuses to go on without them
 from gradwire.secagg.client import SecureClient
 from gradwire.secagg.graph import Chances, chances, least_neighbours
+from gradwire.secagg.groups import SecureGroups, deal
 from gradwire.secagg.server import SecureServer, SecureSum
 from gradwire.secagg.terms import Terms
 
-__all__ = ["Chances", "SecureClient", "SecureServer", "SecureSum", "Terms", "chances", "least_neighbours"]
+__all__ = [
+    "Chances",
+    "SecureClient",
+    "SecureGroups",
+    "SecureServer",
+    "SecureSum",
+    "Terms",
+    "chances",
+    "deal",
+    "least_neighbours",
+]

@@ -13,7 +13,15 @@ from gradwire.errors import ConfigError, ProtocolError, TooFewClients, UpdateErr
 from gradwire.layout import Layout
 from gradwire.secagg import keys, messages
 from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, TAG_BYTES
-from gradwire.secagg.numbers import Integers, check_layout, integers_of, pack, support_digest, view_of
+from gradwire.secagg.numbers import (
+    Integers,
+    check_layout,
+    clear_blob,
+    integers_of,
+    pack,
+    support_digest,
+    view_of,
+)
 from gradwire.secagg.standing import Joined, Masked, Sharing, Standing, pack_standing, unpack_standing
 from gradwire.secagg.terms import Terms
 
@@ -163,7 +171,8 @@ class SecureClient:
 
         Args:
             deliveries: this client's of ``SecureServer.deliveries``.
-            blob: from ``gw.Client.compress``, in the session's round; its numbers are on the terms' grid.
+            blob: from ``gw.Client.compress``, in the session's round; its numbers are on the terms' grid, and on the
+                support, but for ``Terms.most_in_clear`` of them.
             support: (k,) int64 increasing: the coordinates that all clients of the round send.
             weight: this client's weight, an integer from 1 to ``Terms.max_weight``.
             reference: what the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
@@ -187,8 +196,8 @@ class SecureClient:
         self._check_enough(1 + sum(shares is not None for shares in sealed))
         weight = check_integer("weight", weight, 1, terms.max_weight)
         support = check_support(support, self.layout.d)
-        integers = integers_of(blob, self.layout, terms, support, joined.round, reference)
-        at_clip = int((np.abs(integers) == terms.largest).sum())
+        integers, apart = integers_of(blob, self.layout, terms, support, joined.round, reference)
+        at_clip = sum(int((np.abs(each) == terms.largest).sum()) for each in (integers, apart.integers))
         if at_clip and terms.beyond == "refuse":
             raise UpdateError(f"{at_clip} numbers are at the clip of {terms.grid} or beyond it, which the terms refuse")
         digest = support_digest(support)
@@ -210,8 +219,9 @@ class SecureClient:
             numbers = numbers + mask if self.client_id < number else numbers - mask
             sent.append(keys.attest(sealing, joined.context, self.client_id, number, view))
             expected.append(keys.attest(sealing, joined.context, number, self.client_id, view))
+        clear = (weight, clear_blob(apart, self.layout, terms, joined.round)) if terms.most_in_clear else None
         self._standing = Masked(joined, sharing.own_share, tuple(held), tuple(expected))
-        return messages.encode_masked(joined.session, digest, pack(numbers, terms.width), sent)
+        return messages.encode_masked(joined.session, digest, pack(numbers, terms.width), sent, clear)
 
     def reveal(self, survivors: bytes) -> bytes:
         """Answer the survivors: of each neighbour in the sum a share of its own mask, of each other one of its key.

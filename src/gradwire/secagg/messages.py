@@ -103,9 +103,20 @@ def encode_chosen(kind: int, session: bytes, items: Sequence[bytes | None], firs
     return _write(kind, session, first + bits.to_bytes(-(-len(items) // 8), "little") + there)
 
 
-def encode_masked(session: bytes, support: bytes, packed: bytes, tags: Iterable[bytes]) -> bytes:
-    """Write a client's masked numbers, and a tag for each neighbour it masked with; ``Opened.masked`` reads them."""
-    return _write(MASKED, session, support + packed + b"".join(tags))
+def encode_masked(
+    session: bytes, support: bytes, packed: bytes, tags: Iterable[bytes], clear: tuple[int, bytes] | None = None
+) -> bytes:
+    """Write a client's masked numbers, and a tag for each neighbour it masked with; ``Opened.masked`` reads them.
+
+    Args:
+        session: the session.
+        support: digest of the coordinates.
+        packed: the numbers.
+        tags: of each neighbour.
+        clear: where the terms have numbers sent in clear, the client's weight and a payload of those.
+    """
+    rest = b"" if clear is None else varint(clear[0]) + clear[1]
+    return _write(MASKED, session, support + packed + b"".join(tags) + rest)
 
 
 def kind_of(data: bytes) -> int:
@@ -215,12 +226,18 @@ class Opened:
         self._end()
         return before, found
 
-    def masked(self, num_bytes: int, num_tags: int) -> tuple[bytes, bytes, list[bytes]]:
-        """Read the digest of the support, the packed numbers, and the tags."""
+    def masked(
+        self, num_bytes: int, num_tags: int, in_clear: bool
+    ) -> tuple[bytes, bytes, list[bytes], tuple[int, bytes] | None]:
+        """Read the digest of the support, the packed numbers, the tags, and the weight and payload in clear, if any."""
         support, packed = self._take(DIGEST_BYTES, "support"), self._take(num_bytes, "numbers")
         tags = [self._take(TAG_BYTES, "tag") for _ in range(num_tags)]
+        clear = None
+        if in_clear:
+            weight = self._reader.varint("weight", below=2**32)
+            clear = weight, self._take(self._reader.remaining, "payload in clear")
         self._end()
-        return support, packed, tags
+        return support, packed, tags, clear
 
     def _take(self, num_bytes: int, what: str) -> bytes:
         return bytes(self._reader.take(num_bytes, f"{self._name}: {what}"))

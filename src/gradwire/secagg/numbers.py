@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradwire.compressors.compressor import Vector, decompress, resolve
+from gradwire.compressors.compressor import Vector, resolve
 from gradwire.compressors.pipeline import pruned
 from gradwire.compressors.references import Reference
 from gradwire.compressors.sparsify import listed_part
@@ -17,17 +18,23 @@ from gradwire.errors import ConfigError, ProtocolError
 from gradwire.kernels import ops
 from gradwire.layout import Layout
 from gradwire.payload import Payload
+from gradwire.rng import Key
 from gradwire.secagg.terms import Terms
 from gradwire.wire import Limits, decode, encode
 
 __all__ = [
+    "NOWHERE",
     "NUM_COUNTS",
+    "Sparse",
+    "added",
     "centred",
     "check_layout",
     "check_sum",
+    "clear_blob",
     "integers_of",
     "mean_blob",
     "pack",
+    "read_clear",
     "support_digest",
     "view_of",
 ]
@@ -60,6 +67,29 @@ def view_of(clients: Sequence[int]) -> bytes:
     return hashlib.sha256(np.array(sorted(clients), "<i8").tobytes()).digest()[:8]
 
 
+class Sparse(NamedTuple):
+    """Integers at some coordinates.
+
+    Attributes:
+        support: (k,) int64 increasing.
+        integers: (k,) int64.
+    """
+
+    support: Integers
+    integers: Integers
+
+
+NOWHERE = Sparse(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def added(*sums: Sparse) -> Sparse:
+    """Add integers, each at its coordinate."""
+    support, places = np.unique(np.concatenate([each.support for each in sums]), return_inverse=True)
+    integers = np.zeros(support.size, np.int64)
+    np.add.at(integers, places, np.concatenate([each.integers for each in sums]))
+    return Sparse(support, integers)
+
+
 def integers_of(
     blob: bytes,
     layout: Layout,
@@ -67,8 +97,8 @@ def integers_of(
     support: Integers,
     round: int,
     reference: Vector | Reference | None = None,
-) -> Integers:
-    """Read what a client would send in clear as integers on the support.
+) -> tuple[Integers, Sparse]:
+    """Read what a client would send in clear as integers.
 
     Args:
         blob: from ``gw.Client.compress``, its numbers on the grid of the terms.
@@ -79,10 +109,11 @@ def integers_of(
         reference: what the payload leans on, where it leans on one: (d,) float32 or a ``Reference``.
 
     Returns:
-        (k,) int64: steps of the grid; 0 where the blob has nothing.
+        (k,) int64, steps of the grid on the support, 0 where the blob has nothing; and those outside of it.
 
     Raises:
-        ConfigError: on a payload of another layout or round, with numbers outside of the support or off the grid.
+        ConfigError: on a payload of another layout or round, with more numbers outside of the support than the terms
+            let be seen, or numbers off the grid.
         DecodeError: on bytes that are no payload.
     """
     payload = decode(blob, Limits.of(layout.d))
@@ -90,21 +121,78 @@ def integers_of(
         raise ConfigError(f"blob {layout.mismatch(payload.layout_digest.hex(), payload.d)}")
     if payload.round != round or payload.packet is not None:
         raise ConfigError(f"blob must be a whole payload of round {round}, got round {payload.round}")
+    coordinates, integers = _on_grid(payload, terms, reference)
+    places = ops.find(support, coordinates)
+    shared = places >= 0
+    apart = Sparse(coordinates[~shared], integers[~shared])
+    if apart.support.size > terms.most_in_clear:
+        raise ConfigError(
+            f"{apart.support.size} of {coordinates.size} numbers are outside of the support that all clients share, "
+            f"where the terms have {terms.most_in_clear} sent in clear: compress with randk(density, shared=True), "
+            "cyclic(density) or leader(density)"
+        )
+    on_support = np.zeros(support.size, np.int64)
+    on_support[places[shared]] = integers[shared]
+    return on_support, apart
+
+
+def _on_grid(payload: Payload, terms: Terms, reference: Vector | Reference | None) -> Sparse:
+    """What a payload has that is not 0, in steps of the grid."""
     start = 0
-    for number, part in enumerate(resolve(payload, reference)):
-        sent = np.sort(part.support.indices[part.numbers() != 0]) + start
+    found: list[Integers] = []
+    kept: list[Vector] = []
+    for part in resolve(payload, reference):
+        numbers = part.numbers()
+        there = numbers != 0
+        found.append(start + part.support.indices[there])
+        kept.append(numbers[there])
         start += part.length
-        if (outside := int((ops.find(support, sent) < 0).sum())) > 0:
-            raise ConfigError(
-                f"part {number} has {outside} of {sent.size} numbers outside of the support that all clients share, "
-                "which would be lost: compress with randk(density, shared=True), cyclic(density) or leader(density)"
-            )
-    numbers = decompress(payload, reference)[support]
+    coordinates, numbers = np.concatenate(found), np.concatenate(kept)
     step = np.float32(terms.grid.step)
-    integers = np.rint(numbers / np.float64(step)).astype(np.int64)
-    if (np.abs(integers) > terms.largest).any() or (integers.astype(np.float32) * step != numbers).any():
+    steps = np.rint(numbers / np.float64(step))
+    if (np.abs(steps) > terms.largest).any() or (steps.astype(np.float32) * step != numbers).any():
         raise ConfigError(f"blob's numbers must be on the grid of {terms.grid}: put it after the sparsifier")
-    return integers
+    order = np.argsort(coordinates)  # of a known support those that follow from the reference come first
+    return Sparse(coordinates[order], steps[order].astype(np.int64))
+
+
+def clear_blob(apart: Sparse, layout: Layout, terms: Terms, round: int) -> bytes:
+    """Write the integers that a client sends for everybody to see as a payload of their own.
+
+    Args:
+        apart: those, outside of the shared support.
+        layout: the model's.
+        terms: the session's.
+        round: the session's.
+    """
+    numbers = apart.integers.astype(np.float32) * np.float32(terms.grid.step)
+    parts = [listed_part(layout.d, apart.support, numbers, layout)]
+    if apart.support.size:
+        parts = replace(terms.grid, stochastic=False).quantize(parts, Key(0))
+    return encode(Payload(layout.d, tuple(parts), round=round, layout_digest=layout.digest))
+
+
+def read_clear(data: bytes, layout: Layout, terms: Terms, support: Integers, round: int) -> Sparse:
+    """Read what ``clear_blob`` wrote.
+
+    Args:
+        data: anything.
+        layout: the model's.
+        terms: the session's.
+        support: the coordinates that all share, which must not be among those.
+        round: the session's.
+
+    Raises:
+        DecodeError: on bytes that are no payload.
+        ProtocolError: on a payload of other numbers than the terms have sent in clear.
+    """
+    try:
+        _, apart = integers_of(data, layout, terms, NOWHERE.support, round)
+    except ConfigError as error:
+        raise ProtocolError(f"what is sent in clear: {error}") from None
+    if (ops.find(support, apart.support) >= 0).any():
+        raise ProtocolError("what is sent in clear has numbers on the support that all clients share")
+    return apart
 
 
 def pack(numbers: NDArray[np.uint32], width: int) -> bytes:

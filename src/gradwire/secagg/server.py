@@ -16,17 +16,25 @@ from gradwire.secagg import keys, messages
 from gradwire.secagg.graph import draw_neighbours
 from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, TAG_BYTES
 from gradwire.secagg.numbers import (
+    NOWHERE,
     NUM_COUNTS,
     Integers,
+    Sparse,
+    added,
     centred,
     check_layout,
     check_sum,
     mean_blob,
+    read_clear,
     support_digest,
 )
 from gradwire.secagg.terms import Terms
+from gradwire.wire import Limits
 
 __all__ = ["SecureServer", "SecureSum"]
+
+_MOST_WEIGHT = 5
+"""Bytes that a weight takes at most."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class SecureSum:
 
     Attributes:
         integers: (k,) int64: the sum over clients of weight x steps of the grid, at each coordinate.
-        support: (k,) int64 increasing: the coordinates.
+        support: (k,) int64 increasing: the coordinates, those that clients sent in clear among them.
         sum_weights: of the clients in the sum.
         num_at_clip: how many numbers of all clients were at the last point of the grid, where those beyond the clip
             go; a client counts for ``Terms.most_at_clip`` at most.
@@ -101,9 +109,20 @@ class SecureServer:
         self._support: Integers = np.empty(0, np.int64)
         self._digest = b""
         self._total: NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._in_clear = NOWHERE
         self._tags: dict[int, dict[int, bytes]] = {}
         self._in_sum: tuple[int, ...] = ()
         self._shares: dict[int, dict[int, bytes]] = {}
+
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """Clients that answered the step under way, in order of their numbers."""
+        return () if self._expected is None else tuple(sorted(self._answered.get(self._expected, {})))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more is taken in: there is a sum, or there cannot be one."""
+        return self._expected is None
 
     def receive(self, message: bytes, client_id: int) -> None:
         """Take in what a client answered.
@@ -222,10 +241,11 @@ class SecureServer:
         for client in self._delivered.keys() - set(self._in_sum):
             total = self._without(client, total)
         sums = centred(total, self.terms.width)
-        integers = sums[NUM_COUNTS:]
-        sum_weights, num_at_clip = check_sum(sums[:NUM_COUNTS], integers, len(self._in_sum), self.terms)
-        blob = mean_blob(integers, self._support, sum_weights, self.layout, self.terms, self.round)
-        return SecureSum(integers, self._support, sum_weights, num_at_clip, self._in_sum, blob)
+        summed = Sparse(self._support, sums[NUM_COUNTS:])
+        sum_weights, num_at_clip = check_sum(sums[:NUM_COUNTS], summed.integers, len(self._in_sum), self.terms)
+        support, integers = added(summed, self._in_clear)
+        blob = mean_blob(integers, support, sum_weights, self.layout, self.terms, self.round)
+        return SecureSum(integers, support, sum_weights, num_at_clip, self._in_sum, blob)
 
     def _without(self, gone: int, total: NDArray[np.uint32]) -> NDArray[np.uint32]:
         """The sum without the masks that clients in it have in common with one that is not."""
@@ -254,7 +274,7 @@ class SecureServer:
         if self._expected != kind:
             now = "over" if self._expected is None else f"waiting for {messages.NAMES[self._expected - 1]}"
             raise ProtocolError(f"the step of the {name} cannot be ended: this secure sum is {now}")
-        present = tuple(sorted(self._answered.get(kind, {})))
+        present = self.answered
         least = self.terms.threshold if kind != messages.REVEALS or self.terms.num_neighbours is None else 1
         if len(present) < least:
             self._expected = None
@@ -290,15 +310,26 @@ class SecureServer:
         num_bytes = -(-count * width // 8)
         neighbours = self._delivered[client_id]
         most = messages.DIGEST_BYTES + num_bytes + len(neighbours) * TAG_BYTES
+        if self.terms.most_in_clear:
+            most += _MOST_WEIGHT + Limits.of(self.layout.d).max_bytes
         opened = messages.open_message(message, messages.MASKED, most, self.session)
-        digest, packed, tags = opened.masked(num_bytes, len(neighbours))
+        digest, packed, tags, clear = opened.masked(num_bytes, len(neighbours), self.terms.most_in_clear > 0)
         if digest != self._digest:
             raise ProtocolError(f"client {client_id} has another support: {digest.hex()}, not {self._digest.hex()}")
         if count * width % 8 and packed[-1] >> count * width % 8:
             raise Malformed("masked numbers: unused bits of the last byte must be 0")
         numbers = ops.unpack(np.frombuffer(packed, np.uint8), count, width)
+        if clear is not None:
+            self._in_clear = added(self._in_clear, self._weighed(*clear))
         self._total = self._total + numbers.astype(np.uint32)
         self._tags[client_id] = dict(zip(neighbours, tags, strict=True))
+
+    def _weighed(self, weight: int, data: bytes) -> Sparse:
+        """What a client sent in clear, times the weight that it says it has."""
+        if not 1 <= weight <= self.terms.max_weight:
+            raise ProtocolError(f"a weight must be from 1 to {self.terms.max_weight}, got {weight}")
+        support, integers = read_clear(data, self.layout, self.terms, self._support, self.round)
+        return Sparse(support, weight * integers)
 
     def _take_reveals(self, message: bytes, client_id: int) -> None:
         self._check_asked(client_id, self._in_sum)

@@ -30,7 +30,7 @@ class Terms:
     ``max_weight`` x the grid's last integer.
 
     Attributes:
-        num_clients: most clients of a round, 3 or more.
+        num_clients: most clients of a sum, 3 or more; ``SecureGroups`` adds up a round of more.
         threshold: fewest clients whose sum is made known; more than half of ``num_clients``.
         grid: what clients quantize with; its ``bits`` and ``clip`` count, how it rounds is each client's own choice.
         max_weight: a client's weight is an integer from 1 to this.
@@ -40,6 +40,9 @@ class Terms:
             None: ``threshold``, or with ``num_neighbours`` two thirds of the holders.
         beyond: what is done about numbers at the last point of the grid, where those beyond the clip go: ``'clip'``
             counts them, ``'refuse'`` has the client send nothing.
+        most_in_clear: most numbers that a client sends for everybody to see, and with them its weight: those of its
+            payload outside of the coordinates that all share, as ``tcs`` has some. 0: a payload that has any is
+            refused. docs/security.md, "In clear, on request".
 
     Raises:
         ConfigError: on a value outside these, or a sum that would take more than 32 bits a number.
@@ -59,6 +62,7 @@ class Terms:
     num_neighbours: int | None = None
     share_threshold: int | None = None
     beyond: str = "clip"
+    most_in_clear: int = 0
 
     def __post_init__(self) -> None:
         n = check_integer("num_clients", self.num_clients, FEWEST, 2**20)
@@ -66,6 +70,7 @@ class Terms:
             raise ConfigError(f"grid must be a fixed quantizer such as fixed(8, 1.0), got {self.grid!r}")
         check_integer("threshold", self.threshold, n // 2 + 1, n)
         check_integer("max_weight", self.max_weight, 1, 2**31)
+        check_integer("most_in_clear", self.most_in_clear, 0, 2**31)
         if self.beyond not in BEYOND:
             raise ConfigError(f"beyond must be 'clip' or 'refuse', got {self.beyond!r}")
         if self.num_neighbours is not None:
@@ -116,5 +121,6 @@ class Terms:
     def digest(self) -> bytes:
         """Eight bytes that name these terms: docs/format.md, "Secure aggregation"."""
         numbers = (self.num_clients, self.threshold, self.num_neighbours or 0, self.num_shares, self.max_weight)
-        data = b"".join(map(varint, (*numbers, self.grid.bits, BEYOND.index(self.beyond))))
+        rest = (self.grid.bits, BEYOND.index(self.beyond), self.most_in_clear)
+        data = b"".join(map(varint, (*numbers, *rest)))
         return hashlib.sha256(data + struct.pack("<f", np.float32(self.grid.step))).digest()[:8]

@@ -160,6 +160,41 @@ def test_supports_that_cannot_be_are_refused(support):
         gw.Client(gw.topk(0.1), LAYOUT).compress(updates_of(1)[0], support=support)
 
 
+@pytest.mark.parametrize(
+    ("spec", "most"),
+    [
+        ("topk(0.1)", 5),
+        ("randk(0.1)", 5),
+        ("ef(leader(0.1) | fixed(8, 4.0))", 5),
+        ("momentum(ef(leader(0.1)), 0.5)", 5),
+        ("momentum_correction(leader(0.1))", 5),
+        ("ef(sketch(0.3, block=8))", 16),  # 2 of 7 blocks
+        ("ef(tcs(0.1, 0.06))", 8),
+        ("ef(cyclic(0.2))", 10),
+        ("ef(warmup(leader(0.1), 0))", 5),
+        ("ef(warmup(leader(0.1), 1))", D),
+        ("fixed(8, 4.0)", D),
+    ],
+)
+def test_no_support_makes_a_client_send_more_than_its_spec_implies(spec, most):
+    client, update = gw.Client(gw.parse(spec), LAYOUT), updates_of(1)[0]
+    if most < D:
+        with pytest.raises(gw.ConfigError, match=f"support may have {most} coordinates at most, as .*, got {most + 1}"):
+            client.compress(update, support=np.arange(most + 1))
+        assert (client.sequence, client.pending) == (0, ())
+        assert client.residual is None or not client.residual.any()
+    client.compress(update, support=np.arange(most))
+    assert client.sequence == 1
+
+
+def test_how_much_a_warm_up_lets_be_asked_for_depends_on_the_round():
+    client, update = gw.Client(gw.parse("warmup(leader(0.1), 2)"), LAYOUT), updates_of(1)[0]
+    client.compress(update, round=1, support=np.arange(D))
+    with pytest.raises(gw.ConfigError, match="support may have 5 coordinates at most"):
+        client.compress(update, round=2, support=np.arange(6))
+    client.compress(update, round=2, support=np.arange(5))
+
+
 def test_a_support_and_a_budget_are_refused():
     with pytest.raises(gw.ConfigError, match="leave num_bytes out"):
         gw.Client(gw.topk(0.1), LAYOUT).compress(updates_of(1)[0], num_bytes=99, support=[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 from gradwire.compressors.compressor import Compressor
@@ -17,23 +16,11 @@ __all__ = ["SecureConversation"]
 
 
 class SecureConversation(Conversation):
-    """A conversation whose rounds are secure sums.
-
-    Attributes:
-        invitation: to the sum that is being begun, in each instruction; None while there is none.
-    """
-
-    invitation: bytes | None = None
+    """A conversation whose rounds are secure sums."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._in_sums: dict[int, Counted] = {}
-
-    def instruct(
-        self, client: int | None, held: int | None, weighted_by: str, num_bytes: int | None
-    ) -> header.Instruction:
-        """As ``Conversation.instruct``, with the invitation."""
-        return replace(super().instruct(client, held, weighted_by, num_bytes), invitation=self.invitation)
 
     def receive_sum(self, total: SecureSum, sequences: Mapping[int, int]) -> None:
         """Count a sum into the open round.

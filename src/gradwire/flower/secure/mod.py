@@ -8,11 +8,11 @@ from typing import Any
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from gradwire.compressors.compressor import Compressor, Vector
-from gradwire.errors import ConfigError, ProtocolError, UpdateError
+from gradwire.errors import ProtocolError, UpdateError
 from gradwire.flower.carrier import NAME, Found, kind_of, make_carrier
 from gradwire.flower.header import PROPOSAL, Instruction, Step, StepAnswer, read_step
 from gradwire.flower.mod import CallNext, CompressionMod, Worked, asked, trained
-from gradwire.flower.secure.support import support_of
+from gradwire.flower.secure.support import check_terms, support_of
 from gradwire.flower.state import Member, Place
 from gradwire.secagg import SecureClient, Terms
 from gradwire.secagg.support import pack_support, unpack_support
@@ -50,10 +50,8 @@ class SecureMod(CompressionMod):
     def __init__(
         self, terms: Terms, spec: Compressor | str | None = None, *, weighted_by: str = _WEIGHTED_BY, **options: Any
     ) -> None:
-        if not isinstance(terms, Terms):
-            raise ConfigError(f"terms must be Terms, got {type(terms).__name__}")
         super().__init__(spec, **options)
-        self.terms = terms
+        self.terms = check_terms(terms)
         self.weighted_by = weighted_by
 
     def _work(

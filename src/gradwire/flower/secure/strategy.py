@@ -22,9 +22,9 @@ from gradwire.flower.kinds import takes_mean
 from gradwire.flower.post import Post
 from gradwire.flower.replies import Reply, lacks_mod
 from gradwire.flower.secure.conversation import SecureConversation
-from gradwire.flower.secure.support import Support, check_spec, support_of
+from gradwire.flower.secure.support import Support, check_spec, check_terms, support_of
 from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
-from gradwire.secagg import SecureServer, SecureSum, Terms
+from gradwire.secagg import SecureGroups, SecureSum, Terms, deal
 from gradwire.secagg.support import pack_support, unpack_support
 from gradwire.wire import Limits
 
@@ -36,26 +36,24 @@ _SHARES, _MASKED, _REVEALS = 2, 3, 4
 
 @dataclass
 class _Session:
-    """A secure sum under way.
+    """The secure sums of a round under way.
 
     Attributes:
-        server: its server.
+        groups: the sums, one for each group of nodes.
         grid: where the nodes are.
         originals: client -> what the inner strategy has for its node.
         keys: client -> the key of the ArrayRecord in it.
         support: the coordinates that its leader proposed.
         sent: the id of a message of the step under way -> whose it is.
-        shared: the clients that sent shares.
         sequences: client -> the number of the payload it masked.
     """
 
-    server: SecureServer
+    groups: SecureGroups
     grid: Grid
     originals: dict[int, Message] = field(default_factory=dict)
     keys: dict[int, str] = field(default_factory=dict)
     support: Support | None = None
     sent: list[tuple[Message, int]] = field(default_factory=list)
-    shared: list[int] = field(default_factory=list)
     sequences: dict[int, int] = field(default_factory=dict)
 
 
@@ -64,9 +62,10 @@ class SecureStrategy(CompressedStrategy):
 
     Each round asks the chosen nodes four times: for keys, for shares, to train, and for what takes the masks off the
     sum. With ``leader`` one of them, drawn anew each round, trains before the others and tells which coordinates to
-    send. Whoever does not answer in time has dropped out; below ``terms.threshold`` nothing is summed, the model stays
-    as it was, and the updates stay with the clients. Each ClientApp has ``SecureMod`` with the same terms. The inner
-    strategy is handed one reply with the mean, the weights' sum, and no metrics of single clients.
+    send. Whoever does not answer in time has dropped out. A round of more clients than a sum may have is dealt to
+    groups. Below ``terms.threshold`` nothing of a group is summed, and the updates stay with its clients; where no
+    group has a sum the model stays as it was. Each ClientApp has ``SecureMod`` with the same terms. The inner strategy
+    is handed one reply with the mean, the weights' sum, and no metrics of single clients.
 
     Args:
         inner: FedAvg, FedAvgM, FedProx, FedAdam, FedYogi or FedAdagrad; its ``train_metrics_aggr_fn`` sees the weight
@@ -74,7 +73,7 @@ class SecureStrategy(CompressedStrategy):
         spec: what compresses the way up, on coordinates that are the same for all clients and with the terms' grid:
             ``ef(leader(0.01) | fixed(8, 0.05))``, or ``ef(randk(0.01, shared=True) | fixed(8, 0.05))`` where they must
             tell nothing of anybody's update.
-        terms: what was agreed on with the clients; ``terms.num_clients`` is the most that a round may have.
+        terms: what was agreed on with the clients. A round of more than ``terms.num_clients`` is summed in groups.
         downlink: as for ``CompressedStrategy``.
         client_id_of: as for ``CompressedStrategy``; node authentication and this keep a node from playing many.
         step_timeout: seconds to wait for keys, for shares, and for what takes the masks off; training has the
@@ -111,9 +110,7 @@ class SecureStrategy(CompressedStrategy):
         out: Path | str | None = None,
         state_file: Path | str | None = None,
     ) -> None:
-        if not isinstance(terms, Terms):
-            raise ConfigError(f"terms must be Terms, got {type(terms).__name__}")
-        self.terms = terms
+        self.terms = check_terms(terms)
         self.step_timeout = check_number("step_timeout", step_timeout)
         super().__init__(
             inner,
@@ -155,9 +152,14 @@ class SecureStrategy(CompressedStrategy):
         self._ledger.begin()
         post.drain(grid)
         messages = list(self.inner.configure_train(server_round + self._before, self._current(), config, grid))
-        self._session = _Session(SecureServer(self.terms, conversation.model.layout, conversation.version), grid)
+        dealt = deal([message.metadata.dst_node_id for message in messages], self.terms)
+        group_of = {node_id: group for group, nodes in enumerate(dealt) for node_id in nodes}
+        if (left := len(messages) - len(group_of)) > 0:
+            _log.warning("gradwire: %d of %d nodes fit into no group and sit this round out", left, len(messages))
+        groups = SecureGroups(self.terms, conversation.model.layout, len(dealt), conversation.version)
+        self._session = _Session(groups, grid)
         try:
-            self._join(self._session, messages)
+            self._join(self._session, messages, group_of)
             self._share(self._session)
             return self._deliver(self._session)
         except TooFewClients as error:
@@ -192,27 +194,24 @@ class SecureStrategy(CompressedStrategy):
 
     # ---- the four steps
 
-    def _join(self, session: _Session, messages: list[Message]) -> None:
-        """Step 1: the model goes out as always, with the invitation; keys come back in the place of payloads."""
+    def _join(self, session: _Session, messages: list[Message], group_of: Mapping[int, int]) -> None:
+        """Step 1: the model goes out as always, with the group's invitation; keys come back in place of payloads."""
         conversation, post = self._opened_secure()
-        by_node = {message.metadata.dst_node_id: message for message in messages}
-        conversation.invitation = session.server.invitation
-        try:
-            out = post.send(messages, session.grid, self.step_timeout)
-            replies = session.grid.send_and_receive(out, timeout=self.step_timeout)
-            answers, errors = post.collect(replies)
-        finally:
-            conversation.invitation = None
+        by_node = {m.metadata.dst_node_id: m for m in messages if m.metadata.dst_node_id in group_of}
+        invitations = {node_id: session.groups.invitations[group_of[node_id]] for node_id in by_node}
+        out = post.send(by_node.values(), session.grid, self.step_timeout, invitations)
+        answers, errors = post.collect(session.grid.send_and_receive(out, timeout=self.step_timeout))
         if post.without_mod and not answers and not conversation.version and all(map(lacks_mod, errors)):
             raise ProtocolError(WITHOUT_MOD)
         for reply in answers:
-            if self._heard(session, reply.answer.client, reply.node_id, reply.answer.blob or b""):
-                session.originals[reply.answer.client] = by_node[reply.node_id]
-                session.keys[reply.answer.client] = reply.key
+            client, keys = reply.answer.client, reply.answer.blob or b""
+            if self._heard(session, client, reply.node_id, keys, group_of[reply.node_id]):
+                session.originals[client] = by_node[reply.node_id]
+                session.keys[client] = reply.key
 
     def _share(self, session: _Session) -> None:
         """Step 2: each client gives its neighbours shares of its secrets, which they alone can read."""
-        out = self._step(session, _SHARES, session.server.rosters())
+        out = self._step(session, _SHARES, session.groups.rosters())
         self._take(session, _SHARES, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
 
     def _propose(self, session: _Session) -> Support:
@@ -222,7 +221,8 @@ class SecureStrategy(CompressedStrategy):
         threshold are left.
         """
         conversation, _ = self._opened_secure()
-        others = list(session.shared)
+        shared = session.groups.ready
+        others = list(shared)
         while len(others) >= self.terms.threshold:
             client = leader_of(others, self.seed, conversation.version)
             others.remove(client)
@@ -233,8 +233,8 @@ class SecureStrategy(CompressedStrategy):
                 return session.support
             _log.warning("gradwire: client %d leads the round and proposed no coordinates", client)
         raise TooFewClients(
-            f"{len(session.shared)} of the clients sent shares and {len(session.shared) - len(others)} were asked in "
-            f"vain to lead; the threshold is {self.terms.threshold}"
+            f"{len(shared)} clients could lead and {len(shared) - len(others)} were asked in vain; the threshold is "
+            f"{self.terms.threshold}"
         )
 
     def _deliver(self, session: _Session) -> list[Message]:
@@ -246,17 +246,19 @@ class SecureStrategy(CompressedStrategy):
             told = pack_support(support, layout.num_parameters)
         else:
             support, told = support_of(self.spec, layout, self.seed, conversation.version), b""
-        return self._step(session, _MASKED, session.server.deliveries(support), told)
+        return self._step(session, _MASKED, session.groups.deliveries(support), told)
 
     def _sum(self, session: _Session) -> SecureSum | None:
         """Step 4: have the masks taken off; None, and a line in the log, where there is no sum."""
         try:
-            out = self._step(session, _REVEALS, session.server.survivors())
+            out = self._step(session, _REVEALS, session.groups.survivors())
             self._take(session, _REVEALS, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
-            total = session.server.close_round()
-        except (TooFewClients, ProtocolError) as error:
+            total = session.groups.close_round()
+        except ProtocolError as error:
             _log.warning("gradwire: no sum in this round: %s", visible(str(error)))
             return None
+        for group, reason in session.groups.lost.items():
+            _log.warning("gradwire: no sum of group %d in this round: %s", group, visible(str(reason)))
         if total.num_at_clip:
             _log.info("gradwire: %d of the sum's numbers were at the clip of %s", total.num_at_clip, self.terms.grid)
         return total
@@ -309,9 +311,7 @@ class SecureStrategy(CompressedStrategy):
             return session.support is not None
         if not self._heard(session, answer.client, node_id, answer.message):
             return False
-        if step == _SHARES:
-            session.shared.append(answer.client)
-        elif step == _MASKED:
+        if step == _MASKED:
             session.sequences[answer.client] = answer.sequence
         return True
 
@@ -332,10 +332,10 @@ class SecureStrategy(CompressedStrategy):
             return None
         return answer
 
-    def _heard(self, session: _Session, client: int, node_id: int, message: bytes) -> bool:
+    def _heard(self, session: _Session, client: int, node_id: int, message: bytes, group: int | None = None) -> bool:
         """Take one message in; False, and a line in the log, where it cannot be."""
         try:
-            session.server.receive(message, client)
+            session.groups.receive(message, client, group)
         except Duplicate:
             return False
         except (ProtocolError, DecodeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,18 @@ from gradwire.rng import Key
 from gradwire.secagg import Terms
 from gradwire.secagg.numbers import integers_of
 
-__all__ = ["Support", "check_spec", "support_of"]
+__all__ = ["Support", "check_spec", "check_terms", "support_of"]
 
 Support = NDArray[np.int64]
+
+
+def check_terms(terms: Any) -> Terms:
+    """Return terms that can be kept over Flower, or raise ConfigError."""
+    if not isinstance(terms, Terms):
+        raise ConfigError(f"terms must be Terms, got {type(terms).__name__}")
+    if terms.most_in_clear:
+        raise ConfigError(f"over Flower nothing is sent in clear: most_in_clear must be 0, got {terms.most_in_clear}")
+    return terms
 
 
 def support_of(spec: Compressor, layout: Layout, seed: int, round: int) -> Support:
