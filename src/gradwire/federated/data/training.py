@@ -60,8 +60,9 @@ class Trained:
 
 
 def _norm(vector: Vector) -> float:
-    norm = float(np.linalg.norm(vector))
-    return norm if np.isfinite(norm) else float(np.linalg.norm(vector.astype(np.float64)))  # squares beyond float32
+    with np.errstate(over="ignore", invalid="ignore"):  # squares beyond float32 are looked at again
+        norm = float(np.linalg.norm(vector))
+    return norm if np.isfinite(norm) else float(np.linalg.norm(vector.astype(np.float64)))
 
 
 def _rms(norms: list[float]) -> float:
