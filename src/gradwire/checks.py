@@ -34,10 +34,11 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_density(value: Any, name: str = "density") -> float:
-    """Return a density of (0, 1] as a float, or raise ConfigError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)) or not 0 < value <= 1:
-        raise ConfigError(f"{name} must be in (0, 1], got {value!r}")
+def check_density(value: Any, name: str = "density", may_be_zero: bool = False) -> float:
+    """Return a density of (0, 1], or of [0, 1] where it may be zero, as a float, or raise ConfigError."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= 1 or (value == 0 and not may_be_zero):
+        raise ConfigError(f"{name} must be in {'[' if may_be_zero else '('}0, 1], got {value!r}")
     return float(value)
 
 

@@ -66,10 +66,12 @@ class Algorithm2:
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 5])
-@pytest.mark.parametrize(("d", "phi_g", "phi_l"), [(60, 0.1, 0.05), (60, 0.5, 0.5), (7, 0.3, 0.1), (1, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("d", "phi_g", "phi_l"), [(60, 0.1, 0.05), (60, 0.5, 0.5), (7, 0.3, 0.1), (1, 1.0, 1.0), (60, 0.1, 0)]
+)
 def test_a_conversation_is_algorithm_2(num_clients: int, d: int, phi_g: float, phi_l: float) -> None:
-    kg, kl = (min(d, max(1, round(phi * d))) for phi in (phi_g, phi_l))
-    talk = Talk(f"ef(tcs({phi_g}, {phi_l}))", d, num_clients)
+    kg, kl = (min(d, max(1, round(phi * d))) if phi else 0 for phi in (phi_g, phi_l))
+    talk = Talk(f"ef(tcs({phi_g}, {phi_l}), unchecked={not phi_l})", d, num_clients)
     paper = Algorithm2(d, kg, kl, num_clients)
     for r in range(8):
         updates = vectors(r, num_clients, d)
@@ -134,6 +136,25 @@ def test_d_0(num_buffers: int) -> None:
         updates = vectors(r, 2, num_buffers)
         _, result = talk.round(updates)
         assert result.update == pytest.approx(updates.mean(axis=0), rel=1e-6)
+
+
+def test_a_mask_that_never_moves() -> None:
+    """Without local coordinates the mask is that of the dense round before, for ever; a budget adds none."""
+    talk = Talk("warmup(tcs(0.1, 0), 1)", D, 2)
+    _, result = talk.round(vectors(0, 2, D))
+    mask = sorted(s_top(result.update, KG))
+    for r in range(1, 6):
+        reference = talk.applied
+        blobs, _ = talk.round(vectors(r, 2, D))
+        assert [support_of(blob, reference) for blob in blobs] == [mask] * 2
+    with pytest.raises(gw.ConfigError, match="contractive"):
+        gw.parse("ef(tcs(0.1, 0))")
+    few = np.zeros(D, np.float32)
+    few[[4, 9]] = 1
+    payload, _ = gw.tcs(0.1, 0).compress(
+        vectors(9, 1, D)[0], gw.tcs(0.1, 0).init(gw.Layout.flat(D)), gw.Round(1, reference=few, num_bytes=400)
+    )
+    assert payload.parts[0].support.indices.tolist() == [4, 9], "a budget does not add coordinates of its own"
 
 
 # --- facts of section 1 -----------------------------------------------------------------------------
@@ -561,8 +582,9 @@ def test_specs() -> None:
     check_errors(
         [
             ("tcs(0.0, 0.1)", r"global_density must be in \(0, 1\], got 0\.0"),
-            ("tcs(0.1, 1.5)", r"local_density must be in \(0, 1\], got 1\.5"),
-            ("tcs(0.1, 'a')", r"local_density must be in \(0, 1\], got 'a'"),
+            ("tcs(0.1, 1.5)", r"local_density must be in \[0, 1\], got 1\.5"),
+            ("tcs(0.1, -0.1)", r"local_density must be in \[0, 1\], got -0\.1"),
+            ("tcs(0.1, 'a')", r"local_density must be in \[0, 1\], got 'a'"),
             ("tcs(True, 0.1)", r"global_density must be in \(0, 1\], got True"),
             ("tcs(0.1)", "local_density"),
             ("tcs(0.1, 0.1, density=1)", "tcs has no parameter 'density'.*it takes global_density, local_density"),

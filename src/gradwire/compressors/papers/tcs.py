@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gradwire.checks import check_density
 from gradwire.compressors.compressor import Round, Sharing, State, Vector
-from gradwire.compressors.guarantee import Contractive, Guarantee
+from gradwire.compressors.guarantee import Contractive, Guarantee, Unknown
 from gradwire.compressors.pipeline import Sparsifier
 from gradwire.compressors.references import as_reference
 from gradwire.compressors.sparsify import largest_of, listed_part, num_kept_of
@@ -33,14 +33,15 @@ class tcs(Sparsifier):
     ``ef(warmup(tcs(0.01, 0.001), 5))``.
 
     K_global = min(d, max(1, round(global_density * d))), but no more than the reference has entries that are not zero;
-    K_local likewise, among the other coordinates. Ties go to the lower index.
+    K_local likewise, among the other coordinates, and none where local_density is 0: the mask of the last warm-up
+    round then stays, a control that says what new coordinates are worth. Ties go to the lower index.
 
     Args:
         global_density: phi_global, in (0, 1].
-        local_density: phi_local, in (0, 1].
+        local_density: phi_local, in [0, 1].
 
     Raises:
-        ConfigError: on a density outside (0, 1].
+        ConfigError: on a density outside these.
 
     Example:
         >>> import numpy as np, gradwire as gw
@@ -64,8 +65,8 @@ class tcs(Sparsifier):
     typical: ClassVar[str] = "ef(tcs(0.01, 0.001))"
 
     def __post_init__(self) -> None:
-        for name in ("global_density", "local_density"):
-            object.__setattr__(self, name, check_density(getattr(self, name), name))
+        object.__setattr__(self, "global_density", check_density(self.global_density, "global_density"))
+        object.__setattr__(self, "local_density", check_density(self.local_density, "local_density", may_be_zero=True))
 
     @property
     def uses_reference(self) -> bool:
@@ -94,7 +95,7 @@ class tcs(Sparsifier):
             first = num_global if num_kept is None else num_kept
             return [listed_part(update.size, *(round.largest or largest_of(update, first)), state.layout)]
         known = as_reference(round.reference).largest(0, update.size, num_global)  # line 5
-        if num_kept is not None:
+        if num_kept is not None and self.local_density:
             num_local = num_kept - known.size  # a budget is used up where the reference has too few entries
         # line 9: the largest entries outside are among the num_local + known.size largest of all
         largest, numbers = round.largest or largest_of(update, min(update.size, known.size + num_local))
@@ -125,12 +126,14 @@ class tcs(Sparsifier):
 
     def guarantee(self, d: int) -> Guarantee:
         """Contractive(min(K_global, K_local) / d): the largest K_local of what is not known are sent."""
+        if not self.local_density:
+            return Unknown()
         return Contractive(min(self._counts(d, None)) / d if d else 1.0)
 
     def _counts(self, d: int, num_kept: int | None) -> tuple[int, int]:
         if d == 0:
             return 0, 0
         if num_kept is None:
-            return num_kept_of(self.global_density, d), num_kept_of(self.local_density, d)
+            return num_kept_of(self.global_density, d), num_kept_of(self.local_density, d) if self.local_density else 0
         num_global = round(num_kept * self.global_density / (self.global_density + self.local_density))
         return num_global, num_kept - num_global
