@@ -104,9 +104,11 @@ def _report_setting(setting: Config, results: dict[str, Result]) -> list[Block]:
     for method in setting["methods"]:
         names = {seed: _unit_name(setting, method, seed) for seed in _seeds(setting, method)}
         runs[method["name"]] = {seed: results[name] for seed, name in names.items() if name in results}
-    methods = [method for method in setting["methods"] if "beside" not in method]
-    variants = [method for method in setting["methods"] if "beside" in method]
     shared, title = setting["shared"], f"{setting['shared']['model']} on {setting['shared']['data']}"
+    if not any(runs.values()):
+        return [Heading(title), Text("Not run yet.")]
+    methods = [method for method in setting["methods"] if "beside" not in method]
+    variants = [method for method in setting["methods"] if "beside" in method and runs[method["name"]]]
     return [
         Heading(title),
         Text(
