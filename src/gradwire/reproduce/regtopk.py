@@ -8,7 +8,8 @@ from typing import Any
 from gradwire.reproduce.blocks import Block, Text
 from gradwire.reproduce.regression import CONTROLS, Method, run_regression, run_two_worker
 from gradwire.reproduce.regtopk_overlap import overlap_cases
-from gradwire.reproduce.regtopk_report import sections, training_name
+from gradwire.reproduce.regtopk_report import sections
+from gradwire.reproduce.regtopk_training import training_name
 from gradwire.reproduce.units import Paper, Unit
 
 __all__ = ["PAPER", "report", "units"]

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-import numpy as np
-
 from gradwire.reproduce.blocks import Block, Chart, Heading, Series, Table, Text
 from gradwire.reproduce.regression import CONTROLS, CONVERGED, CONVERGED_SHARE, Found
 from gradwire.reproduce.regtopk_overlap import report_overlap
-from gradwire.reproduce.statistics import accuracies, compare, curve, show
+from gradwire.reproduce.regtopk_training import report_classification
 
-__all__ = ["sections", "training_name"]
+__all__ = ["sections"]
 
 Config = dict[str, Any]
 Result = dict[str, Any]
@@ -25,7 +22,6 @@ Results = dict[str, dict[str, Any]]
 THETA_2 = 1.4840945585
 LOSSES_100 = {"dense": 0.0110, "regtopk": 0.0108}
 CLAIMED_DENSITY = 0.55
-CLAIMED_POINTS = 8
 PAPERS_PROBLEM = {
     "workers": 20, "rows": 500, "dimension": 100, "mean_variance": 5.0, "noise_variance": 0.5,
     "learning_rate": 0.01, "mark": 1000,
@@ -61,16 +57,11 @@ def sections(config: Config, results: Results) -> list[Block]:
         ("drift", _report_drift),
         ("delay", _report_delay),
         ("overlap", report_overlap),
-        ("classification", _report_classification),
+        ("classification", report_classification),
     ):
         if section in config:
             blocks += write(config, results)
     return blocks
-
-
-def training_name(section: Config, partition: str, method: str) -> str:
-    """Return what a training's units are called, but for the seed."""
-    return re.sub(r"[^a-z0-9.]+", "-", f"train {section['data']} {partition} {method}".lower()).strip("-")
 
 
 def _report_two_worker(config: Config, results: Results) -> list[Block]:
@@ -179,9 +170,10 @@ def _report_sparsity(config: Config, results: Results) -> list[Block]:
                 f"{'nowhere' if current is None else f'from S = {current:g} on'}.{beyond}"
             )
         )
-    shown = min(densities, key=lambda s: abs(s - 0.6))
-    chosen = [("dense", {"kind": "dense"}), *((name, {**match, "density": shown}) for name, match in columns)]
-    blocks += _curves(found, "regtopk-rounds", f"Linear regression, S = {shown:g}, median over seeds", chosen)
+    for name, wanted in (("regtopk-rounds-half", 0.5), ("regtopk-rounds", 0.6)):
+        shown = min(densities, key=lambda s: abs(s - wanted))
+        chosen = [("dense", {"kind": "dense"}), *((name, {**match, "density": shown}) for name, match in columns)]
+        blocks += _curves(found, name, f"Linear regression, S = {shown:g}, median over seeds", chosen)
     if found.results:
         lines = [Series(name, densities, found.medians("best", densities, **match)) for name, match in columns]
         title = "Best distance over sparsity, median over seeds"
@@ -347,60 +339,6 @@ def _least(values: Sequence[float | None]) -> float:
 def _is_clearly_less(ours: float, theirs: float, is_log: bool) -> bool:
     """By 10 % or more; of two that converged neither is."""
     return ours < theirs + math.log10(0.9) and theirs >= CONVERGED if is_log else ours < 0.9 * theirs
-
-
-def _report_classification(config: Config, results: Results) -> list[Block]:
-    blocks: list[Block] = [
-        Heading("Classification at 0.1 %"),
-        Text(
-            f"The paper: ResNet-18 on CIFAR-10, 8 workers, 0.1 %: up to {CLAIMED_POINTS} points more accuracy than "
-            "Top-k. Accuracy in per cent, mean ± standard deviation (number of seeds). The difference is to "
-            "`ef(topk(...))` on the same seeds, in points with its 95 % interval (Student's t, each interval for "
-            "itself); better or worse is claimed only where the interval leaves out 0."
-        ),
-    ]
-    for section in config["classification"]:
-        for partition in section["partitions"]:
-            blocks += _report_training(section, partition, results)
-    return blocks
-
-
-def _report_training(section: Config, partition: str, results: Results) -> list[Block]:
-    found: dict[str, dict[int, Result]] = {}
-    for method in section["methods"]:
-        names = {seed: f"{training_name(section, partition, method)}-seed{seed}" for seed in section["seeds"]}
-        found[method] = {seed: results[name] for seed, name in names.items() if name in results}
-    topk = next((method for method in found if method.startswith("ef(topk")), "")
-    rows, told = [], []
-    for method, runs in found.items():
-        points, order = ("-", "-") if method == topk else compare(runs, found.get(topk, {}))
-        if "regtopk" in method and runs:
-            told.append(f"`{method}`: {points}, {order}")
-        rows.append((f"`{method}`", show(accuracies(list(runs.values()))), points, order, *_traffic(runs)))
-    where = f"{section['data']}, {partition}"
-    setup = f"{section.get('model', 'default model')}, {section['clients']} workers, {section['rounds']} rounds"
-    blocks: list[Block] = [
-        Text(f"{where}: {setup}."),
-        Table(["method", "accuracy", "points against Top-k", "order", "uplink", "bits per parameter"], rows),
-    ]
-    if told:
-        blocks.append(
-            Text(f"RegTop-k against Top-k, where the paper has up to +{CLAIMED_POINTS} points: {'; '.join(told)}.")
-        )
-    lines = [curve(method, list(runs.values())) for method, runs in found.items() if runs]
-    if lines:
-        name = re.sub(r"[^a-z0-9]+", "-", f"regtopk-{where}".lower())
-        blocks.append(Chart(name, f"Accuracy over rounds, {where}", "round", "accuracy in %", lines))
-    return blocks
-
-
-def _traffic(runs: dict[int, Result]) -> tuple[str, str]:
-    if not runs:
-        return "-", "-"
-    uplink, bits = (
-        np.mean([run["summary"][key] for run in runs.values()]) for key in ("uplink_bytes", "bits_per_parameter")
-    )
-    return f"{uplink / 1e6:.2f} MB", f"{bits:.4f}"
 
 
 # --- shared by the sections -----------------------------------------------------------------------

@@ -296,6 +296,7 @@ def _train(unit: Unit, folder: Path, data_dir: Path | None, progress: Callable[[
         "square_norm": thinned([[r["round"], r["update_norm"] ** 2] for r in rounds]),
         "uplink_bytes": thinned([[r["round"], r["uplink_bytes"]] for r in rounds]),
         "downlink_bytes": thinned([[r["round"], r["downlink_bytes"]] for r in rounds]),
+        "distinct": thinned([[r["round"], r["num_moved"] / r["num_kept"]] for r in rounds if r["num_kept"]]),
     }
 
 
