@@ -17,6 +17,7 @@ from gradwire.wire.dithering import read_beside
 __all__ = ["cut_packets", "most_packets"]
 
 _MAX_PACKETS = 2**20
+_FULL = 0.99  # of the bytes: the search for the last entry that fits costs more than the hundredth
 
 
 def most_packets(d: int) -> int:
@@ -27,8 +28,9 @@ def most_packets(d: int) -> int:
 def cut_packets(payload: Payload, mtu: int) -> list[Payload]:
     """Cut a payload so that each piece takes at most ``mtu`` bytes and can be decoded without the others.
 
-    Entries go in order of falling magnitude, ties to the lower coordinate, as many to a packet as fit; the order
-    of the entries inside a packet is that of their coordinates. The packets' entries are the payload's.
+    Entries go in order of falling magnitude, ties to the lower coordinate, as many to a packet as fit, or a hundredth
+    of its bytes fewer; the order of the entries inside a packet is that of their coordinates. The packets' entries are
+    the payload's.
 
     Args:
         payload: the indices of a seeded or known support then travel, so that no packet leans on a reference; nor does
@@ -95,6 +97,8 @@ def _cut(
             took = size(start, stop)
             if took <= mtu:
                 low = stop
+                if took >= _FULL * mtu:
+                    break
                 stop = min(high - 1, max(low + 1, start + int((low - start) * mtu / took)))
             else:
                 high = stop
