@@ -1,8 +1,9 @@
 """Lies in a secure sum: by a server that wants one client's numbers, by clients that want to spoil the sum.
 
-Messages that are tampered with, replayed, missing, of another session or step; shares that are changed, swapped or do
-not fit; a server that asks for both kinds of shares of one client, names too few neighbours, or hands out false keys;
-clients in two groups, and numbers in clear that the terms do not let be sent so.
+Messages that are tampered with, replayed, missing, of another session or step; shares that are changed, swapped, do not
+fit or never come; a server that asks for both kinds of shares of one client, tells clients of other survivors, names
+too few neighbours, or hands out false keys; clients in two groups, and numbers in clear that the terms do not let be
+sent so.
 
 SecureClient and SecureServer must get a ProtocolError (Duplicate, TooFewClients) or DecodeError, and go on as before.
 """
@@ -39,15 +40,17 @@ class Play:
     def answer(self, i: int, question: bytes | None = None) -> bytes:
         """What client i says in this step."""
         client, asked = self.clients[i], self.asked[i] if question is None else question
-        steps = (client.join, client.share, lambda q: client.mask(q, BLOB, self.support), client.reveal)
-        return steps[self.step](asked)
+        if self.step == 2:
+            return client.mask(asked, BLOB, self.support)
+        return (client.join, client.share, None, client.confirm, client.reveal)[self.step](asked)
 
     def end(self, answers: dict[int, bytes]) -> None:
         """Let these arrive, and go on."""
         for i, answer in answers.items():
             self.server.receive(answer, i)
-        ends = (self.server.rosters, lambda: self.server.deliveries(self.support), self.server.survivors)
-        if self.step < 3:
+        server = self.server
+        ends = (server.rosters, lambda: server.deliveries(self.support), server.survivors, server.confirmed)
+        if self.step < len(ends):
             self.asked = ends[self.step]()
         self.step += 1
 
@@ -71,7 +74,7 @@ def flipped(at: int) -> Callable[[bytes], bytes]:
 
 def still_right(what: str, play: Play) -> None:
     """After an attack all goes on, and the sum is right."""
-    play.until(4)
+    play.until(5)
     total = play.server.close_round()
     if total.integers.tolist() != [4 * round(127 * x) for x in np.linspace(-0.9, 0.9, 64, dtype=np.float32)]:
         escaped(f"{what}: the sum changed")
@@ -79,8 +82,8 @@ def still_right(what: str, play: Play) -> None:
 
 def by_messages() -> None:
     """Damage, replay and swap messages in every step."""
-    other = [Play().until(step) for step in range(4)]
-    for step in range(4):
+    other = [Play().until(step) for step in range(5)]
+    for step in range(5):
         play = Play().until(step)
         question = play.asked[1]
         for what, lie in (
@@ -112,7 +115,7 @@ def by_messages() -> None:
         refused(f"step {step}: a second answer", lambda p=play, a=again: p.server.receive(a, 1), *LIES)
         refused(f"step {step}: the question again", lambda p=play: p.answer(1), gw.ProtocolError)
         play.end({i: play.answer(i) for i in play.asked if i != 1})
-        if step < 3:
+        if step < 4:
             refused("an answer after its step", lambda p=play, a=again: p.server.receive(a, 1), *LIES)
         still_right(f"step {step}", play)
 
@@ -120,13 +123,13 @@ def by_messages() -> None:
 def by_server() -> None:
     """Ask for what would show one client's numbers."""
     play = Play().until(3)
-    session, tags = play.server.session, [play.asked[0][at : at + 16] for at in (22, 38, 54)]
+    session, tags = play.server.session, [play.asked[0][at : at + 8] for at in (22, 30, 38)]
 
     def survivors(*there: bool) -> bytes:
         named = [tag if x else None for tag, x in zip(tags, there, strict=True)]
         return messages.encode_chosen(messages.SURVIVORS, session, named)
 
-    wrong = messages.encode_chosen(messages.SURVIVORS, session, [tags[0], tags[0], bytes(16)])
+    wrong = messages.encode_chosen(messages.SURVIVORS, session, [tags[0], tags[0], bytes(8)])
     refused("survivors that did not mask with it", lambda: play.answer(0, wrong), gw.TooFewClients)
 
     refused("a sum of one", lambda: play.answer(0, survivors(False, False, False)), gw.TooFewClients)
@@ -135,6 +138,15 @@ def by_server() -> None:
     refused("survivors beyond the list", lambda: play.answer(0, beyond), gw.Malformed)
     play.answer(0, survivors(True, True, False))
     refused("both kinds of shares of one client", lambda: play.answer(0, survivors(True, True, True)), gw.ProtocolError)
+    play.end({i: play.answer(i) for i in (1, 2, 3)})  # 0 was told that 3 is gone, and they that it is there
+    found = [messages.open_message(play.asked[i], messages.CONFIRMED, 99).chosen(3, 8)[1] for i in (1, 2)]
+    told = messages.encode_chosen(messages.CONFIRMED, session, [found[0][1], found[1][1]])
+    refused("shares of clients that others were told are there", lambda: play.answer(0, told), gw.TooFewClients)
+    few = messages.encode_chosen(messages.CONFIRMED, session, [found[0][1], None, None])
+    refused("shares for a sum that two confirmed", lambda: play.answer(1, few), gw.TooFewClients)
+    right = messages.encode_chosen(messages.CONFIRMED, session, [None, *found[0][1:]])
+    play.answer(1, right)
+    refused("shares a second time", lambda: play.answer(1, right), gw.ProtocolError)
     play = Play().until(2)
     none = messages.encode_chosen(messages.DELIVERIES, play.server.session, [None] * 3)
     refused("deliveries of nobody", lambda: play.answer(0, none), gw.TooFewClients)
@@ -175,26 +187,36 @@ def by_clients() -> None:
     for at in (0, 50, 100):
         answers[2] = forged(answers[2], flipped(at))
     play.end(answers)  # nobody can read what client 2 dealt
-    play.until(4)
+    play.until(5)
     refused("shares that nobody can read", play.server.close_round, gw.TooFewClients)
     refused("after the end", lambda: play.server.receive(b"", 0), gw.ProtocolError)
     play = Play().until(1)
     answers = {i: play.answer(i) for i in play.asked}
     answers[2] = forged(answers[2], lambda body: body[48:96] + body[:48] + body[96:])  # swapped between two clients
     play.end(answers)
-    play.until(4)
+    play.until(5)
     refused("shares swapped between clients", play.server.close_round, gw.TooFewClients)
-    play = Play().until(3)
+    play = Play().until(4)
     answers = {i: play.answer(i) for i in play.asked}
     answers[1] = forged(answers[1], flipped(0))
     play.end(answers)
     refused("a share of its own mask that does not fit", play.server.close_round, gw.ProtocolError)
     play = Play().until(2)
     play.end({i: play.answer(i) for i in (0, 1, 2)})
+    play.until(4)
     answers = {i: play.answer(i) for i in play.asked}
     answers[0] = forged(answers[0], flipped(-1))
     play.end(answers)
     refused("a share of a lost client's key that does not fit", play.server.close_round, gw.ProtocolError)
+    for step, what in ((1, "shares"), (2, "masked numbers"), (3, "confirmations"), (4, "shares that take masks off")):
+        play = Play().until(step)
+        answers = {i: play.answer(i) for i in (0, 1)}  # of four, where three must
+
+        def missing(p: Play = play, a: dict[int, bytes] = answers) -> None:
+            p.end(a)
+            p.server.close_round()
+
+        refused(f"{what} that do not come", missing, gw.TooFewClients)
     play = Play().until(2)
     late = play.answer(3)
     play.end({i: play.answer(i) for i in (0, 1, 2)})
@@ -225,7 +247,7 @@ def in_clear() -> None:
     refused("more in clear than agreed on", lambda: few.answer(1), gw.ConfigError)
     play = Play(terms, support).until(2)
     answer = play.answer(1)
-    start = 21 + 8 + 64 * terms.width // 8 + 3 * 16
+    start = 21 + 8 + 64 * terms.width // 8 + 3 * 8
     clear = answer[start:-4]
     first = gw.Client(gw.fixed(8, 1.0), LAYOUT).compress((np.arange(64) == 0).astype(np.float32))
     for what, lie in (

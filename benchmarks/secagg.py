@@ -104,7 +104,8 @@ def _round(part: str) -> dict[str, Any]:
         ("keys", lambda: {i: groups.invitations[g] for i, g in group_of.items()}, lambda i, m: clients[i].join(m)),
         ("shares", groups.rosters, lambda i, m: clients[i].share(m)),
         ("masked", lambda: groups.deliveries(support), lambda i, m: clients[i].mask(m, blob, support)),
-        ("reveals", groups.survivors, lambda i, m: clients[i].reveal(m)),
+        ("confirmations", groups.survivors, lambda i, m: clients[i].confirm(m)),
+        ("reveals", groups.confirmed, lambda i, m: clients[i].reveal(m)),
     )
     for step, ask, answer in steps:
         asked = down.timed(step, ask)
@@ -163,7 +164,7 @@ def document(found: Found) -> dict[str, str]:
     rows, times, least = [], [], []
     for part, r in found["rounds"].items():
         tags = TAG_BYTES * r["num_neighbours"]
-        keys = tags + sum(r["up_bytes"][step] for step in ("keys", "shares", "reveals"))
+        keys = tags + sum(r["up_bytes"][step] for step in ("keys", "shares", "confirmations", "reveals"))
         numbers, clear = r["masked_bytes"] - tags, r["clear_bytes"]
         flower = r["flower"]["as_32_bit_bytes"] + r["flower"]["keys_bytes"]
         name = [f"{clients_of(part):,}", f"{groups_of(part)}"]

@@ -176,7 +176,8 @@ def _session(
         (lambda: dict.fromkeys(range(CLIENTS), server.invitation), lambda i, m: clients[i].join(m)),
         (server.rosters, lambda i, m: clients[i].share(m)),
         (lambda: server.deliveries(support), lambda i, m: clients[i].mask(m, blobs[i], support, reference=reference)),
-        (server.survivors, lambda i, m: clients[i].reveal(m)),
+        (server.survivors, lambda i, m: clients[i].confirm(m)),
+        (server.confirmed, lambda i, m: clients[i].reveal(m)),
     )
     num_bytes = 0
     for ask, answer in steps:

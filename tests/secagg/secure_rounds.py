@@ -11,7 +11,7 @@ import numpy as np
 import gradwire as gw
 from gradwire.secagg import SecureClient, SecureServer, SecureSum, Terms
 
-STEPS = 4
+STEPS = 5
 LAYOUT = gw.Layout.flat(40)
 SPEC = gw.parse("ef(cyclic(0.8) | fixed(8, 1.0))")
 SUPPORT = np.arange(32)
@@ -65,7 +65,7 @@ def play(
     round: int = 0,
     reference: np.ndarray | None = None,
 ) -> SecureSum:
-    """Play one session; client i answers ``steps[i]`` of the four steps, all where nothing is said."""
+    """Play one session; client i answers ``steps[i]`` of the five steps, all where nothing is said."""
     steps = dict.fromkeys(blobs, STEPS) | (steps or {})
     server = SecureServer(terms, layout, round)
     clients = {i: SecureClient(terms, layout, i) for i in blobs}
@@ -85,5 +85,7 @@ def play(
         weight = 1 if weights is None else weights[i]
         answer(3, i, lambda i=i, d=deliveries, w=weight: clients[i].mask(d, blobs[i], support, w, reference))
     for i, survivors in server.survivors().items():
-        answer(4, i, lambda i=i, s=survivors: clients[i].reveal(s))
+        answer(4, i, lambda i=i, s=survivors: clients[i].confirm(s))
+    for i, confirmed in server.confirmed().items():
+        answer(5, i, lambda i=i, c=confirmed: clients[i].reveal(c))
     return server.close_round()

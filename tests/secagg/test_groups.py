@@ -53,12 +53,13 @@ def answers(clients: dict[int, SecureClient], groups: SecureGroups, dealt=GROUPS
         (lambda: invited, lambda i, m: clients[i].join(m)),
         (groups.rosters, lambda i, m: clients[i].share(m)),
         (lambda: groups.deliveries(SUPPORT), lambda i, m: clients[i].mask(m, BLOBS[i], SUPPORT, WEIGHTS[i])),
-        (groups.survivors, lambda i, m: clients[i].reveal(m)),
+        (groups.survivors, lambda i, m: clients[i].confirm(m)),
+        (groups.confirmed, lambda i, m: clients[i].reveal(m)),
     )
 
 
 def play(steps: dict[int, int], change=lambda step, i, message: message) -> tuple[SecureGroups, SecureSum]:
-    """Play a round; client i answers ``steps[i]`` of the four steps."""
+    """Play a round; client i answers ``steps[i]`` of the five steps."""
     groups = SecureGroups(TERMS, LAYOUT, len(GROUPS))
     clients = {i: SecureClient(TERMS, LAYOUT, i) for i in BLOBS}
     for step, (ask, answer) in enumerate(answers(clients, groups), 1):
@@ -107,7 +108,7 @@ def test_the_mean_of_all_goes_on_to_a_server_as_one_payload():
 
 def test_a_group_whose_shares_do_not_fit_has_no_sum_and_the_other_does():
     def changed(step, i, message):
-        return sealed_again(message[:-5] + bytes([message[-5] ^ 1]) + message[-4:]) if (step, i) == (4, 1) else message
+        return sealed_again(message[:-5] + bytes([message[-5] ^ 1]) + message[-4:]) if (step, i) == (5, 1) else message
 
     groups, total = play(dict.fromkeys(BLOBS, STEPS), changed)
     assert "its shares do not fit what it published" in str(groups.lost[0])
@@ -140,7 +141,13 @@ def test_a_step_cannot_be_ended_out_of_turn_and_nothing_changes():
     groups = SecureGroups(TERMS, LAYOUT, 2)
     clients = {i: SecureClient(TERMS, LAYOUT, i) for i in BLOBS}
     for number, (ask, answer) in enumerate(answers(clients, groups)):
-        ends = (groups.rosters, lambda: groups.deliveries(SUPPORT), groups.survivors, groups.close_round)
+        ends = (
+            groups.rosters,
+            lambda: groups.deliveries(SUPPORT),
+            groups.survivors,
+            groups.confirmed,
+            groups.close_round,
+        )
         asked = ask()
         for place, end in enumerate(ends):
             if place != number:

@@ -100,7 +100,7 @@ def second_round() -> tuple[Rounds, dict[int, bytes], np.ndarray]:
     return rounds, *rounds.compressed()
 
 
-NUMBERS = slice(21 + 8 + 25 + 3 * 16, -4)  # what comes after digest, 14 numbers of 14 bits, and tags
+NUMBERS = slice(21 + 8 + 25 + 3 * 8, -4)  # what comes after digest, 14 numbers of 14 bits, and tags
 
 
 def test_only_what_is_outside_of_the_support_is_in_clear():
@@ -196,6 +196,8 @@ def test_lies_in_clear_are_refused_and_the_truth_is_taken():
             assert [what for what, lie in false.items() if is_taken(server, lie, i)] == []
         server.receive(truth, i)
     for i, message in server.survivors().items():
+        server.receive(clients[i].confirm(message), i)
+    for i, message in server.confirmed().items():
         server.receive(clients[i].reveal(message), i)
     wanted = sum(WEIGHTS[i] * steps_of(blob, rounds.reference) for i, blob in blobs.items())
     assert dense(server.close_round()).tolist() == wanted.tolist()
@@ -216,6 +218,8 @@ def test_groups_add_up_what_each_of_their_clients_sent_in_clear():
         if i != 5:
             groups.receive(clients[i].mask(message, blobs[i], support), i)
     for i, message in groups.survivors().items():
+        groups.receive(clients[i].confirm(message), i)
+    for i, message in groups.confirmed().items():
         groups.receive(clients[i].reveal(message), i)
     total = groups.close_round()
     assert total.clients == (0, 1, 2, 3, 4)

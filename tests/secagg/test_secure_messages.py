@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import struct
 from dataclasses import replace
 
@@ -45,7 +46,8 @@ class Session:
         for here, end in (
             ("join", lambda: ("share", self.server.rosters())),
             ("share", lambda: ("mask", self.server.deliveries(SUPPORT))),
-            ("mask", lambda: ("reveal", self.server.survivors())),
+            ("mask", lambda: ("confirm", self.server.survivors())),
+            ("confirm", lambda: ("reveal", self.server.confirmed())),
         ):
             if step == here:
                 return self
@@ -58,15 +60,28 @@ class Session:
             self.asked[name] = asked
         return self
 
+    def confirmed(self) -> None:
+        """Once all masked numbers are there: play until the server asks for what takes the masks off."""
+        self.asked["confirm"] = self.server.survivors()
+        for i in self.asked["confirm"]:
+            self.server.receive(self.answer("confirm", i), i)
+        self.asked["reveal"] = self.server.confirmed()
 
-STEPS = ("join", "share", "mask", "reveal")
+    def revealed(self) -> None:
+        """As ``confirmed``, to the end of the last step."""
+        self.confirmed()
+        for i in self.asked["reveal"]:
+            self.server.receive(self.answer("reveal", i), i)
+
+
+STEPS = ("join", "share", "mask", "confirm", "reveal")
 
 
 @pytest.mark.parametrize("step", STEPS)
 def test_damaged_questions_are_refused_and_the_client_can_still_answer(step):
     session = Session().until(step)
     question = session.asked[step][1]
-    others = [question[:n] for n in range(len(question))] + [question + b"\0", b"", bytes(500), b"GWS\2" + question[4:]]
+    others = [question[:n] for n in range(len(question))] + [question + b"\0", b"", bytes(500), b"GWS\3" + question[4:]]
     others += [question[:i] + bytes([question[i] ^ 1]) + question[i + 1 :] for i in range(len(question))]
     for other in others:
         session.asked[step][1] = other
@@ -95,7 +110,7 @@ def test_damaged_answers_are_refused_and_the_right_one_is_taken(step):
 @given(data=st.data())
 def test_any_body_with_a_right_checksum_gives_an_answer_or_a_named_error(step, data):
     session = Session().until(step)
-    kind = {"join": 1, "share": 3, "mask": 5, "reveal": 7}[step]
+    kind = {"join": 1, "share": 3, "mask": 5, "confirm": 7, "reveal": 9}[step]
     head = session.server.invitation[:4] + bytes([kind]) + session.server.session
     body = data.draw(st.binary(max_size=300))
     message = sealed_again(head + body + bytes(4))
@@ -149,7 +164,8 @@ def test_who_was_not_asked_is_refused():
 
 def test_a_step_cannot_be_ended_twice_or_out_of_turn():
     session = Session().until("share")
-    for end in (session.server.rosters, session.server.survivors, session.server.close_round):
+    server = session.server
+    for end in (server.rosters, server.survivors, server.confirmed, server.close_round):
         with pytest.raises(gw.ProtocolError, match="waiting for shares"):
             end()
 
@@ -175,27 +191,77 @@ def chosen(session: Session, kind: int, there: list[bytes | None]) -> bytes:
 
 def test_both_kinds_of_shares_of_one_client_are_refused():
     """First client 2 is in the sum, then it is not: one answer, and no second one."""
-    session = Session(terms_of(3, 2)).until("reveal")
-    tags = [session.asked["reveal"][0][at : at + 16] for at in (22, 38)]
+    session = Session(terms_of(3, 2)).until("confirm")
+    tags = [session.asked["confirm"][0][at : at + 8] for at in (22, 30)]
     there, gone = (chosen(session, messages.SURVIVORS, [tags[0], second]) for second in (tags[1], None))
-    session.clients[0].reveal(there)
+    session.clients[0].confirm(there)
     for question in (gone, there):
+        with pytest.raises(gw.ProtocolError, match="confirmed, and answers each message once"):
+            session.clients[0].confirm(question)
+    for i in (1, 2):
+        session.server.receive(session.answer("confirm", i), i)
+    of_others = [session.server._tags[i][0] for i in (1, 2)]
+    session.clients[0].reveal(chosen(session, messages.CONFIRMED, of_others))
+    for again in (session.clients[0].confirm, session.clients[0].reveal):
         with pytest.raises(gw.ProtocolError, match="used up, and answers each message once"):
-            session.clients[0].reveal(question)
+            again(there)
 
 
 def test_a_sum_of_too_few_is_refused_by_the_clients():
-    session = Session().until("reveal")
-    with pytest.raises(gw.TooFewClients, match="needs 2 clients that hold its shares, itself among them, got 1"):
-        session.clients[0].reveal(chosen(session, messages.SURVIVORS, [None, None]))
-    session.clients[0].reveal(session.asked["reveal"][0])
+    session = Session().until("confirm")
+    said = "needs 2 clients that hold its shares and know of the same clients, itself among them, got 1"
+    with pytest.raises(gw.TooFewClients, match=said):
+        session.clients[0].confirm(chosen(session, messages.SURVIVORS, [None, None]))
+    session.clients[0].confirm(session.asked["confirm"][0])
+    with pytest.raises(gw.TooFewClients, match=said):
+        session.clients[0].reveal(chosen(session, messages.CONFIRMED, [None, bytes(8)]))
 
 
-def revealed(answer: bytes) -> list[bytes | None]:
-    """What a client of three said of the other two."""
-    body = answer[21:-4]
-    shares = iter([body[at : at + 16] for at in range(17, len(body), 16)])
-    return [next(shares) if body[16] >> i & 1 else None for i in range(2)]
+def told_apart(num_clients: int, threshold: int, target: int) -> dict[int, set[int]]:
+    """Whom each client is told is gone: never more than it may be, and each beyond the target by ``threshold``."""
+    needed = dict.fromkeys(range(target, num_clients), threshold)
+    gone = {}
+    for i in range(num_clients):
+        most = sorted((g for g in needed if g != i), key=lambda g: (-needed[g], (g - i) % num_clients))
+        gone[i] = set(most[: num_clients - threshold])
+        for g in gone[i]:
+            needed[g] -= 1
+    assert max(needed.values()) <= 0, "so the keys of all that are not wanted would come back"
+    return gone
+
+
+@pytest.mark.parametrize(("num_clients", "threshold", "target"), [(5, 3, 2), (7, 4, 2), (10, 6, 4), (10, 7, 6)])
+def test_other_survivors_for_other_clients_give_nothing(num_clients, threshold, target):
+    """A server that wants a sum of fewer: it may not have two sets of clients taken for those in the sum."""
+    blobs, terms = dict(enumerate(blobs_of(num_clients).values())), terms_of(num_clients, threshold)
+    server, clients = SecureServer(terms, LAYOUT), {i: SecureClient(terms, LAYOUT, i) for i in blobs}
+    for i, client in clients.items():
+        server.receive(client.join(server.invitation), i)
+    for i, roster in server.rosters().items():
+        server.receive(clients[i].share(roster), i)
+    for i, message in server.deliveries(SUPPORT).items():
+        server.receive(clients[i].mask(message, blobs[i], SUPPORT), i)
+    masked_with, gone, confirmed = server._tags, told_apart(num_clients, threshold, target), {}
+    for i, client in clients.items():
+        others = [j for j in blobs if j != i]
+        named = [None if j in gone[i] else masked_with[j][i] for j in others]
+        answer = client.confirm(messages.encode_chosen(messages.SURVIVORS, server.session, named))
+        there = [j for j in others if j not in gone[i]]
+        confirmed[i] = dict(zip(there, (answer[21 + 8 * n :][:8] for n in range(len(there))), strict=True))
+    revealed = set()
+    for i, client in clients.items():
+        there = [j for j in blobs if j != i and j not in gone[i]]
+        tags = [confirmed[j].get(i) for j in there]
+        with contextlib.suppress(gw.TooFewClients):
+            client.reveal(messages.encode_chosen(messages.CONFIRMED, server.session, tags))
+            revealed.add(frozenset([i, *there]))
+    assert len(revealed) <= 1, "all that revealed anything were told the same"
+    assert all(len(there) >= threshold for there in revealed)
+
+
+def will_reveal(client: SecureClient) -> list[bool]:
+    """Of which others a client has settled to reveal something."""
+    return [share is not None for share in client._standing.shares]
 
 
 def test_a_client_that_was_set_apart_is_not_unmasked():
@@ -204,14 +270,14 @@ def test_a_client_that_was_set_apart_is_not_unmasked():
     apart = session.asked["mask"][0][22:70]
     lie = chosen(session, messages.DELIVERIES, [apart, None])
     masked = {0: session.clients[0].mask(lie, BLOBS[0], SUPPORT)} | {i: session.answer("mask", i) for i in (1, 2)}
-    tags = {i: [message[-4 - 16 * n :][:16] for n in (2, 1)] for i, message in masked.items() if i}
-    of_0 = masked[0][-20:-4]
+    tags = {i: [message[-4 - 8 * n :][:8] for n in (2, 1)] for i, message in masked.items() if i}
+    of_0 = masked[0][-12:-4]
     with pytest.raises(gw.TooFewClients):  # 0 is there, 1 is not: 2 knows that 0 knew of others
-        session.clients[2].reveal(chosen(session, messages.SURVIVORS, [of_0, None]))
-    told = session.clients[2].reveal(chosen(session, messages.SURVIVORS, [of_0, tags[1][1]]))
-    assert [share is None for share in revealed(told)] == [True, False], "nothing of 0, whatever it is called"
-    told = session.clients[1].reveal(chosen(session, messages.SURVIVORS, [of_0, tags[2][1]]))
-    assert [share is None for share in revealed(told)] == [True, False]
+        session.clients[2].confirm(chosen(session, messages.SURVIVORS, [of_0, None]))
+    session.clients[2].confirm(chosen(session, messages.SURVIVORS, [of_0, tags[1][1]]))
+    assert will_reveal(session.clients[2]) == [False, True], "nothing of 0, whatever it is called"
+    session.clients[1].confirm(chosen(session, messages.SURVIVORS, [of_0, tags[2][1]]))
+    assert will_reveal(session.clients[1]) == [False, True]
 
 
 def test_deliveries_and_rosters_of_too_few_are_refused():
@@ -274,9 +340,7 @@ def test_other_coordinates_for_one_client_give_noise():
         session.server.receive(other, 2)
     for i, answer in enumerate([*honest, sealed_again(honest[0][:29] + other[29:])]):
         session.server.receive(answer, i)
-    session.asked["reveal"] = session.server.survivors()
-    for i in BLOBS:
-        session.server.receive(session.answer("reveal", i), i)
+    session.revealed()
     with pytest.raises(gw.ProtocolError, match="nonsense"):
         session.server.close_round()
 
@@ -295,9 +359,7 @@ def test_tampered_shares_are_not_used_and_the_rest_is_enough():
     session.asked["mask"] = session.server.deliveries(SUPPORT)
     for i in BLOBS:
         session.server.receive(session.answer("mask", i), i)
-    session.asked["reveal"] = session.server.survivors()
-    for i in BLOBS:
-        session.server.receive(session.answer("reveal", i), i)
+    session.revealed()
     total = session.server.close_round()
     assert total.integers.tolist() == plain_sum(BLOBS, dict.fromkeys(BLOBS, 1), BLOBS)
 
@@ -309,7 +371,7 @@ def test_shares_that_do_not_fit_are_named_and_there_is_no_sum(lost):
     for i in BLOBS:
         if i != lost:
             session.server.receive(session.answer("mask", i), i)
-    session.asked["reveal"] = session.server.survivors()
+    session.confirmed()
     for i in session.asked["reveal"]:
         answer = session.answer("reveal", i)
         if i == 0:
@@ -328,13 +390,11 @@ def test_nonsense_under_the_masks_is_noticed():
         session.server.receive(session.answer("mask", i), i)
     answer = session.answer("mask", 2)
     rng = np.random.default_rng(0)
-    body = rng.integers(0, 256, len(answer) - 21 - 8 - 4 - 2 * 16, np.uint8).tobytes()
+    body = rng.integers(0, 256, len(answer) - 21 - 8 - 4 - 2 * 8, np.uint8).tobytes()
     rest = (2 + SUPPORT.size) * TERMS.width % 8
     body = body[:-1] + bytes([body[-1] & ((1 << rest) - 1 if rest else 255)])
-    session.server.receive(sealed_again(answer[:29] + body + answer[-36:]), 2)
-    session.asked["reveal"] = session.server.survivors()
-    for i in BLOBS:
-        session.server.receive(session.answer("reveal", i), i)
+    session.server.receive(sealed_again(answer[:29] + body + answer[-20:]), 2)
+    session.revealed()
     with pytest.raises(gw.ProtocolError, match="nonsense"):
         session.server.close_round()
 
@@ -370,8 +430,8 @@ def test_masked_numbers_by_the_page():
     message = session.answer("mask", 0)
     joined = secret.joined
     invitation = session.server.invitation
-    context = hashlib.sha256(b"gradwire secagg 1" + invitation[5:21] + invitation[21:-4]).digest()
-    support = hashlib.sha256(SUPPORT.astype("<i8").tobytes()).digest()[:8]
+    context = hashlib.sha256(b"gradwire secagg 2" + invitation[5:21] + invitation[21:-4]).digest()
+    support = hashlib.sha256(SUPPORT.astype("<i8").tobytes()).digest()
     count, modulus = 2 + SUPPORT.size, 2**TERMS.width
 
     def stream(key: bytes) -> list[int]:
@@ -389,11 +449,17 @@ def test_masked_numbers_by_the_page():
     masked = [sum(column) % modulus for column in zip(numbers, *masks, strict=True)]
     bits = sum(x << i * TERMS.width for i, x in enumerate(masked))
     body = bits.to_bytes(-(-count * TERMS.width // 8), "little")
-    view, tags = hashlib.sha256(np.arange(3, dtype="<i8").tobytes()).digest()[:8], b""
-    for other in (1, 2):
+    view, tags = hashlib.sha256(np.arange(3, dtype="<i8").tobytes()).digest(), {b"masked with": b"", b"in the sum": b""}
+    for what, other in itertools.product(tags, (1, 2)):
         agreed = joined.cipher.exchange(X25519PublicKey.from_public_bytes(session.sent["join"][other][21:53]))
-        tags += derived(agreed, context, b"view\0" + bytes([other]) + view)[:16]
-    assert message == sealed_again(b"GWS\1\6" + invitation[5:21] + support + body + tags + bytes(4))
+        tags[what] += derived(agreed, context, what + b"\0" + bytes([other]) + view)[:8]
+    numbers_and_tags = support[:8] + body + tags[b"masked with"]
+    assert message == sealed_again(b"GWS\2\6" + invitation[5:21] + numbers_and_tags + bytes(4))
+    for i, other in enumerate([message, *(session.answer("mask", i) for i in (1, 2))]):
+        session.server.receive(other, i)
+    session.asked["confirm"] = session.server.survivors()
+    confirmed = sealed_again(b"GWS\2\10" + invitation[5:21] + tags[b"in the sum"] + bytes(4))
+    assert session.answer("confirm", 0) == confirmed
     commitment = derived(joined.own_seed, context, b"commitment\0")[:16]
     assert session.sent["join"][0][85:101] == commitment
 

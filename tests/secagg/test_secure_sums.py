@@ -72,8 +72,21 @@ def test_any_pattern_bits_and_weights(data, num_clients, bits, seed):
     client = gw.Client(gw.cyclic(0.8) | grid, LAYOUT)
     blobs = {i: client.compress(rng.standard_normal(LAYOUT.d).astype(np.float32), round=0) for i in range(num_clients)}
     weights = {i: data.draw(st.integers(1, most)) for i in blobs}
-    steps = {i: data.draw(st.sampled_from([0, 1, 2, 3, 4, 4, 4, 4, 4, 4, 4, 4])) for i in blobs}
+    steps = {i: data.draw(st.sampled_from([*range(STEPS), *[STEPS] * 8])) for i in blobs}
     check(Terms(num_clients, threshold, grid, max_weight=most), blobs, weights, steps)
+
+
+def test_numbers_rounded_at_random_add_up_to_what_was_sent():
+    grid = gw.fixed(6, 0.5, stochastic=True)
+    rng = np.random.default_rng(3)
+    blobs = {
+        i: gw.Client(gw.cyclic(0.8) | grid, LAYOUT, client_id=i).compress(
+            (0.2 * rng.standard_normal(LAYOUT.d)).astype(np.float32)
+        )
+        for i in range(5)
+    }
+    weights = weights_of(blobs)
+    check(Terms(5, 3, grid, max_weight=5), blobs, weights, {0: STEPS, 1: STEPS, 2: STEPS, 3: 3, 4: 2})
 
 
 def test_the_largest_sum_there_can_be():
@@ -132,6 +145,8 @@ def test_error_feedback_keeps_what_was_not_sent():
             if i != index % 3:  # a message that is lost
                 aggregate.receive(secure[i].mask(message, blobs[i], support), i)
         for i, message in aggregate.survivors().items():
+            aggregate.receive(secure[i].confirm(message), i)
+        for i, message in aggregate.confirmed().items():
             aggregate.receive(secure[i].reveal(message), i)
         total = aggregate.close_round()
         assert total.clients == tuple(i for i in range(3) if i != index % 3)

@@ -34,7 +34,7 @@ __all__ = [
 NUM_RUNS = KEPT
 """Most runs that are told: as many as a server knows for certain, so that what is in none of them was not counted."""
 NO_INCARNATION = bytes(8)
-PROPOSAL = 5
+PROPOSAL = 6
 """Number of the step, between the second and the third, in which a leader proposes the round's coordinates."""
 
 _MAGIC = b"GWF"
@@ -193,9 +193,10 @@ class Step:
     Attributes:
         conversation: its name.
         birth: the conversation's.
-        number: 2, 3 or 4, or ``PROPOSAL``, to a leader before the third; the first is an instruction with an
+        number: 2 to 5, or ``PROPOSAL``, to a leader before the third; the first is an instruction with an
             invitation.
-        message: of ``SecureServer``: the client's roster, deliveries or survivors; nothing for a proposal.
+        message: of ``SecureServer``: the client's roster, deliveries, survivors or what others confirmed; nothing for
+            a proposal.
         support: in the third step the coordinates to send, where a leader proposed them, as it did; else nothing.
 
     Example:
@@ -250,7 +251,7 @@ def read_step(data: bytes) -> Step:
     conversation, birth = _read_name(reader), bytes(reader.take(8, "birth"))
     number = reader.varint("step", below=PROPOSAL + 1)
     if number < 2:
-        raise Malformed(f"step must be 2, 3, 4 or {PROPOSAL}, got {number}")
+        raise Malformed(f"step must be from 2 to {PROPOSAL}, got {number}")
     support = bytes(reader.take(reader.varint("length of the support"), "support"))
     return Step(conversation, birth, number, bytes(reader.take(reader.remaining, "message")), support)
 

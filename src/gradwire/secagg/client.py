@@ -22,24 +22,25 @@ from gradwire.secagg.numbers import (
     support_digest,
     view_of,
 )
-from gradwire.secagg.standing import Joined, Masked, Sharing, Standing, pack_standing, unpack_standing
+from gradwire.secagg.standing import Confirmed, Joined, Masked, Sharing, Standing, pack_standing, unpack_standing
 from gradwire.secagg.terms import Terms
 
 __all__ = ["SecureClient"]
 
 _MOST_INVITATION = 32
+_MASKED_WITH, _IN_SUM = b"masked with", b"in the sum"
 
-
-_Kind = TypeVar("_Kind", Joined, Sharing, Masked)
+_Kind = TypeVar("_Kind", Joined, Sharing, Masked, Confirmed)
 
 
 class SecureClient:
-    """One client's side of one secure sum: four messages in, four out, then it is used up.
+    """One client's side of one secure sum: five messages in, five out, then it is used up.
 
-    ``join`` answers the invitation, ``share`` the roster, ``mask`` the deliveries, ``reveal`` the survivors. Each
-    answers once: a second message of a kind is refused, so that no server gets two different answers. What fails leaves
-    the client as it was. Secrets are of this session alone and leave the object by ``to_secrets`` only: a client that
-    crashes has dropped out, and joins the next round with another ``SecureClient``.
+    ``join`` answers the invitation, ``share`` the roster, ``mask`` the deliveries, ``confirm`` the survivors,
+    ``reveal`` what others confirmed. Each answers once: a second message of a kind is refused, so that no server gets
+    two different answers. What fails leaves the client as it was. Secrets are of this session alone and leave the
+    object by ``to_secrets`` only: a client that crashes has dropped out, and joins the next round with another
+    ``SecureClient``.
 
     Args:
         terms: what was agreed on; a server with others is refused.
@@ -64,14 +65,17 @@ class SecureClient:
         ...     blob = gw.Client(spec, layout, client_id=i).compress(np.full(100, 0.25 * i, np.float32))
         ...     server.receive(clients[i].mask(deliveries, blob, support), i)
         >>> for i, survivors in server.survivors().items():
-        ...     server.receive(clients[i].reveal(survivors), i)
+        ...     server.receive(clients[i].confirm(survivors), i)
+        >>> for i, confirmed in server.confirmed().items():
+        ...     server.receive(clients[i].reveal(confirmed), i)
         >>> total = server.close_round()
         >>> total.clients, total.integers[0].item()  # 0, 32 and 64 steps of 1 / 127
         ((0, 1, 2), 96)
 
     Source: Bonawitz et al. 2017 (eprint 2017/281), Figure 4; Bell et al. 2020 (eprint 2020/704), for neighbours.
-    Deviations: no signatures; in the place of the consistency check a tag from each client to each neighbour, with the
-        masked numbers, says whom it knows of. Masks depend on the coordinates they are for.
+    Deviations: no signatures, but a tag from each client to each neighbour: with the masked numbers it says whom the
+        client masked with, with the confirmations who it was told is in the sum. Masks depend on the coordinates they
+        are for.
     """
 
     def __init__(self, terms: Terms, layout: Layout, client_id: int) -> None:
@@ -217,17 +221,19 @@ class SecureClient:
             held.append(keys.unseal(sealing, joined.context, number, self.client_id, shares))
             mask = keys.pair_mask(masking, joined.context, self.client_id, number, digest, numbers.size)
             numbers = numbers + mask if self.client_id < number else numbers - mask
-            sent.append(keys.attest(sealing, joined.context, self.client_id, number, view))
-            expected.append(keys.attest(sealing, joined.context, number, self.client_id, view))
+            sent.append(keys.attest(sealing, joined.context, _MASKED_WITH, self.client_id, number, view))
+            expected.append(keys.attest(sealing, joined.context, _MASKED_WITH, number, self.client_id, view))
         clear = (weight, clear_blob(apart, self.layout, terms, joined.round)) if terms.most_in_clear else None
-        self._standing = Masked(joined, sharing.own_share, tuple(held), tuple(expected))
+        agreed = tuple(s for s, shares in zip(sharing.sealing, sealed, strict=True) if shares is not None)
+        self._standing = Masked(joined, tuple(present), agreed, sharing.own_share, tuple(held), tuple(expected))
         return messages.encode_masked(joined.session, digest, pack(numbers, terms.width), sent, clear)
 
-    def reveal(self, survivors: bytes) -> bytes:
-        """Answer the survivors: of each neighbour in the sum a share of its own mask, of each other one of its key.
+    def confirm(self, survivors: bytes) -> bytes:
+        """Answer the survivors: tell each neighbour in the sum which clients this one was told are.
 
-        Never both of one neighbour: this is answered once, and a neighbour is either in the sum or not. None of a
-        neighbour that did not mask with this client, or, where all are neighbours, knew of other clients than this one.
+        It settles what will be revealed: of each neighbour in the sum a share of its own mask, of each other one of
+        its key, never both of one. None of a neighbour that did not mask with this client, or, where all are
+        neighbours, masked with other clients than this one.
 
         Args:
             survivors: this client's of ``SecureServer.survivors``.
@@ -237,21 +243,58 @@ class SecureClient:
 
         Raises:
             DecodeError: on a damaged message.
-            TooFewClients: where too few neighbours are in the sum, and knew of the same clients, for the threshold.
+            TooFewClients: where too few neighbours are in the sum, and masked with the same clients, for the threshold.
             ProtocolError: on a message out of turn.
         """
         masked = self._in_turn(Masked, "survivors")
+        joined = masked.joined
         most = len(masked.held) * (TAG_BYTES + 1)
-        opened = messages.open_message(survivors, messages.SURVIVORS, most, masked.joined.session)
+        opened = messages.open_message(survivors, messages.SURVIVORS, most, joined.session)
         _, tags = opened.chosen(len(masked.held), TAG_BYTES)
         fits = [tag is not None and keys.same(tag, own) for tag, own in zip(tags, masked.tags, strict=True)]
         self._check_enough(1 + sum(fits))
-        shares = [
+        shares = tuple(
             both[SEED_BYTES:] if both and tag is None else both[:SEED_BYTES] if both and fit else None
             for both, tag, fit in zip(masked.held, tags, fits, strict=True)
+        )
+        in_sum = [
+            (number, sealing)
+            for number, sealing, tag in zip(masked.neighbours, masked.sealing, tags, strict=True)
+            if tag is not None
         ]
+        numbers = [self.client_id, *(number for number, _ in in_sum)]
+        view = view_of(numbers) if self.terms.num_neighbours is None else b""
+        sent = [keys.attest(sealing, joined.context, _IN_SUM, self.client_id, n, view) for n, sealing in in_sum]
+        expected = [keys.attest(sealing, joined.context, _IN_SUM, n, self.client_id, view) for n, sealing in in_sum]
+        self._standing = Confirmed(joined, masked.own_share, shares, tuple(expected))
+        return messages.encode_confirmations(joined.session, sent)
+
+    def reveal(self, confirmed: bytes) -> bytes:
+        """Answer what others confirmed: give the shares that take the masks off the sum.
+
+        Nothing where fewer than the threshold, this client among them, were told the same: so no two sets of clients
+        can be taken for those in the sum.
+
+        Args:
+            confirmed: this client's of ``SecureServer.confirmed``.
+
+        Returns:
+            The bytes for ``SecureServer.receive``.
+
+        Raises:
+            DecodeError: on a damaged message.
+            TooFewClients: where too few neighbours confirmed what this client was told.
+            ProtocolError: on a message out of turn.
+        """
+        standing = self._in_turn(Confirmed, "confirmations of others")
+        most = len(standing.tags) * (TAG_BYTES + 1)
+        opened = messages.open_message(confirmed, messages.CONFIRMED, most, standing.joined.session)
+        _, tags = opened.chosen(len(standing.tags), TAG_BYTES)
+        self._check_enough(
+            1 + sum(tag is not None and keys.same(tag, own) for tag, own in zip(tags, standing.tags, strict=True))
+        )
         self._standing, self._used_up = None, True
-        return messages.encode_chosen(messages.REVEALS, masked.joined.session, shares, masked.own_share)
+        return messages.encode_chosen(messages.REVEALS, standing.joined.session, standing.shares, standing.own_share)
 
     def to_secrets(self) -> bytes:
         """Write this client with its secrets, for a host whose process ends between two messages.
@@ -290,8 +333,8 @@ class SecureClient:
     def _check_enough(self, num_holders: int) -> None:
         if num_holders < self.terms.num_shares:
             raise TooFewClients(
-                f"client {self.client_id} needs {self.terms.num_shares} clients that hold its shares, itself among "
-                f"them, got {num_holders}: it sends nothing more"
+                f"client {self.client_id} needs {self.terms.num_shares} clients that hold its shares and know of the "
+                f"same clients, itself among them, got {num_holders}: it sends nothing more"
             )
 
     def _in_turn(self, kind: type[_Kind], what: str) -> _Kind:

@@ -139,6 +139,10 @@ class SecureGroups:
         """End the third step, as ``SecureServer.survivors`` does; TooFewClients where no group is left."""
         return _of_all(self._each(SecureServer.survivors))
 
+    def confirmed(self) -> dict[int, bytes]:
+        """End the fourth step, as ``SecureServer.confirmed`` does; TooFewClients where no group is left."""
+        return _of_all(self._each(SecureServer.confirmed))
+
     def close_round(self) -> SecureSum:
         """End the last step: take the masks off the sum of each group, and add them.
 

@@ -51,7 +51,8 @@ __all__ = [
 SEED_BYTES = 16
 """Bytes of a secret that is shared, and of a share of it: elements of GF(2^128)."""
 KEY_BYTES = 32
-TAG_BYTES = 16
+TAG_BYTES = 8
+"""Bytes of a tag: whoever forges one has a single try, before the client it is for is used up."""
 SESSION_BYTES = 16
 SEALED_BYTES = 2 * SEED_BYTES + 16
 """Bytes of two shares, encrypted, with what shows that nobody changed them."""
@@ -73,7 +74,7 @@ def context_of(session: bytes, round: int, terms: bytes, layout: bytes) -> bytes
         terms: digest of the terms.
         layout: digest of the layout.
     """
-    return hashlib.sha256(b"gradwire secagg 1" + session + varint(round) + terms + layout).digest()
+    return hashlib.sha256(b"gradwire secagg 2" + session + varint(round) + terms + layout).digest()
 
 
 def fresh_key() -> X25519PrivateKey:
@@ -107,17 +108,18 @@ def agree(own: X25519PrivateKey, other: bytes) -> bytes:
         raise ProtocolError("a public key is of small order: no secret can be agreed on with it") from None
 
 
-def attest(secret: bytes, context: bytes, sender: int, receiver: int, view: bytes) -> bytes:
-    """Return 16 bytes that tell the receiver whom the sender masked with, which nobody else could write.
+def attest(secret: bytes, context: bytes, what: bytes, sender: int, receiver: int, view: bytes) -> bytes:
+    """Return 8 bytes that tell the receiver which clients the sender knows of, which nobody else could write.
 
     Args:
         secret: what ``agree`` gave the two clients.
         context: the session's.
-        sender: who masked.
-        receiver: one of those it masked with.
-        view: digest of all clients it knows of, or nothing where each has neighbours of its own.
+        what: ``b"masked with"`` those clients, or told that they are ``b"in the sum"``.
+        sender: who says so.
+        receiver: one of those.
+        view: digest of all of them, or nothing where each has neighbours of its own.
     """
-    return _derive(secret, context, b"view" + varint(sender) + varint(receiver) + view)[:TAG_BYTES]
+    return _derive(secret, context, what + varint(sender) + varint(receiver) + view)[:TAG_BYTES]
 
 
 def commit(seed: bytes, context: bytes, client: int) -> bytes:

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradwire.errors import BadChecksum, LimitExceeded, Malformed, ProtocolError, UnsupportedVersion
-from gradwire.secagg.keys import KEY_BYTES, SEALED_BYTES, SEED_BYTES, SESSION_BYTES, TAG_BYTES
+from gradwire.secagg.keys import KEY_BYTES, SEED_BYTES, SESSION_BYTES, TAG_BYTES
 from gradwire.wire.reader import Reader, varint
 
 __all__ = [
+    "CONFIRMATIONS",
+    "CONFIRMED",
     "DELIVERIES",
     "DIGEST_BYTES",
     "INVITATION",
@@ -29,6 +31,7 @@ __all__ = [
     "Keys",
     "Opened",
     "encode_chosen",
+    "encode_confirmations",
     "encode_invitation",
     "encode_keys",
     "encode_masked",
@@ -38,11 +41,22 @@ __all__ = [
     "open_message",
 ]
 
-INVITATION, KEYS, ROSTER, SHARES, DELIVERIES, MASKED, SURVIVORS, REVEALS = range(1, 9)
-NAMES = ("invitation", "keys", "roster", "shares", "deliveries", "masked numbers", "survivors", "reveals")
+INVITATION, KEYS, ROSTER, SHARES, DELIVERIES, MASKED, SURVIVORS, CONFIRMATIONS, CONFIRMED, REVEALS = range(1, 11)
+NAMES = (
+    "invitation",
+    "keys",
+    "roster",
+    "shares",
+    "deliveries",
+    "masked numbers",
+    "survivors",
+    "confirmations",
+    "confirmed",
+    "reveals",
+)
 DIGEST_BYTES = 8
 
-_MAGIC, _VERSION = b"GWS", 1
+_MAGIC, _VERSION = b"GWS", 2
 _HEAD = len(_MAGIC) + 2 + SESSION_BYTES
 _CHECKSUM = 4
 
@@ -93,7 +107,7 @@ def encode_chosen(kind: int, session: bytes, items: Sequence[bytes | None], firs
     """Write which of a list are there, and what each of them is; ``Opened.chosen`` reads it.
 
     Args:
-        kind: DELIVERIES, SURVIVORS or REVEALS.
+        kind: DELIVERIES, SURVIVORS, CONFIRMED or REVEALS.
         session: the session.
         items: None for each that is not there; all of one length.
         first: what comes before the list.
@@ -110,13 +124,18 @@ def encode_masked(
 
     Args:
         session: the session.
-        support: digest of the coordinates.
+        support: digest of the coordinates, of which the first ``DIGEST_BYTES`` go.
         packed: the numbers.
         tags: of each neighbour.
         clear: where the terms have numbers sent in clear, the client's weight and a payload of those.
     """
     rest = b"" if clear is None else varint(clear[0]) + clear[1]
-    return _write(MASKED, session, support + packed + b"".join(tags) + rest)
+    return _write(MASKED, session, support[:DIGEST_BYTES] + packed + b"".join(tags) + rest)
+
+
+def encode_confirmations(session: bytes, tags: Iterable[bytes]) -> bytes:
+    """Write a client's tags for its neighbours in the sum, in order; ``Opened.all_of`` reads them."""
+    return _write(CONFIRMATIONS, session, b"".join(tags))
 
 
 def kind_of(data: bytes) -> int:
@@ -201,9 +220,9 @@ class Opened:
         self._end()
         return found
 
-    def all_of(self, count: int) -> list[bytes]:
-        """Read shares for so many neighbours."""
-        found = [self._take(SEALED_BYTES, "shares") for _ in range(count)]
+    def all_of(self, count: int, num_bytes: int) -> list[bytes]:
+        """Read what is for each of so many neighbours."""
+        found = [self._take(num_bytes, "entry") for _ in range(count)]
         self._end()
         return found
 

@@ -58,13 +58,13 @@ def check_layout(layout: Any) -> Layout:
 
 
 def support_digest(support: Integers) -> bytes:
-    """Return eight bytes that name the coordinates."""
-    return hashlib.sha256(support.astype("<i8").tobytes()).digest()[:8]
+    """Return 32 bytes that name the coordinates: all of them are in the masks' keys, so that no two supports meet."""
+    return hashlib.sha256(support.astype("<i8").tobytes()).digest()
 
 
 def view_of(clients: Sequence[int]) -> bytes:
-    """Return eight bytes that name the clients one knows of."""
-    return hashlib.sha256(np.array(sorted(clients), "<i8").tobytes()).digest()[:8]
+    """Return 32 bytes that name the clients one knows of."""
+    return hashlib.sha256(np.array(sorted(clients), "<i8").tobytes()).digest()
 
 
 class Sparse(NamedTuple):

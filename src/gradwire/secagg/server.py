@@ -62,10 +62,10 @@ class SecureSum:
 class SecureServer:
     """The server's side of one secure sum: what clients send is passed on or added up, and seen by nobody.
 
-    ``invitation`` goes to all; ``receive`` takes what they answer with. ``rosters``, ``deliveries``, ``survivors`` and
-    ``close_round`` each end a step: who has not answered by then has dropped out, which is for the host to decide.
-    Where fewer than ``Terms.threshold`` are left there is no sum, and this object is used up. Memory is that of one
-    vector of the support and of the clients' keys and shares.
+    ``invitation`` goes to all; ``receive`` takes what they answer with. ``rosters``, ``deliveries``, ``survivors``,
+    ``confirmed`` and ``close_round`` each end a step: who has not answered by then has dropped out, which is for the
+    host to decide. Where fewer than ``Terms.threshold`` are left there is no sum, and this object is used up. Memory is
+    that of one vector of the support and of the clients' keys and shares.
 
     Args:
         terms: what was agreed on with the clients.
@@ -112,6 +112,7 @@ class SecureServer:
         self._in_clear = NOWHERE
         self._tags: dict[int, dict[int, bytes]] = {}
         self._in_sum: tuple[int, ...] = ()
+        self._confirmed: tuple[int, ...] = ()
         self._shares: dict[int, dict[int, bytes]] = {}
 
     @property
@@ -151,6 +152,7 @@ class SecureServer:
             messages.KEYS: self._take_keys,
             messages.SHARES: self._take_shares,
             messages.MASKED: self._take_masked,
+            messages.CONFIRMATIONS: self._take_confirmations,
             messages.REVEALS: self._take_reveals,
         }[self._expected]
         take(message, client_id)
@@ -211,7 +213,7 @@ class SecureServer:
             TooFewClients: where fewer than the threshold sent masked numbers.
             ProtocolError: out of turn.
         """
-        self._in_sum = self._end_step(messages.MASKED, messages.REVEALS)
+        self._in_sum = self._end_step(messages.MASKED, messages.CONFIRMATIONS)
         self._shares = {client: {} for client in self._delivered}
         out = {}
         for client in self._in_sum:
@@ -219,6 +221,29 @@ class SecureServer:
             out[client] = messages.encode_chosen(messages.SURVIVORS, self.session, tags)
         self._tags = {}
         return out
+
+    def confirmed(self) -> dict[int, bytes]:
+        """End the fourth step: tell each client that confirmed which clients are in the sum what others confirmed.
+
+        Returns:
+            Client -> what to send it.
+
+        Raises:
+            TooFewClients: where fewer than the threshold confirmed.
+            ProtocolError: out of turn.
+        """
+        self._confirmed = self._end_step(messages.CONFIRMATIONS, messages.REVEALS)
+        out = {}
+        for client in self._confirmed:
+            tags = [self._tags[n][client] if n in self._tags else None for n in self._beside(client)]
+            out[client] = messages.encode_chosen(messages.CONFIRMED, self.session, tags)
+        self._tags = {}
+        return out
+
+    def _beside(self, client: int) -> tuple[int, ...]:
+        """A client's neighbours in the sum."""
+        in_sum = set(self._in_sum)
+        return tuple(n for n in self._delivered[client] if n in in_sum)
 
     def close_round(self) -> SecureSum:
         """End the last step: take the masks off the sum.
@@ -275,7 +300,8 @@ class SecureServer:
             now = "over" if self._expected is None else f"waiting for {messages.NAMES[self._expected - 1]}"
             raise ProtocolError(f"the step of the {name} cannot be ended: this secure sum is {now}")
         present = self.answered
-        least = self.terms.threshold if kind != messages.REVEALS or self.terms.num_neighbours is None else 1
+        late = kind in (messages.CONFIRMATIONS, messages.REVEALS)
+        least = 1 if late and self.terms.num_neighbours is not None else self.terms.threshold
         if len(present) < least:
             self._expected = None
             raise TooFewClients(f"{len(present)} of the clients sent {name}, at least {least} must: there is no sum")
@@ -302,7 +328,7 @@ class SecureServer:
         self._check_asked(client_id, self._neighbours)
         neighbours = self._neighbours[client_id]
         opened = messages.open_message(message, messages.SHARES, len(neighbours) * SEALED_BYTES, self.session)
-        self._sealed[client_id] = dict(zip(neighbours, opened.all_of(len(neighbours)), strict=True))
+        self._sealed[client_id] = dict(zip(neighbours, opened.all_of(len(neighbours), SEALED_BYTES), strict=True))
 
     def _take_masked(self, message: bytes, client_id: int) -> None:
         self._check_asked(client_id, self._delivered)
@@ -314,8 +340,8 @@ class SecureServer:
             most += _MOST_WEIGHT + Limits.of(self.layout.d).max_bytes
         opened = messages.open_message(message, messages.MASKED, most, self.session)
         digest, packed, tags, clear = opened.masked(num_bytes, len(neighbours), self.terms.most_in_clear > 0)
-        if digest != self._digest:
-            raise ProtocolError(f"client {client_id} has another support: {digest.hex()}, not {self._digest.hex()}")
+        if digest != (own := self._digest[: messages.DIGEST_BYTES]):
+            raise ProtocolError(f"client {client_id} has another support: {digest.hex()}, not {own.hex()}")
         if count * width % 8 and packed[-1] >> count * width % 8:
             raise Malformed("masked numbers: unused bits of the last byte must be 0")
         numbers = ops.unpack(np.frombuffer(packed, np.uint8), count, width)
@@ -331,8 +357,14 @@ class SecureServer:
         support, integers = read_clear(data, self.layout, self.terms, self._support, self.round)
         return Sparse(support, weight * integers)
 
-    def _take_reveals(self, message: bytes, client_id: int) -> None:
+    def _take_confirmations(self, message: bytes, client_id: int) -> None:
         self._check_asked(client_id, self._in_sum)
+        beside = self._beside(client_id)
+        opened = messages.open_message(message, messages.CONFIRMATIONS, len(beside) * TAG_BYTES, self.session)
+        self._tags[client_id] = dict(zip(beside, opened.all_of(len(beside), TAG_BYTES), strict=True))
+
+    def _take_reveals(self, message: bytes, client_id: int) -> None:
+        self._check_asked(client_id, self._confirmed)
         delivered = self._delivered[client_id]
         most = SEED_BYTES + len(delivered) * (SEED_BYTES + 1)
         opened = messages.open_message(message, messages.REVEALS, most, self.session)

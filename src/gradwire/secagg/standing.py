@@ -17,9 +17,9 @@ from gradwire.files.store import pack_state, unpack_state
 from gradwire.saved import reading_state
 from gradwire.secagg import messages
 
-__all__ = ["Joined", "Masked", "Sharing", "Standing", "pack_standing", "unpack_standing"]
+__all__ = ["Confirmed", "Joined", "Masked", "Sharing", "Standing", "pack_standing", "unpack_standing"]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,28 @@ class Sharing:
 class Masked:
     """After the deliveries: of each neighbour that is still there both shares, None where they were unreadable.
 
-    And the tag that it sends if it knows of the same clients.
+    And what it has in common with each, and the tag that it sends if it masked with the same clients.
     """
 
     joined: Joined
+    neighbours: tuple[int, ...]
+    sealing: tuple[bytes, ...]
     own_share: bytes
     held: tuple[bytes | None, ...]
     tags: tuple[bytes, ...]
 
 
-Standing = Joined | Sharing | Masked | None
+@dataclass(frozen=True)
+class Confirmed:
+    """After the survivors: what it will reveal of each neighbour, and the tag of each that was told the same."""
+
+    joined: Joined
+    own_share: bytes
+    shares: tuple[bytes | None, ...]
+    tags: tuple[bytes, ...]
+
+
+Standing = Joined | Sharing | Masked | Confirmed | None
 
 
 def pack_standing(standing: Standing, client_id: int, terms: bytes) -> bytes:
@@ -87,12 +99,13 @@ def pack_standing(standing: Standing, client_id: int, terms: bytes) -> bytes:
             "own_seed": joined.own_seed.hex(),
             "published": [published.cipher.hex(), published.mask.hex(), published.commitment.hex()],
         }
+    if isinstance(standing, (Sharing, Masked)):
+        state |= {"neighbours": list(standing.neighbours), "sealing": _texts(standing.sealing)}
     if isinstance(standing, Sharing):
-        state["neighbours"] = list(standing.neighbours)
-        state |= {"sealing": _texts(standing.sealing), "masking": _texts(standing.masking)}
-        state["own_share"] = standing.own_share.hex()
-    if isinstance(standing, Masked):
-        state["held"] = [None if both is None else both.hex() for both in standing.held]
+        state |= {"masking": _texts(standing.masking), "own_share": standing.own_share.hex()}
+    if isinstance(standing, (Masked, Confirmed)):
+        held = standing.held if isinstance(standing, Masked) else standing.shares
+        state["held"] = [None if each is None else each.hex() for each in held]
         state |= {"tags": _texts(standing.tags), "own_share": standing.own_share.hex()}
     return pack_state(state)
 
@@ -123,13 +136,19 @@ def unpack_standing(data: bytes, client_id: int, terms: bytes) -> Standing:
         if state["kind"] == "Joined":
             return joined
         own_share = bytes.fromhex(state["own_share"])
-        if state["kind"] == "Sharing":
-            neighbours = tuple(check_integer("neighbour", number, 0, 2**63 - 1) for number in state["neighbours"])
-            return Sharing(joined, neighbours, _bytes(state["sealing"]), _bytes(state["masking"]), own_share)
-        if state["kind"] != "Masked":
+        if state["kind"] not in ("Sharing", "Masked", "Confirmed"):
             raise StateError(f"secrets are of a client that is {state['kind']!r}")
-        held = tuple(None if both is None else bytes.fromhex(both) for both in state["held"])
-        return Masked(joined, own_share, held, _bytes(state["tags"]))
+        if state["kind"] == "Sharing":
+            return Sharing(joined, *_neighbours(state), _bytes(state["masking"]), own_share)
+        held = tuple(None if each is None else bytes.fromhex(each) for each in state["held"])
+        if state["kind"] == "Masked":
+            return Masked(joined, *_neighbours(state), own_share, held, _bytes(state["tags"]))
+        return Confirmed(joined, own_share, held, _bytes(state["tags"]))
+
+
+def _neighbours(state: dict[str, Any]) -> tuple[tuple[int, ...], tuple[bytes, ...]]:
+    numbers = tuple(check_integer("neighbour", number, 0, 2**63 - 1) for number in state["neighbours"])
+    return numbers, _bytes(state["sealing"])
 
 
 def _read_joined(saved: dict[str, Any]) -> Joined:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +20,15 @@ from gradwire.secagg.support import pack_support, unpack_support
 
 __all__ = ["SecureMod"]
 
+_log = logging.getLogger("flwr")
 _WEIGHTED_BY = "num-examples"
 
 
 class SecureMod(CompressionMod):
     """Send updates of which the server learns the sum alone; goes where ``CompressionMod`` does.
 
-    Of a train reply nothing leaves the node but its masked update and weight: no metrics. What ``@app.evaluate``
+    Of a train reply nothing leaves the node but its masked update and weight: no metrics, and where they cannot be sent
+    no word of why but in the node's own log. What ``@app.evaluate``
     answers goes as it is. An instruction that asks for an update in clear is refused.
 
     Args:
@@ -76,6 +79,14 @@ class SecureMod(CompressionMod):
         return Worked(Message(RecordDict(), reply_to=message), keys, trained=False)
 
     def _step(self, message: Message, context: Context, call_next: CallNext, found: Found) -> Message:
+        """Answer a later step; what is wrong with an update or a weight is said here, since Flower sends errors on."""
+        try:
+            return self._answered(message, context, call_next, found)
+        except UpdateError as error:
+            _log.error("gradwire: %s", error)
+            raise UpdateError("this client's update or weight cannot be sent: its own log says why") from None
+
+    def _answered(self, message: Message, context: Context, call_next: CallNext, found: Found) -> Message:
         """Answer a later step: what is kept is replaced before the answer leaves."""
         step = read_step(found.data)
         client_id = self._number(context)
@@ -88,6 +99,8 @@ class SecureMod(CompressionMod):
             if step.number == 2:
                 answered = client.share(step.message)
             elif step.number == 4:
+                answered = client.confirm(step.message)
+            elif step.number == 5:
                 answered = client.reveal(step.message)
             else:
                 if step.number == PROPOSAL:

@@ -1,4 +1,4 @@
-"""SecureStrategy: the server's side of secure sums over Flower, four messages to each client and round."""
+"""SecureStrategy: the server's side of secure sums over Flower, five messages to each client and round."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from gradwire.wire import Limits
 __all__ = ["SecureStrategy"]
 
 _log = logging.getLogger("flwr")
-_SHARES, _MASKED, _REVEALS = 2, 3, 4
+_SHARES, _MASKED, _CONFIRMATIONS, _REVEALS = 2, 3, 4, 5
 
 
 @dataclass
@@ -60,12 +60,12 @@ class _Session:
 class SecureStrategy(CompressedStrategy):
     """Let a strategy that takes the mean train on secure sums: nobody but a client itself sees its update.
 
-    Each round asks the chosen nodes four times: for keys, for shares, to train, and for what takes the masks off the
-    sum. With ``leader`` one of them, drawn anew each round, trains before the others and tells which coordinates to
-    send. Whoever does not answer in time has dropped out. A round of more clients than a sum may have is dealt to
-    groups. Below ``terms.threshold`` nothing of a group is summed, and the updates stay with its clients; where no
-    group has a sum the model stays as it was. Each ClientApp has ``SecureMod`` with the same terms. The inner strategy
-    is handed one reply with the mean, the weights' sum, and no metrics of single clients.
+    Each round asks the chosen nodes five times: for keys, for shares, to train, to confirm to each other who is in the
+    sum, and for what takes the masks off it. With ``leader`` one of them, drawn anew each round, trains before the
+    others and tells which coordinates to send. Whoever does not answer in time has dropped out. A round of more clients
+    than a sum may have is dealt to groups. Below ``terms.threshold`` nothing of a group is summed, and the updates stay
+    with its clients; where no group has a sum the model stays as it was. Each ClientApp has ``SecureMod`` with the same
+    terms. The inner strategy is handed one reply with the mean, the weights' sum, and no metrics of single clients.
 
     Args:
         inner: FedAvg, FedAvgM, FedProx, FedAdam, FedYogi or FedAdagrad; its ``train_metrics_aggr_fn`` sees the weight
@@ -76,7 +76,7 @@ class SecureStrategy(CompressedStrategy):
         terms: what was agreed on with the clients. A round of more than ``terms.num_clients`` is summed in groups.
         downlink: as for ``CompressedStrategy``.
         client_id_of: as for ``CompressedStrategy``; node authentication and this keep a node from playing many.
-        step_timeout: seconds to wait for keys, for shares, and for what takes the masks off; training has the
+        step_timeout: seconds to wait in each of the steps in which nobody trains; training has the
             ``timeout`` of ``start``.
         seed: as for ``CompressedStrategy``.
         conversation: as for ``CompressedStrategy``.
@@ -192,7 +192,7 @@ class SecureStrategy(CompressedStrategy):
         conversation, post = self._opened()
         return cast(SecureConversation, conversation), post
 
-    # ---- the four steps
+    # ---- the five steps
 
     def _join(self, session: _Session, messages: list[Message], group_of: Mapping[int, int]) -> None:
         """Step 1: the model goes out as always, with the group's invitation; keys come back in place of payloads."""
@@ -249,10 +249,11 @@ class SecureStrategy(CompressedStrategy):
         return self._step(session, _MASKED, session.groups.deliveries(support), told)
 
     def _sum(self, session: _Session) -> SecureSum | None:
-        """Step 4: have the masks taken off; None, and a line in the log, where there is no sum."""
+        """Steps 4 and 5: have the masks taken off; None, and a line in the log, where there is no sum."""
         try:
-            out = self._step(session, _REVEALS, session.groups.survivors())
-            self._take(session, _REVEALS, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
+            for number, end in ((_CONFIRMATIONS, SecureGroups.survivors), (_REVEALS, SecureGroups.confirmed)):
+                out = self._step(session, number, end(session.groups))
+                self._take(session, number, list(session.grid.send_and_receive(out, timeout=self.step_timeout)))
             total = session.groups.close_round()
         except ProtocolError as error:
             _log.warning("gradwire: no sum in this round: %s", visible(str(error)))
