@@ -26,12 +26,12 @@ from gradwire.federated.data.partition import parse_partition
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.data.train import Trainer, draw_batches
 from gradwire.report.tables import format_bytes
-from gradwire.secagg import SecureClient, SecureServer, Terms
+from gradwire.secagg import VOTES, SecureClient, SecureServer, Terms, cast_votes, elected, votes_layout
 from gradwire.secagg.support import pack_support
 
 CLIENTS, ROUNDS, LOCAL_STEPS, BATCH, LEARNING_RATE = 10, 40, 5, 32, 0.1
 PARTITIONS, SEEDS = ("iid", "dirichlet:0.3"), (0, 1, 2)
-GRID, BLOCK, TCS = gw.fixed(8, 0.25), 16, gw.tcs(0.01, 0.001)
+GRID, SKETCH, TCS = gw.fixed(8, 0.25), gw.sketch(0.01, block=16), gw.tcs(0.01, 0.001)
 METHODS = {
     "topk": "ef(topk(0.01) | fixed(8, 0.25))",
     "topk-bytes": "ef(topk(0.02) | fixed(8, 0.25))",  # near the bytes of the leader under masks
@@ -41,7 +41,7 @@ METHODS = {
     "tcs-own": f"ef({TCS} | fixed(8, 0.25))",  # and each client's own beside them, in clear
     "leader": "ef(leader(0.01) | fixed(8, 0.25))",
     "leader-clear": "ef(leader(0.01) | fixed(8, 0.25))",
-    "sketch": f"ef(sketch(0.01, block={BLOCK}) | fixed(8, 0.25))",
+    "sketch": f"ef({SKETCH} | fixed(8, 0.25))",
 }
 PARTS = tuple(METHODS)
 IN_CLEAR = ("topk", "topk-bytes", "leader-clear")
@@ -128,23 +128,13 @@ def _support(
     return clients[0].compressor.shared_support(layout, round), 0
 
 
-def _ones(support: np.ndarray, d: int) -> np.ndarray:
-    vector = np.zeros(d, np.float32)
-    vector[support] = 1
-    return vector
-
-
 def _voted(clients: list[gw.Client], updates: np.ndarray, index: int) -> tuple[np.ndarray, int]:
-    """The blocks that most clients would send: each names its own, one bit a block, summed under masks."""
-    d = clients[0].layout.d
-    blocks = gw.Layout.flat(-(-d // BLOCK))
-    own = [np.unique(client.propose(u) // BLOCK) for client, u in zip(clients, updates, strict=True)]
-    votes = [gw.Client(gw.fixed(2, 1.0), blocks).compress(_ones(named, blocks.d), round=index) for named in own]
-    terms = Terms(CLIENTS, CLIENTS, gw.fixed(2, 1.0))
-    total, num_bytes = _session(votes, blocks, np.arange(blocks.d), index, terms)
-    chosen = np.sort(np.argsort(-total.integers, kind="stable")[: max(1, round(0.01 * blocks.d))])
-    support = (chosen[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-    return support[support < d], num_bytes
+    """The blocks that most clients would send: each names its own, one number a block, summed under masks."""
+    layout, blocks = clients[0].layout, votes_layout(SKETCH, clients[0].layout)
+    named = [client.propose(u) for client, u in zip(clients, updates, strict=True)]
+    votes = [cast_votes(own, SKETCH, layout, index) for own in named]
+    total, num_bytes = _session(votes, blocks, np.arange(blocks.d), index, Terms(CLIENTS, CLIENTS, VOTES))
+    return elected(total, SKETCH, layout), num_bytes
 
 
 def _summed(

@@ -12,7 +12,7 @@ from secure_rounds import LAYOUT, STEPS, SUPPORT, Heard, blobs_of, plain_sum, pl
 
 import gradwire as gw
 from gradwire.compressors.papers.leader import leader_of
-from gradwire.secagg import SecureClient, SecureServer, Terms
+from gradwire.secagg import VOTES, SecureClient, SecureServer, Terms, cast_votes, elected, votes_layout
 
 
 def check(terms: Terms, blobs: dict[int, bytes], weights: dict[int, int], steps: dict[int, int]) -> None:
@@ -237,9 +237,15 @@ def test_a_round_under_masks_is_that_in_clear(chosen):
             support = sides[0][first].propose(updates[first])
             assert support.tolist() == sides[1][first].propose(updates[first]).tolist()
         elif chosen == "votes":
-            named = [np.unique(client.propose(u) // 4) for client, u in zip(sides[0], updates, strict=True)]
-            votes = np.bincount(np.concatenate(named), minlength=15)
-            support = np.flatnonzero(np.isin(np.arange(60) // 4, np.argsort(-votes, kind="stable")[:3]))
+            named = [client.propose(u) for client, u in zip(sides[0], updates, strict=True)]
+            cast = {i: cast_votes(own, spec, layout, index) for i, own in enumerate(named)}
+            blocks = votes_layout(spec, layout)
+            votes = play(Terms(4, 3, VOTES), cast, layout=blocks, support=np.arange(blocks.d), round=index)
+            counts = np.bincount(np.concatenate([np.unique(own // 4) for own in named]), minlength=15)
+            assert votes.integers.tolist() == counts.tolist()
+            support = elected(votes, spec, layout)
+            most = np.argsort(-counts, kind="stable")[:3]
+            assert support.tolist() == np.flatnonzero(np.isin(np.arange(60) // 4, most)).tolist()
         else:
             support = spec.shared_support(layout, gw.Round(index=index, key=gw.Key(0, index)))
         blobs = [[c.compress(u, support=support) for c, u in zip(side, updates, strict=True)] for side in sides]

@@ -11,15 +11,20 @@ from gradwire.secagg.graph import Chances, chances, least_neighbours
 from gradwire.secagg.groups import SecureGroups, deal
 from gradwire.secagg.server import SecureServer, SecureSum
 from gradwire.secagg.terms import Terms
+from gradwire.secagg.votes import VOTES, cast_votes, elected, votes_layout
 
 __all__ = [
+    "VOTES",
     "Chances",
     "SecureClient",
     "SecureGroups",
     "SecureServer",
     "SecureSum",
     "Terms",
+    "cast_votes",
     "chances",
     "deal",
+    "elected",
     "least_neighbours",
+    "votes_layout",
 ]

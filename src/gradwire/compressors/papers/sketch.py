@@ -62,7 +62,7 @@ class sketch(Sparsifier):
 
     def sparsify(self, update: Vector, state: State, round: Round, num_kept: int | None) -> list[Part]:
         """Take this worker's own largest blocks."""
-        return [part_at(update, self._coordinates(self._lengths(update), update.size))]
+        return [part_at(update, self.coordinates(self._lengths(update), update.size))]
 
     def most_kept(self, d: int) -> int:
         """Tell how many coordinates whole blocks have."""
@@ -91,9 +91,7 @@ class sketch(Sparsifier):
         layout, num_workers = state.layout, np.float32((round or Round()).num_workers)
         d = layout.num_parameters
         lengths = self._lengths(update[:d])
-        support = self._coordinates(
-            checked_sum((yield np.minimum(lengths, LARGEST / 2 / num_workers)), lengths.size), d
-        )
+        support = self.coordinates(checked_sum((yield np.minimum(lengths, LARGEST / 2 / num_workers)), lengths.size), d)
         own = np.zeros(self.most_kept(d) + layout.d - d, np.float32)
         own[: support.size], own[own.size - (layout.d - d) :] = update[support], update[d:]
         total = checked_sum((yield own), own.size) / num_workers
@@ -112,8 +110,13 @@ class sketch(Sparsifier):
         lengths = np.sqrt(np.add.reduceat(squares, np.arange(0, update.size, self.block)))
         return np.minimum(lengths, LARGEST).astype(np.float32)
 
-    def _coordinates(self, lengths: Vector, d: int) -> NDArray[np.int64]:
-        """The coordinates of the largest blocks, increasing."""
+    def coordinates(self, lengths: Vector, d: int) -> NDArray[np.int64]:
+        """Return the coordinates of the largest blocks, increasing.
+
+        Args:
+            lengths: (blocks,) float32, or whatever else says how large each block is; none of 0 is taken.
+            d: coordinates of the model.
+        """
         chosen = ops.topk(lengths, self._num_kept(d))
         found = (chosen[:, None] * self.block + np.arange(min(self.block, d))).reshape(-1)
         return found[found < d]
