@@ -6,7 +6,8 @@ CLIENTS simulated nodes train a perceptron on MNIST, so many batches a round eac
 the engine's own work, with the other training takes its share. One engine runs dense and compressed rounds in turns,
 blocks of ROUNDS, so that both meet the same machine; the first round of a block, in which the model is sent whole, is
 left out, and so is the first pair of blocks. gradwire's simulator runs the same model, data and steps before and after,
-on as many threads as the engine has workers. Takes some minutes; needs ray: pip install 'gradwire[flower-sim]'.
+as many blocks each, on as many threads as the engine has workers. Takes some minutes; needs ray: pip install
+'gradwire[flower-sim]'.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ def measure_rounds(data_dir: str | None, num_parameters: int, pairs: int, rounds
     _simulator(data_dir, 2, 1)  # what is done once a process
     parts = []
     for steps in LOCAL_STEPS:
-        simulator = [_simulator(data_dir, 10 * rounds, steps)]
+        simulator = [_simulator(data_dir, 10 * rounds, steps) for _ in range(pairs)]
         blocks = _engine(data_dir, pairs, rounds, steps)
-        simulator.append(_simulator(data_dir, 10 * rounds, steps))
+        simulator += [_simulator(data_dir, 10 * rounds, steps) for _ in range(pairs)]
         parts.append({"local_steps": steps, "blocks": blocks, "simulator": simulator})
     return {
         "about": {
