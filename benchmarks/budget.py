@@ -243,7 +243,28 @@ def document(found: Found) -> dict[str, str]:
         ]
         parts.append(table(headings, downs))
     parts.append(describe(found))
-    return {"docs/results.md#budget": "\n\n".join(parts)}
+    return {
+        "docs/results.md#budget": "\n\n".join(parts),
+        "docs/papers/tcs.md#tcs-generated": _against_topk(measured, d),
+    }
+
+
+def _against_topk(measured: dict[tuple[str, str], dict[str, Any]], d: int) -> str:
+    """TCS beside top-k, for TCS's page."""
+    rows = []
+    for name, tcs, topk in (("as they are", "TCS", "top-k 1 %"), ("of 5 bits", "TCS, 5 bits", "top-k 1 %, 5 bits")):
+        budgets = {method: paper for method, _, paper, *_ in METHODS}
+        cells = [name, f"{budgets[tcs]:g} / {budgets[topk]:g}, {budgets[topk] / budgets[tcs]:.2f}x"]
+        for recipe in RECIPES:
+            ours, others = (
+                8 * measured[recipe, str(gw.parse(spec))]["costliest_upload"]["total_bytes"] / d
+                for method in (tcs, topk)
+                for name, spec, *_ in METHODS
+                if name == method
+            )
+            cells.append(f"{ours:.5f} / {others:.5f}, {others / ours:.2f}x")
+        rows.append(cells)
+    return table(["values", "claimed: TCS / top-k", *(f"{recipe} updates" for recipe in RECIPES)], rows)
 
 
 def _codec(blob: dict[str, Any]) -> str:
