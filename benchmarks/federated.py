@@ -45,9 +45,10 @@ def measure(data_dir: str | None, parts: Sequence[str]) -> Found | None:
         names = [name for name in parts if name != MANY]
         found = dict(zip(names, pool.starmap(_run, [(name, where) for name in names], chunksize=1), strict=True))
     if MANY in parts:
-        variants = range(len(Experiment.read(FOLDER / f"{MANY}.toml").variants()))
+        many = Experiment.read(FOLDER / f"{MANY}.toml")
+        jobs = [(number, seed) for number in range(len(many.variants())) for seed in many.seeds]
         with context.Pool(1, maxtasksperchild=1) as pool:
-            found[MANY] = {"runs": pool.map(_run_alone, variants, chunksize=1)}
+            found[MANY] = {"runs": pool.starmap(_run_alone, jobs, chunksize=1)}
     return found
 
 
@@ -70,7 +71,7 @@ def _run(name: str, data_dir: str | None) -> dict[str, Any]:
     return found
 
 
-def _run_alone(number: int) -> Run:
+def _run_alone(number: int, seed: int) -> Run:
     """One variant of many-clients.toml, and the most memory this process ever took over what it began with."""
     import tempfile
 
@@ -84,7 +85,7 @@ def _run_alone(number: int) -> Run:
         pass  # what is loaded and compiled once is no matter of clients
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as name:
-        simulation = Simulation(variant.experiment, variant.compressor, task, 0, None, variant.label, Path(name))
+        simulation = Simulation(variant.experiment, variant.compressor, task, seed, None, variant.label, Path(name))
         for metrics in simulation.rounds():
             if (metrics.round + 1) % 20 == 0:
                 simulation.state_dict()  # commits what is on disk, as a run's checkpoints do
@@ -138,32 +139,38 @@ def _seconds(seconds: float) -> str:
 
 
 def _mixed_links(runs: list[Run]) -> str:
-    rows = []
-    for r in runs:
-        reached = r["target_virtual_seconds"] is not None
+    rows, seconds = [], {}
+    for label in _labels(runs):
+        mine = _of(runs, label)
+        reached = [r for r in mine if r["target_virtual_seconds"] is not None]
+        if len(reached) < len(mine):
+            took, made = _mean(mine, "virtual_seconds"), _mean(mine, "rounds_done")
+            uplink = format_bytes(_mean(mine, "uplink_bytes"))
+            seeds = f"{len(reached)} of {len(mine)} seeds in {_seconds(took)}"
+            rows.append([_code(label), seeds, f"({made:,.0f})", uplink, ""])
+            continue
+        times = [r["target_virtual_seconds"] for r in mine]
+        seconds[label] = statistics.mean(times)
         rows.append(
             [
-                _code(r["label"]),
-                _seconds(r["target_virtual_seconds"]) if reached else f"not in {_seconds(r['virtual_seconds'])}",
-                f"{r['target_round'] + 1:,}" if reached else f"({r['rounds_done']:,})",
-                format_bytes(r["target_uplink_bytes"] if reached else r["uplink_bytes"]),
-                format_bytes(r["target_total_bytes"]) if reached else "",
+                _code(label),
+                f"{_seconds(seconds[label])} ({_seconds(min(times))} to {_seconds(max(times))})",
+                f"{_mean(mine, 'target_round') + 1:,.0f}",
+                format_bytes(_mean(mine, "target_uplink_bytes")),
+                format_bytes(_mean(mine, "target_total_bytes")),
             ]
         )
-    timed = [r for r in runs if r["target_virtual_seconds"] is not None]
-    waited = [r for r in timed if r["label"].startswith("one density for all ·")]
-    cut_off = [r for r in timed if r["label"].startswith("one density for all, deadline")]
-    [own] = [r for r in timed if r["label"] == "a budget for each, deadline 4 s"]
-    facts = [
-        f"Budgets are {_ratio(waited, own):.1f} times as fast as the best of the densities common to all, and "
-        f"{_ratio(cut_off, own):.2f} times as fast as the best of them under the same deadline.",
-    ]
-    headings = ["run", "virtual time to 95 %", "rounds", "uplink", "all that travelled"]
-    return table(headings, rows) + "\n\n" + "\n".join(facts)
-
-
-def _ratio(runs: list[Run], own: Run) -> float:
-    return float(min(r["target_virtual_seconds"] for r in runs) / own["target_virtual_seconds"])
+    own = seconds["a budget for each, deadline 4 s"]
+    waited, cut_off = (
+        min(taken for label, taken in seconds.items() if label.startswith(start)) / own
+        for start in ("one density for all ·", "one density for all, deadline")
+    )
+    facts = (
+        f"Budgets are {waited:.1f} times as fast as the best of the densities common to all, and {cut_off:.2f} times "
+        "as fast as the best of them under the same deadline."
+    )
+    headings = ["run", "virtual time to 95 % (least to most)", "rounds", "uplink", "all that travelled"]
+    return table(headings, rows) + "\n\n" + facts
 
 
 def _drift(runs: list[Run]) -> str:
@@ -192,16 +199,17 @@ def _spread(runs: list[Run]) -> str:
 
 
 def _packet_loss(runs: list[Run]) -> str:
-    base = _mean(_of(runs, _labels(runs)[0]), "final_accuracy")
+    bases = {start: _mean(_of(runs, start + "no loss"), "final_accuracy") for start in ("", "dense, ")}
     rows = [
         [
             label,
             _accuracy(mine),
-            f"{100 * (_mean(mine, 'final_accuracy') - base):+.2f}",
+            f"{100 * (_mean(mine, 'final_accuracy') - bases['dense, ' if label.startswith('dense') else '']):+.2f}",
+            f"{_mean(mine, lambda r: r['num_received'] / (r['clients'] * r['rounds'])):.0%}",
             format_bytes(_mean(mine, "uplink_bytes")),
             format_bytes(_mean(mine, "again_bytes")),
             f"{_mean(mine, 'num_duplicates'):,.0f}",
-            f"{max(r['conservation_error'] for r in mine):.0e}",
+            "" if label.startswith("dense") else f"{max(r['conservation_error'] for r in mine):.0e}",
         ]
         for label in _labels(runs)
         for mine in [_of(runs, label)]
@@ -210,6 +218,7 @@ def _packet_loss(runs: list[Run]) -> str:
         "packets",
         "accuracy",
         "points",
+        "heard",
         "uplink",
         "of it sent again",
         "duplicates refused",
@@ -267,15 +276,16 @@ def _continuous(runs: list[Run]) -> str:
 def _many_clients(runs: list[Run]) -> str:
     rows = [
         [
-            r["label"],
-            f"{r['num_members']:,}",
-            f"{100 * r['final_accuracy']:.1f} %",
-            format_bytes(4 * r["d"] * r["num_members"]),
-            format_bytes(r["peak_more_bytes"]),
-            format_bytes(r["disk_bytes"]),
-            f"{r['client_rounds_per_second']:,.0f}",
+            label,
+            f"{_mean(mine, 'num_members'):,.0f}",
+            _accuracy(mine),
+            format_bytes(_mean(mine, lambda r: 4 * r["d"] * r["num_members"])),
+            format_bytes(max(r["peak_more_bytes"] for r in mine)),
+            format_bytes(_mean(mine, "disk_bytes")),
+            f"{statistics.median(r['client_rounds_per_second'] for r in mine):,.0f}",
         ]
-        for r in runs
+        for label in _labels(runs)
+        for mine in [_of(runs, label)]
     ]
     headings = [
         "clients",
