@@ -31,18 +31,22 @@ from gradwire.secagg.support import pack_support
 
 CLIENTS, ROUNDS, LOCAL_STEPS, BATCH, LEARNING_RATE = 10, 40, 5, 32, 0.1
 PARTITIONS, SEEDS = ("iid", "dirichlet:0.3"), (0, 1, 2)
-GRID, BLOCK = gw.fixed(8, 0.25), 16
+GRID, BLOCK, TCS = gw.fixed(8, 0.25), 16, gw.tcs(0.01, 0.001)
 METHODS = {
     "topk": "ef(topk(0.01) | fixed(8, 0.25))",
     "topk-bytes": "ef(topk(0.02) | fixed(8, 0.25))",  # near the bytes of the leader under masks
     "randk": "ef(randk(0.01, shared=True) | fixed(8, 0.25))",
     "cyclic": "ef(cyclic(0.01) | fixed(8, 0.25))",
+    "tcs": f"ef({TCS} | fixed(8, 0.25))",  # the known coordinates alone
+    "tcs-own": f"ef({TCS} | fixed(8, 0.25))",  # and each client's own beside them, in clear
     "leader": "ef(leader(0.01) | fixed(8, 0.25))",
     "leader-clear": "ef(leader(0.01) | fixed(8, 0.25))",
     "sketch": f"ef(sketch(0.01, block={BLOCK}) | fixed(8, 0.25))",
 }
 PARTS = tuple(METHODS)
 IN_CLEAR = ("topk", "topk-bytes", "leader-clear")
+NUMBERS = dict.fromkeys(METHODS, "masked") | dict.fromkeys(IN_CLEAR, "in clear")
+NUMBERS |= {"tcs": "masked, known ones alone", "tcs-own": "masked, its own in clear"}
 
 Support = np.ndarray | None
 
@@ -75,25 +79,28 @@ def _run(method: str, partition: str, seed: int, data_dir: str | None) -> dict[s
     clients = [gw.Client(spec, layout, client_id=i, seed=seed) for i in range(CLIENTS)]
     server, model = gw.Server(gw.dense(), layout, seed=seed), trainer.initial()
     uplink = at_clip = sent = 0
+    reference: np.ndarray | None = None
     for index in range(ROUNDS):
         keys = [gw.Key(seed, index, i) for i in range(CLIENTS)]
         batches = [draw_batches(shard, key, LOCAL_STEPS, BATCH) for shard, key in zip(shards, keys, strict=True)]
         updates, _ = trainer.local_updates(model, batches, LEARNING_RATE)
-        support, num_bytes = _support(method, clients, updates, index)
+        support, num_bytes = _support(method, clients, updates, index, reference)
         uplink += num_bytes
-        blobs = [client.compress(u, support=support) for client, u in zip(clients, updates, strict=True)]
+        given = None if method == "tcs-own" and index else support
+        blobs = [client.compress(u, support=given) for client, u in zip(clients, updates, strict=True)]
         if method in IN_CLEAR:
             for i, blob in enumerate(blobs):
                 server.receive(blob, i)
             uplink += sum(map(len, blobs))
         else:
-            blob, num_bytes, clipped = _summed(blobs, layout, support, index)
+            blob, num_bytes, clipped = _summed(method, blobs, layout, support, index, reference)
             server.receive(blob, 0, CLIENTS)
             uplink, at_clip, sent = uplink + num_bytes, at_clip + clipped, sent + CLIENTS * support.size
         result = server.close_round()
         for client in clients:
             client.end_round(result.blob)
         model += result.applied
+        reference = result.applied
     return {
         "method": method,
         "partition": partition,
@@ -105,17 +112,20 @@ def _run(method: str, partition: str, seed: int, data_dir: str | None) -> dict[s
     }
 
 
-def _support(method: str, clients: list[gw.Client], updates: np.ndarray, index: int) -> tuple[Support, int]:
+def _support(
+    method: str, clients: list[gw.Client], updates: np.ndarray, index: int, reference: np.ndarray | None
+) -> tuple[Support, int]:
     """The round's support, None where each client has its own; and what it took to agree on it, on the way up."""
     layout, seed = clients[0].layout, clients[0].seed
     if method.startswith("topk"):
         return None, 0
-    if method.startswith("leader"):
+    if method.startswith("leader") or (method.startswith("tcs") and reference is None):
         support = clients[leader := leader_of(range(CLIENTS), seed, index)].propose(updates[leader])
         return support, len(pack_support(support, layout.num_parameters))
     if method == "sketch":
         return _voted(clients, updates, index)
-    return clients[0].compressor.shared_support(layout, gw.Round(index=index, key=gw.Key(seed, index))), 0
+    round = gw.Round(index=index, key=gw.Key(seed, index), reference=reference)
+    return clients[0].compressor.shared_support(layout, round), 0
 
 
 def _ones(support: np.ndarray, d: int) -> np.ndarray:
@@ -137,19 +147,35 @@ def _voted(clients: list[gw.Client], updates: np.ndarray, index: int) -> tuple[n
     return support[support < d], num_bytes
 
 
-def _summed(blobs: list[bytes], layout: gw.Layout, support: np.ndarray, index: int) -> tuple[bytes, int, int]:
+def _summed(
+    method: str,
+    blobs: list[bytes],
+    layout: gw.Layout,
+    support: np.ndarray,
+    index: int,
+    reference: np.ndarray | None,
+) -> tuple[bytes, int, int]:
     """The mean of all payloads, by a secure sum."""
-    total, num_bytes = _session(blobs, layout, support, index, Terms(CLIENTS, 7, GRID))
+    own = TCS.most_kept(layout.d) - support.size if method == "tcs-own" else 0
+    terms = Terms(CLIENTS, 7, GRID, most_in_clear=own)
+    total, num_bytes = _session(blobs, layout, support, index, terms, reference)
     return total.blob, num_bytes, total.num_at_clip
 
 
-def _session(blobs: list[bytes], layout: gw.Layout, support: np.ndarray, index: int, terms: Terms) -> tuple[Any, int]:
+def _session(
+    blobs: list[bytes],
+    layout: gw.Layout,
+    support: np.ndarray,
+    index: int,
+    terms: Terms,
+    reference: np.ndarray | None = None,
+) -> tuple[Any, int]:
     """One secure sum of all clients, and their bytes on the way up."""
     server, clients = SecureServer(terms, layout, index), [SecureClient(terms, layout, i) for i in range(CLIENTS)]
     steps: tuple[tuple[Callable[[], dict[int, bytes]], Callable[[int, bytes], bytes]], ...] = (
         (lambda: dict.fromkeys(range(CLIENTS), server.invitation), lambda i, m: clients[i].join(m)),
         (server.rosters, lambda i, m: clients[i].share(m)),
-        (lambda: server.deliveries(support), lambda i, m: clients[i].mask(m, blobs[i], support)),
+        (lambda: server.deliveries(support), lambda i, m: clients[i].mask(m, blobs[i], support, reference=reference)),
         (server.survivors, lambda i, m: clients[i].reveal(m)),
     )
     num_bytes = 0
@@ -172,7 +198,7 @@ def document(found: Found) -> dict[str, str]:
         rows.append(
             [
                 code(spec),
-                "in clear" if method in IN_CLEAR else "masked",
+                NUMBERS[method],
                 *(_accuracy(runs) for runs in of_each),
                 format_bytes(statistics.mean(r["uplink_bytes"] for r in both) / CLIENTS / ROUNDS),
                 "" if method in IN_CLEAR else f"{100 * statistics.mean(r['at_clip'] for r in both):.2f} %",
