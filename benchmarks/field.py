@@ -62,7 +62,6 @@ def _measure(spec: str, seed: int, data_dir: str | None) -> dict[str, Any]:
     task = load_task("mnist", Path(data_dir) if data_dir else None)
     simulation = Simulation(Experiment.build({**values, "methods": [spec]}), gw.parse(spec), task, seed)
     federation = simulation.federation
-    federation.trainer.model.to(memory_format=torch.channels_last)
     receive, saved = federation.receive, []
     shipped: dict[str, int] = {}
 

@@ -101,7 +101,6 @@ def run(job: Job, setup: Setup, entry: Entry, data_dir: str | None = None) -> Ru
     )
     began = time.perf_counter()
     simulation = Simulation(experiment, gw.parse(spec), _task(experiment.data, data_dir, job.split), job.seed)
-    _quicken(simulation)
     accuracies: list[float] = []
     failed = None
     try:
@@ -130,15 +129,6 @@ def run(job: Job, setup: Setup, entry: Entry, data_dir: str | None = None) -> Ru
         "seconds": round(time.perf_counter() - began, 1),
         **({"failed": failed} if failed else {}),
     }
-
-
-def _quicken(simulation: Simulation) -> None:
-    """Let what pools images work with their channels last: nearly twice as fast, sums in another order."""
-    import torch
-
-    model = simulation.federation.trainer.model
-    if any(isinstance(module, torch.nn.MaxPool2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=1)

@@ -12,6 +12,7 @@ from gradwire.errors import ConfigError
 from gradwire.federated.data.models import MODEL_NAMES, accuracy, build_model, cross_entropy, loss_and_metric
 from gradwire.federated.data.task import Task
 from gradwire.federated.data.tasks import load_task
+from gradwire.federated.data.train import Trainer
 
 
 def make_task(name, shape, num_classes=10, characters=False):
@@ -115,6 +116,15 @@ def test_resnet18_against_its_published_shape():
     assert not any(isinstance(module, nn.MaxPool2d) for module in model.modules())
     assert convolutions[0].kernel_size == (3, 3)
     assert convolutions[0].stride == (1, 1)
+
+
+def test_what_pools_has_its_channels_last_and_states_are_plain_all_the_same():
+    model = build_model("cnn", MNIST, 0)
+    assert model[0](MNIST.train_inputs[:2]).is_contiguous(memory_format=torch.channels_last)
+    trainer = Trainer(MNIST, model)
+    state = trainer.state_of(trainer.initial())
+    assert all(tensor.is_contiguous() for tensor in state.values())
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
 
 
 def test_char_transformer_is_causal():

@@ -86,7 +86,10 @@ class Trainer:
         """Return a (d,) float32 model as a state dict of copies on the CPU, with what is frozen."""
         self._load(torch.from_numpy(model).to(self.device))
         state: dict[str, Any] = self.model.state_dict()
-        return {name: t.detach().cpu().clone() if isinstance(t, Tensor) else t for name, t in state.items()}
+        return {
+            name: t.detach().cpu().clone(memory_format=torch.contiguous_format) if isinstance(t, Tensor) else t
+            for name, t in state.items()
+        }
 
     def local_updates(
         self,
