@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from examples import up_to
-from gradwire.kernels import models, ops
+from gradwire.kernels import models, ops, packages
 
 counts_lists = st.lists(
     st.one_of(st.just(0), st.integers(1, 20), st.integers(1, 2**40)), min_size=1, max_size=300
@@ -109,6 +109,18 @@ def test_huffman_lengths_are_optimal(values: list[int]) -> None:
     best = sum(c * n for c, n in zip(values, depths, strict=True))
     got = int((np.array(values) * ops.huffman_lengths(np.array(values))).sum())
     assert got == best if max(depths) <= 12 else got > best
+
+
+@settings(max_examples=up_to(200), deadline=None)
+@given(st.lists(st.one_of(st.integers(1, 9), st.integers(1, 1 << 40)), min_size=2, max_size=300).map(sorted))
+def test_packages_merge_compiled_as_in_the_reference(values: list[int]) -> None:
+    leaves = np.array(values)
+    assert packages.package_merge(leaves).tolist() == models.package_merge(leaves).tolist()
+
+
+def test_packages_merge_compiled_up_to_the_largest_alphabet() -> None:
+    leaves = np.sort(np.random.default_rng(0).geometric(0.001, 4096))
+    assert packages.package_merge(leaves).tolist() == models.package_merge(leaves).tolist()
 
 
 def test_huffman_lengths_limited() -> None:

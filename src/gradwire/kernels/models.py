@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import heapq
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,9 @@ __all__ = [
     "huffman_codes",
     "huffman_lengths",
     "huffman_table",
+    "lengths_by",
     "normalise_frequencies",
+    "package_merge",
 ]
 
 MODEL_BITS = 12
@@ -162,6 +165,11 @@ def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
 
     Source: Larmore and Hirschberg 1990, "A fast algorithm for optimal length-limited Huffman codes".
     """
+    return lengths_by(package_merge, counts)
+
+
+def lengths_by(merge: Callable[[NDArray[np.int64]], NDArray[np.uint8]], counts: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Find the code lengths, see ``huffman_lengths``, with this ``package_merge``."""
     lengths = np.zeros(counts.size, np.uint8)
     present = np.flatnonzero(counts)
     if present.size > 1 << HUFFMAN_BITS:
@@ -170,7 +178,21 @@ def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
         lengths[present] = 1
         return lengths
     order = present[np.argsort(counts[present], kind="stable")]
-    leaves = counts[order]
+    lengths[order] = merge(counts[order])
+    return lengths
+
+
+def package_merge(leaves: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Find the depths, none above 12, of the leaves of the cheapest binary tree.
+
+    Args:
+        leaves: (s,) int64 weights, in increasing order; s from 2 to 4096.
+
+    Returns:
+        (s,) uint8.
+
+    Source: Larmore and Hirschberg 1990.
+    """
     weights = leaves
     num_leaves = [np.arange(leaves.size + 1)]  # num_leaves[level][t]: leaves among the t lightest nodes
     for _ in range(HUFFMAN_BITS - 1):
@@ -184,8 +206,7 @@ def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     for level in reversed(num_leaves):
         depths[: level[taken]] += 1
         taken = 2 * (taken - int(level[taken]))
-    lengths[order] = depths
-    return lengths
+    return depths
 
 
 def huffman_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint16]:

@@ -379,6 +379,10 @@ def huffman_encode(symbols: NDArray[np.uint16], lengths: NDArray[np.uint8]) -> N
 
 def huffman_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Find the code lengths of least total cost, none above 12 bits."""
+    if _compiled(counts.size, LOOP_FROM):
+        import gradwire.kernels.packages as packages
+
+        return packages.huffman_lengths(counts)
     return models.huffman_lengths(counts)
 
 
