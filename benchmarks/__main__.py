@@ -45,16 +45,18 @@ class Benchmark:
 
     Attributes:
         measure: (folder of the data files, which parts) -> their figures, or None where data is missing; and
-            ``workers``, how many processes, where it goes on by itself.
+            ``workers``, how many processes, where it takes that.
         parts: what ``--only`` can name; none where all is measured at once.
         merge: (the whole as it was, some parts measured anew) -> the whole.
         goes_on: whether it writes each run to its result file itself, and goes on from what is there.
+        workers: in how many processes it runs unless told; None: it does not take that.
     """
 
     measure: Callable[..., Found | None]
     parts: tuple[str, ...] = ()
     merge: Callable[[Found, Found], Found] = _replace
     goes_on: bool = False
+    workers: int | None = None
 
 
 BENCHMARKS = {
@@ -66,17 +68,17 @@ BENCHMARKS = {
     "field": Benchmark(field.measure, field.PARTS, field.merge),
     "flower-simulation": Benchmark(flower_simulation.measure),
     "flower": Benchmark(flower.measure, flower.PARTS, flower.merge),
-    "language": Benchmark(language.measure, language.PARTS, goes_on=True),
+    "language": Benchmark(language.measure, language.PARTS, goes_on=True, workers=1),
     "methods": Benchmark(methods.measure, methods.PARTS, methods.merge),
     "mnist": Benchmark(mnist.measure, mnist.PARTS, mnist.merge),
     "nnc": Benchmark(nnc.measure),
     "page": Benchmark(page.measure),
-    "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True),
+    "pareto": Benchmark(pareto.measure, pareto.PARTS, goes_on=True, workers=1),
     "secagg": Benchmark(secagg.measure, secagg.PARTS, secagg.merge),
     "speed": Benchmark(speed.measure),
-    "supports": Benchmark(supports.measure, supports.PARTS, goes_on=True),
+    "supports": Benchmark(supports.measure, supports.PARTS, goes_on=True, workers=1),
     "wire": Benchmark(wire.measure, wire.PARTS),
-    **{paper: Benchmark(partial(papers.measure, paper)) for paper in PAPERS},
+    **{paper: Benchmark(partial(papers.measure, paper), workers=os.cpu_count() or 1) for paper in PAPERS},
 }
 
 
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "names", nargs="*", metavar="NAME", help=f"which: {known} (without, all that do not go on by themselves)"
     )
     parser.add_argument("--only", action="append", default=[], metavar="PART", help="of one NAME; the rest stays")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes, of what goes on where it was stopped")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes, of what takes long runs")
     parser.add_argument("--data-dir", default=os.environ.get("GRADWIRE_DATA"), help="folder of the data files")
     parser.add_argument("--document", action="store_true", help="only write the documents again from the results")
     options = parser.parse_args(arguments)
@@ -96,8 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.only and len(options.names) != 1:
         parser.error("--only takes parts of one benchmark: name it")
     going_on = [name for name, benchmark in BENCHMARKS.items() if benchmark.goes_on]
-    if options.workers is not None and (options.workers < 1 or not set(options.names) <= set(going_on)):
-        parser.error(f"--workers is 1 or more, of {', '.join(going_on)} alone")
+    taking = [name for name, benchmark in BENCHMARKS.items() if benchmark.workers is not None]
+    if options.workers is not None and (options.workers < 1 or not set(options.names) <= set(taking)):
+        parser.error(f"--workers is 1 or more, of {', '.join(taking)} alone")
     if options.document:
         documents.write_all(set(options.names) or None)
         return
@@ -106,11 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unknown := set(options.only) - set(benchmark.parts):
             parts = ", ".join(benchmark.parts) or "none, it is measured at once"
             parser.error(f"{name} has no part {', '.join(sorted(unknown))}; known: {parts}")
+        workers = [] if benchmark.workers is None else [options.workers or benchmark.workers]
+        found = benchmark.measure(options.data_dir, options.only or benchmark.parts, *workers)
         if benchmark.goes_on:
-            benchmark.measure(options.data_dir, options.only or benchmark.parts, options.workers or 1)
             documents.write_all({name})
             continue
-        found = benchmark.measure(options.data_dir, options.only or benchmark.parts)
         if found is None:
             continue
         if options.only:

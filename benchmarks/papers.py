@@ -1,6 +1,6 @@
 """The papers' experiments at cpu scale, as pages of docs/papers: what `gradwire reproduce PAPER --scale cpu` gives.
 
-    python -m benchmarks adaptopk regtopk tcs --data-dir DIR
+    python -m benchmarks adaptopk regtopk tcs [--workers N] --data-dir DIR
 
 Takes about two hours on two cores; goes on where runs/PAPER-cpu was left, or from the result file: pieces of work that
 a configuration still has are not done again. Ctrl-C ends it early, and what is done by then is kept.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +37,7 @@ _MARKERS = {
 _LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdashdot": (0, (8, 2, 1, 2))}
 
 
-def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | None:
+def measure(paper: str, data_dir: str | None, parts: Sequence[str], workers: int) -> Found | None:
     """Run what is left of a paper's experiments; the figures with fewer digits."""
     try:
         for name in ("mnist", "cifar10"):
@@ -57,7 +56,7 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str]) -> Found | N
             "cpu",
             out,
             Path(data_dir).resolve() if data_dir else None,
-            os.cpu_count() or 1,
+            workers,
             lambda _: None,
             lambda unit, share: print(f"{unit}: done") if share == 1.0 else None,
             lambda: bool(asked),
