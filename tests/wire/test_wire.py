@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import cases
@@ -567,6 +567,48 @@ def test_sum_of_weights_is_checked(bad):
     at, _ = header(blob)
     spoilt = blob[: at + 4] + struct.pack("<d", bad) + blob[at + 12 : -4]
     assert isinstance(outcome(repaired(spoilt)), gw.Malformed)
+
+
+def one_by_one(data, count, below):
+    reader = Reader(memoryview(data))
+    values = [reader.varint("number", below) for _ in range(count)]
+    return values, reader.position
+
+
+@given(
+    st.lists(st.one_of(st.integers(0, 300), st.integers(0, 2**49 - 1)), max_size=300),
+    st.binary(max_size=9),
+    st.sampled_from([1, 3, 1 << 14]),
+)
+def test_many_varints_are_read_as_one_by_one(values, rest, at_once):
+    data = b"".join(map(varint, values)) + rest
+    reader = Reader(memoryview(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradwire.wire.reader._FEW", 0)
+        patch.setattr("gradwire.wire.reader._AT_ONCE", at_once)
+        found = reader.varints(len(values), "number", 2**49)
+    assert found.dtype == np.int64
+    assert (found.tolist(), reader.position) == (values, len(data) - len(rest))
+
+
+@given(st.binary(max_size=60), st.integers(0, 20), st.sampled_from([1, 200, 2**20, 2**49]), st.sampled_from([1, 4, 99]))
+@example(b"\x80" * 7, 1, 2**49, 99)
+@example(b"\x01" + b"\x80" * 6, 2, 2**49, 99)
+@example(b"\x81\x00", 1, 2**49, 99)
+def test_many_varints_are_refused_where_one_of_them_is(data, count, below, at_once):
+    try:
+        expected = one_by_one(data, count, below)
+    except gw.DecodeError:
+        expected = None
+    reader = Reader(memoryview(data))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradwire.wire.reader._FEW", 0)
+        patch.setattr("gradwire.wire.reader._AT_ONCE", at_once)
+        if expected is None:
+            with pytest.raises(gw.DecodeError):
+                reader.varints(count, "number", below)
+        else:
+            assert (reader.varints(count, "number", below).tolist(), reader.position) == expected
 
 
 def test_varints_have_one_form():

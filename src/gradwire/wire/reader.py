@@ -9,6 +9,10 @@ from gradwire.errors import Malformed, Truncated
 
 __all__ = ["Reader", "varint"]
 
+_LONGEST = 7  # bytes of an integer below 2^49
+_FEW = 128  # of them are read faster one by one
+_AT_ONCE = 1 << 14  # integers that are read together
+
 
 def varint(value: int) -> bytes:
     """Write an integer as little-endian groups of seven bits, the high bit set on all but the last.
@@ -84,27 +88,29 @@ class Reader:
             Malformed: when one is out of range or not written in the shortest way.
         """
         self.need(count, what)
-        data = self._data
-        at, end = self.position, len(data)
-        values: list[int] = []
-        for _ in range(count):
-            value = shift = 0
-            while True:
-                if at == end:
-                    raise Truncated(f"{what}: expected {count} integers at offset {self.position}, got {len(values)}")
-                byte = data[at]
-                at += 1
-                value |= (byte & 0x7F) << shift
-                if byte < 0x80:
-                    break
-                shift += 7
-                if shift > 42:
-                    raise Malformed(f"{what}: integer too large")
-            if value >= below or (shift and not byte):
-                raise Malformed(f"{what} must be below {below} and in its shortest form, got {value}")
-            values.append(value)
-        self.position = at
-        return np.array(values, np.int64)
+        if count < _FEW:
+            return np.array([self.varint(what, below) for _ in range(count)], np.int64)
+        start, values = self.position, np.empty(count, np.int64)
+        for first in range(0, count, _AT_ONCE):
+            some = values[first : first + _AT_ONCE]
+            found = np.frombuffer(self._data[self.position : self.position + _LONGEST * some.size], np.uint8)
+            lasts = (found < 0x80).nonzero()[0][: some.size]
+            sizes = np.diff(lasts, prepend=-1)
+            unfinished = found.size - int(sizes.sum()) if lasts.size < some.size else 0
+            if unfinished >= _LONGEST or sizes.max(initial=0) > _LONGEST:
+                raise Malformed(f"{what}: integer too large")
+            if lasts.size < some.size:
+                raise Truncated(f"{what}: expected {count} integers at offset {start}, got {first + lasts.size}")
+            found = found[: int(lasts[-1]) + 1]
+            firsts = lasts - sizes + 1
+            shifts = np.arange(found.size) - np.repeat(firsts, sizes)
+            np.add.reduceat((found & 0x7F).astype(np.int64) << 7 * shifts, firsts, out=some)
+            wrong = (some >= below) | ((sizes > 1) & (found[lasts] == 0))
+            if wrong.any():
+                got = int(some[wrong.argmax()])
+                raise Malformed(f"{what} must be below {below} and in its shortest form, got {got}")
+            self.position += found.size
+        return values
 
     def byte(self, what: str) -> int:
         """Read one byte."""
@@ -124,17 +130,21 @@ class Reader:
             Truncated: when the bytes end inside it.
             Malformed: when it is out of range or not written in the shortest way.
         """
-        value = 0
-        for group in range(10):
-            if self.position == len(self._data):
+        data, end = self._data, len(self._data)
+        value = shift = 0
+        while shift < 70:
+            if self.position == end:
                 self.need(1, what)
-            byte = self._data[self.position]
+            byte = data[self.position]
             self.position += 1
-            value |= (byte & 0x7F) << (7 * group)
-            if byte < 0x80:
-                if byte == 0 and group:
-                    raise Malformed(f"{what}: integer not in its shortest form")
-                if value >= below:
-                    raise Malformed(f"{what} must be below {below}, got {value}")
-                return value
+            if byte >= 0x80:
+                value |= (byte & 0x7F) << shift
+                shift += 7
+                continue
+            value |= byte << shift
+            if shift and not byte:
+                raise Malformed(f"{what}: integer not in its shortest form")
+            if value >= below:
+                raise Malformed(f"{what} must be below {below}, got {value}")
+            return value
         raise Malformed(f"{what}: integer of more than 10 bytes")
