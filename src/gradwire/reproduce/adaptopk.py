@@ -60,7 +60,7 @@ class _Scheduled(Sparsifier):
 
 
 def units(config: dict[str, Any]) -> list[Unit]:
-    """Return training units, seed by seed: dense, and for each setting Top-K, AdapTop-K, online, hindsight."""
+    """Return units, seed by seed: dense; of each setting Top-K, AdapTop-K, online, hindsight; what is swept."""
     made = []
     for seed in config["seeds"]:
         shared = {**config["shared"], "seeds": [seed]}
@@ -89,7 +89,7 @@ def units(config: dict[str, Any]) -> list[Unit]:
     for ratio, seed in product(beside["ratios"], beside["seeds"]):
         settings = {**config["shared"], "seeds": [seed], "density": 1 / ratio}
         made.append(Unit(_name("threshold", _with_feedback(ratio), seed), "threshold", settings))
-    return made
+    return sorted(made, key=lambda unit: unit.settings["seeds"])
 
 
 def _sweep(config: dict[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _OWN = ("name", "spec", "local_steps", "beside", "seeds")
 
 
 def units(config: Config) -> list[Unit]:
-    """Return a training unit for each setting, seed and method, seed by seed.
+    """Return a training unit for each setting, seed and method, seed by seed; of variants when all methods are through.
 
     Args:
         config: of ``reproductions/tcs``. A method that names another as ``beside`` is a variant of it, with a table of
@@ -52,10 +52,11 @@ def units(config: Config) -> list[Unit]:
     """
     return [
         Unit(_unit_name(setting, method, seed), "train", _experiment(setting, method, seed))
+        for beside in (False, True)
         for setting in config["settings"]
         for seed in sorted({seed for method in setting["methods"] for seed in _seeds(setting, method)})
         for method in setting["methods"]
-        if seed in _seeds(setting, method)
+        if seed in _seeds(setting, method) and ("beside" in method) == beside
     ]
 
 
