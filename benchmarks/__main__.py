@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         if options.only:
             found = benchmark.merge(results.load(name) if results.is_there(name) else {}, found)
-        results.save(name, found, options.only)
+        results.save(name, found, options.only or found.pop("measured", None))
         documents.write_all({name})
 
 

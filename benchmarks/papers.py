@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,12 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str], workers: int
         print(f"{paper} is left out: {error}")
         return None
     out = Path("runs") / f"{paper}-cpu"
+    there: set[str] = set()
     asked: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
     try:
         if results.is_there(paper):
-            _lay_out(results.load(paper), out)
+            there = set(_lay_out(results.load(paper), out))
         reproduce(
             paper,
             "cpu",
@@ -64,11 +66,11 @@ def measure(paper: str, data_dir: str | None, parts: Sequence[str], workers: int
     finally:
         signal.signal(signal.SIGINT, before)
     found: Found = _rounded(json.loads((out / "results.json").read_text()))
-    return found
+    return found | {"measured": sorted(set(found["results"]) - there)}
 
 
-def _lay_out(found: Found, out: Path) -> None:
-    """Put results into a folder for ``reproduce`` to go on with, those whose settings are what they were."""
+def _lay_out(found: Found, out: Path) -> list[str]:
+    """Put results into a folder for ``reproduce`` to go on with, where settings are what they were; name them."""
     paper, config = load_paper(found["paper"]), find_config(found["paper"], "cpu")
     before = {unit.name: unit for unit in paper.units(found["config"])}
     kept = [
@@ -83,6 +85,7 @@ def _lay_out(found: Found, out: Path) -> None:
         if not (file := out / "units" / f"{name}.json").exists():
             write_atomically(file, json.dumps(found["results"][name]).encode())
     print(f"{paper.name}: {len(kept)} pieces of work are there")
+    return kept
 
 
 def document(found: Found) -> dict[str, str]:
@@ -90,9 +93,16 @@ def document(found: Found) -> dict[str, str]:
     paper = found["paper"]
     blocks = load_paper(paper).report(found["config"], found["results"])
     done = f"{len(found['results'])} of {found['num_units']} pieces of work of scale `{found['scale']}` are done."
-    text = "\n\n".join([*(_markdown(block) for block in blocks), done, describe(found)])
+    text = "\n\n".join([*(_markdown(block) for block in blocks), f"{done} {_made_with(found)}", describe(found)])
     charts = {f"docs/papers/{block.name}.svg": _draw(block) for block in blocks if isinstance(block, Chart)}
     return {f"docs/papers/{paper}.md#{paper}": text, **charts}
+
+
+def _made_with(found: Found) -> str:
+    """The commits that pieces of work were made with, or, where that was not noted, came into the repository with."""
+    commits = Counter(found.get("commits", {}).get(name) or found.get("commit") for name in found["results"])
+    told = (f"{commit[:7] if commit else 'not noted'} ({count})" for commit, count in commits.most_common())
+    return f"Commits they were made with: {', '.join(told)}."
 
 
 def _markdown(block: Block) -> str:
@@ -134,11 +144,11 @@ def _draw(chart: Chart) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to six digits: more say nothing here and make the file large."""
+    """Floats to six digits: more say nothing here and make the file large; of models, which are compared, all."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
+        return {key: item if key == "theta" else _rounded(item) for key, item in value.items()}
     return value

@@ -1,5 +1,7 @@
 """Result files: benchmarks/results/NAME.json, each with the machine and the commit that its figures were measured on.
 
+Figures from before that was noted have the commit that they came into the repository with.
+
 What takes hours is NAME.jsonl, a line a run, appended when the run is done: a process may be killed at any moment.
 """
 
@@ -17,14 +19,15 @@ from gradwire.bench.machine import machine
 ROOT = Path(__file__).parent.parent
 
 Found = dict[str, Any]
+_NAMED = 6
 _MACHINES = ("machine", "apart", "commit", "commits")
 
 
-def save(name: str, found: Found, parts: Sequence[str] = ()) -> None:
+def save(name: str, found: Found, parts: Sequence[str] | None = None) -> None:
     """Write a result with the machine and the commit that measured it: all of it here, or ``parts`` of it alone."""
     here, now = machine(), commit()
     whole, apart, made, commits = here, {}, now, {}
-    if parts:
+    if parts is not None:
         before = load(name) if is_there(name) else {"machine": here}
         whole, apart = before["machine"], before.get("apart", {}) | dict.fromkeys(parts, here)
         apart = {part: there for part, there in apart.items() if there != whole}
@@ -89,7 +92,14 @@ def text_of(found: Found) -> str:
 def describe(found: Found) -> str:
     """What it was measured on, in one sentence, and in one more for each part that was measured elsewhere."""
     whole = f"Measured on {_machine(found['machine'])}."
-    return " ".join([whole, *(f"`{part}`: on {_machine(m)}." for part, m in found.get("apart", {}).items())])
+    elsewhere: dict[str, list[str]] = {}
+    for part, there in found.get("apart", {}).items():
+        elsewhere.setdefault(_machine(there), []).append(f"`{part}`")
+    return " ".join([whole, *(f"{_few(parts)}: on {there}." for there, parts in elsewhere.items())])
+
+
+def _few(parts: list[str]) -> str:
+    return ", ".join(parts) if len(parts) <= _NAMED else f"{len(parts)} parts"
 
 
 def _machine(m: dict[str, Any]) -> str:

@@ -272,7 +272,11 @@ def smoke_results() -> dict[str, dict[str, Any]]:
 
 def fabricated_training(settings: dict[str, Any], accuracy: float = 0.5) -> dict[str, Any]:
     summary = {"final_accuracy": accuracy, "uplink_bytes": 2_000_000, "bits_per_parameter": 0.03}
-    return {"summary": summary, "accuracy": [[9, 0.3], [19, accuracy]], "loss": [[9, 1.0], [19, 0.5]]}
+    return {
+        "summary": summary,
+        "accuracy": [[9, 0.3], *([round, accuracy] for round in range(15, 20))],
+        "loss": [[9, 1.0], [19, 0.5]],
+    }
 
 
 def text_of(blocks: list[Any]) -> str:
@@ -368,9 +372,9 @@ def test_trainings_are_compared_seed_by_seed_and_an_order_needs_an_interval_with
     (chart,) = (block for block in blocks if isinstance(block, Chart))
     assert chart.name == "regtopk-mnist-iid"
     topk = next(series for series in chart.series if series.name == "ef(topk(0.001))")
-    assert list(topk.x) == [10, 20]
-    assert list(topk.y) == pytest.approx([30, 52])
-    assert list(topk.spread) == pytest.approx([0, 2])
+    assert list(topk.x) == [10, 16, 17, 18, 19, 20]
+    assert list(topk.y) == pytest.approx([30] + [52] * 5)
+    assert list(topk.spread) == pytest.approx([0] + [2] * 5)
 
 
 def test_report_compares_the_papers_problem_with_the_reference() -> None:

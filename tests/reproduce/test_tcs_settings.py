@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import ttest_ind_from_stats
 
 from gradwire.reproduce import tcs
 from gradwire.reproduce.blocks import Table, Text
 from gradwire.reproduce.run import find_config
+from gradwire.reproduce.statistics import unpaired_interval
 
 SHARED = {"data": "digits", "model": "mlp", "clients": 10, "batch_size": 10, "learning_rate": 0.2, "partition": "iid"}
 METHODS = [
@@ -89,15 +93,55 @@ def test_figures_by_hand():
     by_name = {row[0]: row for row in down}
     assert by_name["TCS"][2] == "-90.0 %"
     assert by_name["TCS"][4] == "20.0x fewer"
-    assert by_name["centralised"][2:] == ["-", "-", "-", "+0.00"]
+    assert by_name["TCS"][5] == "20.0x fewer", "dense sends 32 bits here"
+    assert by_name["centralised"][2:] == ["-", "-", "-", "-", "+0.00"]
     assert [row[0] for row in pairs[:3]] == ["TCS - top-k", "TCS - centralised", "top-k - centralised"]
     assert pairs[1][2] == "-30.00 ± 0.00 (2)"
-    assert pairs[1][3:] == ["worse", "not reproduced"]
+    assert pairs[1][3:] == ["worse", "the paper shows no order"]
     assert [row[0] for row in variants] == ["TCS-own"]
     assert variants[0][3] == "TCS: -"
     texts = [block.text for block in blocks if isinstance(block, Text)]
     assert any("one in 50 here" in text for text in texts)
     assert texts[-1] == "Not run yet.", "of the other setting"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "gain", "said"),
+    [
+        (93.0, 0, "reproduced"),
+        (91.0, 0, "not reproduced"),
+        (93.0, 20, "not judged: TCS still rising"),
+        (92.0, 0, "the paper shows no order"),
+    ],
+)
+def test_an_order_is_judged_where_both_show_one_and_training_is_through(monkeypatch, claimed, gain, said):
+    monkeypatch.setitem(tcs._CLAIMED, "top-k", (92.0, 0.1, 0.41))
+    monkeypatch.setitem(tcs._CLAIMED, "TCS", (claimed, 0.1, 0.363))
+    found = results(**{"top": (0.7, 500, 2000)}, TCS=(0.8, 100, 400))
+    for name in (name for name in found if "TCS" in name):
+        last = 0.8 * len(found[name]["accuracy"])
+        found[name]["accuracy"] = [[r, a - gain / 100 * (r < last)] for r, a in found[name]["accuracy"]]
+    _, _, pairs, *_ = [block.rows for block in tcs.report(CONFIG, found) if isinstance(block, Table)]
+    assert pairs[0][4] == said
+
+
+def test_where_topk_is_above_dense_dense_is_undertrained():
+    setting = {**SETTING, "methods": [method for method in METHODS if method["name"] != "centralised"]}
+    found = results(**{"top": (0.7, 500, 2000)}, TCS=(0.8, 100, 400), dense=(0.6, 4000, 4000))
+    _, _, pairs, *_ = [block.rows for block in tcs.report({"settings": [setting]}, found) if isinstance(block, Table)]
+    assert [row[4] for row in pairs[1:3]] == ["not judged: dense undertrained"] * 2
+
+
+@given(
+    st.tuples(st.floats(50, 99), st.floats(0.01, 5)),
+    st.tuples(st.floats(50, 99), st.floats(0.01, 5)),
+    st.integers(2, 9),
+)
+def test_published_means_are_compared_by_welch(a, b, count):
+    mean, half = unpaired_interval(a, b, count)
+    assert mean == a[0] - b[0]
+    at_the_edge = ttest_ind_from_stats(half, a[1], count, 0.0, b[1], count, equal_var=False)
+    assert at_the_edge.pvalue == pytest.approx(0.05, rel=1e-6)
 
 
 @pytest.mark.parametrize("missing", ["dense", "top"])

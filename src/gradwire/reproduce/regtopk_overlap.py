@@ -9,6 +9,8 @@ from gradwire.reproduce.regression import Found, Method
 
 __all__ = ["overlap_cases", "report_overlap"]
 
+_ALIKE = 0.05
+
 Config = dict[str, Any]
 
 
@@ -81,9 +83,23 @@ def report_overlap(config: Config, results: dict[str, dict[str, Any]]) -> list[B
         Text(_verdict(found, section)),
         Text("With aggregates that come back late, as under Stale aggregates:"),
         Table(["delay", "S", *names], [row for n, of in delays for row in rows(of, section["varied"], n)]),
+        Text(_beyond_chance("delay", delays, section["varied"])),
         Text("With means m_n of the workers' truths of another variance, 0 for truths that differ by N(0, I) alone:"),
         Table(["variance", "S", *names], [row for v, of in spreads for row in rows(of, section["varied"], v)]),
+        Text(_beyond_chance("variance", spreads, section["varied"])),
     ]
+
+
+def _beyond_chance(what: str, varied: list[tuple[str, Found]], densities: list[float]) -> str:
+    """Where RegTop-k's supports are more alike than chance, and where it converges."""
+    match: dict[str, Any] = {"kind": "regtopk", "mu": 4}
+    cells = [(f"{what} {value}, S = {s:g}", of, s) for value, of in varied for s in densities]
+    alike = [name for name, of, s in cells if (of.median("overlap", density=s, **match) or 0.0) > s + _ALIKE]
+    works = [name for name, of, s in cells if of.converged(density=s, **match)]
+    return (
+        f"RegTop-k's at mu 4 are more alike than chance by .05 or more at {'; '.join(alike) or 'none of these'}. It "
+        f"converges at {'; '.join(works) or 'none of these'}."
+    )
 
 
 def _cell(found: Found, **match: Any) -> str:
@@ -100,7 +116,7 @@ def _verdict(found: Found, section: Config) -> str:
         above = [
             s
             for s in section["densities"]
-            if (found.median("overlap", kind=kind, density=s, **match) or 0.0) > s + 0.05
+            if (found.median("overlap", kind=kind, density=s, **match) or 0.0) > s + _ALIKE
         ]
         return f"from S = {min(above):g} on" if above else "nowhere"
 
@@ -111,7 +127,7 @@ def _verdict(found: Found, section: Config) -> str:
         ""
         if both or not works
         else " That an entry was sent last is not what helps, then, but the order that the aggregate, the same for "
-        "all, gives to entries that were: it decides only where some of them must be sent again, above S = 1 / 2."
+        "all, gives to entries that were."
     )
     return (
         f"Supports are more alike than chance by .05 or more {alike('regtopk', mu=4)} with RegTop-k at mu 4, "

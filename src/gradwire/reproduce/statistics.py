@@ -14,10 +14,12 @@ __all__ = [
     "bits_after",
     "compare",
     "curve",
+    "difference",
     "gain_at_the_end",
     "mean_and_spread",
     "paired_interval",
     "show",
+    "unpaired_interval",
 ]
 
 
@@ -34,11 +36,12 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def show(values: Sequence[float], digits: int = 2) -> str:
-    """Return ``mean ± standard deviation (n)``, or a dash for no values."""
+    """Return ``mean ± standard deviation (n)``, without a deviation for one value; a dash for none."""
     if not values:
         return "-"
     mean, spread = mean_and_spread(values)
-    return f"{mean:.{digits}f} ± {spread:.{digits}f} ({len(values)})"
+    around = f" ± {spread:.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:.{digits}f}{around} ({len(values)})"
 
 
 def paired_interval(ours: Sequence[float], others: Sequence[float]) -> tuple[float, float]:
@@ -82,9 +85,45 @@ def compare(ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], 
     seeds = [seed for seed in ours if seed in others]
     if len(seeds) < 2:
         return "-", "too few seeds"
-    mean, half = paired_interval(*(accuracies([runs[s] for s in seeds], last) for runs in (ours, others)))
+    mean, half = difference(ours, others, last)
     verdict = "no difference shown" if abs(mean) <= half else "better" if mean > 0 else "worse"
     return f"{mean:+.2f} ± {half:.2f} ({len(seeds)})", verdict
+
+
+def difference(
+    ours: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], last: int = 1
+) -> tuple[float, float]:
+    """Return the mean difference of the accuracies at the end, in points, and half its interval: see ``compare``.
+
+    Both are of the seeds that both have, one or more.
+    """
+    seeds = [seed for seed in ours if seed in others]
+    return paired_interval(*(accuracies([runs[s] for s in seeds], last) for runs in (ours, others)))
+
+
+def unpaired_interval(a: tuple[float, float], b: tuple[float, float], count: int) -> tuple[float, float]:
+    """Return the difference of two published means and half its 95 % confidence interval.
+
+    Args:
+        a: mean and standard deviation (n - 1), not both 0.
+        b: what is taken from it.
+        count: n, of each.
+
+    Returns:
+        Mean of a - b, and t(0.975, f) times its standard error, f being Welch's degrees of freedom.
+
+    Example:
+        >>> from gradwire.reproduce.statistics import unpaired_interval
+        >>> [round(x, 2) for x in unpaired_interval((92.44, 0.143), (92.194, 0.247), 5)]
+        [0.25, 0.31]
+
+    Source: Welch's t.
+    """
+    from scipy.stats import t
+
+    first, second = a[1] ** 2 / count, b[1] ** 2 / count
+    freedom = (first + second) ** 2 * (count - 1) / (first**2 + second**2)
+    return a[0] - b[0], float(t.ppf(0.975, freedom)) * math.sqrt(first + second)
 
 
 def gain_at_the_end(results: Sequence[dict[str, Any]]) -> float:
