@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from benchmarks import documents, methods, nnc, results
+from benchmarks import documents, methods, nnc, papers, results
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.documents import DOCUMENTS, Document, current
 
@@ -92,7 +92,7 @@ def test_a_part_measured_elsewhere_says_so(copy, monkeypatch):
     monkeypatch.setattr(methods, "resnet20_shapes", lambda: [(40, 50), (7,)])
     main(["methods", "--only", "fp16", "--only", "sign"])
     assert set(results.load("methods")["apart"]) == {"fp16", "sign"}
-    assert "`fp16`: on 1 core of Another," in current("docs/methods.md#methods")
+    assert "`fp16`, `sign`: on 1 core of Another," in current("docs/methods.md#methods")
     monkeypatch.setattr(results, "machine", lambda: results.load("methods")["machine"])
     main(["methods", "--only", "fp16"])
     assert set(results.load("methods")["apart"]) == {"sign"}
@@ -108,6 +108,20 @@ def test_results_carry_the_commit_they_were_made_with(copy, monkeypatch):
     results.save("methods", results.load("methods"))
     assert results.load("methods")["commit"] == "two"
     assert "commits" not in results.load("methods")
+    monkeypatch.setattr(results, "commit", lambda: "three")
+    results.save("methods", results.load("methods"), [])
+    assert results.load("methods")["commit"] == "two", "nothing was measured"
+
+
+def test_many_parts_measured_elsewhere_are_counted():
+    here = results.load("methods")["machine"]
+    found = {"machine": here, "apart": dict.fromkeys("abcdefg", {**here, "processor": "Another"})}
+    assert " 7 parts: on " in results.describe(found)
+
+
+def test_a_papers_pieces_carry_their_own_commits():
+    found = {"results": dict.fromkeys("abc"), "commit": "1234567890", "commits": {"b": "abcdefghij"}}
+    assert papers._made_with(found) == "Commits they were made with: 1234567 (2), abcdefg (1)."
 
 
 def test_commit_is_that_of_the_code(tmp_path, monkeypatch):
