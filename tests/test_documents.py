@@ -115,7 +115,7 @@ def test_results_carry_the_commit_they_were_made_with(copy, monkeypatch):
 
 def test_many_parts_measured_elsewhere_are_counted():
     here = results.load("methods")["machine"]
-    found = {"machine": here, "apart": dict.fromkeys("abcdefg", {**here, "processor": "Another"})}
+    found = {"machine": here, "apart": {part: {**here, "processor": "Another"} for part in "abcdefg"}}
     assert " 7 parts: on " in results.describe(found)
 
 

@@ -28,7 +28,7 @@ def units(config: Config) -> list[Unit]:
         config: of ``reproductions/regtopk``; sections left out are not run.
 
     Returns:
-        The units: the example, then the regressions a seed at a time, then the trainings.
+        The units: trainings on a GPU, then the example, the regressions a seed at a time, and the other trainings.
     """
     made = [_two_worker_unit(config["two_worker"])] if "two_worker" in config else []
     for section, methods_of in (("sparsity", _sparsity), ("mu", _mu), ("score", _score)):
@@ -46,7 +46,7 @@ def units(config: Config) -> list[Unit]:
         made += _regression(config, name, methods, overlap=True, **changed)
     for training in config.get("classification", []):
         made += _trainings(training)
-    return made
+    return sorted(made, key=lambda unit: unit.settings.get("device", "cpu") == "cpu")
 
 
 def _two_worker_unit(section: Config) -> Unit:
