@@ -60,10 +60,10 @@ def report_norms(cases: Sequence[tuple[str, float, list[dict[str, Any]]]], learn
         ),
         Table(("runs", "seeds", *heading_rounds, "power of t", "most, of alpha / t"), rows),
         Text(
-            f"Norms fall with powers of t between {max(powers):.2f} and {min(powers):.2f}, and are at most "
-            f"{max(shares):.2g} of alpha / t: the bound holds with much room, and its shape is not theirs."
+            f"Norms go with powers of t between {min(powers):+.2f} and {max(powers):+.2f}, and are at most "
+            f"{max(shares):.2g} of alpha / t, the lemma's first term alone."
             if max(shares) < 1
-            else f"Norms fall with powers of t between {max(powers):.2f} and {min(powers):.2f}, and come up to "
+            else f"Norms go with powers of t between {min(powers):+.2f} and {max(powers):+.2f}, and come up to "
             f"{max(shares):.2g} times alpha / t, the lemma's first term alone."
         ),
         Chart("adaptopk-norms", "Squared gradient norms", "iteration", "mean |g|^2", lines, log_x=True, log_y=True),

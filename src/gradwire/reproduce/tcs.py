@@ -232,8 +232,8 @@ def _is_alone(setting: Config, method: Config) -> bool:
 
 
 def _test_name(runs: Runs) -> str:
-    found = {run["experiment"]["test_name"] for mine in runs.values() for run in mine.values()}
-    return ", ".join(sorted(found)) or "the test set"
+    found = {run["experiment"]["test_name"] for mine in runs.values() for run in mine.values()} or {"test"}
+    return ", ".join("the test set" if name == "test" else name for name in sorted(found))
 
 
 def _row(setting: Config, method: Config, claimed: Claim | None, runs: list[Result]) -> list[str]:
