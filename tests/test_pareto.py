@@ -323,8 +323,8 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
         assert {**killed[job], "seconds": 0} == {**run, "seconds": 0}
 
 
-def test_workers_are_for_what_goes_on(capsys):
+def test_workers_are_for_what_takes_long(capsys):
     for arguments in (["speed", "--workers", "2"], ["pareto", "--workers", "0"]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "--workers is 1 or more, of language, pareto, supports alone" in capsys.readouterr().err
+        assert "--workers is 1 or more, of language, pareto, supports, tcs, adaptopk, regtopk alone" in capsys.readouterr().err
