@@ -327,4 +327,5 @@ def test_workers_are_for_what_takes_long(capsys):
     for arguments in (["speed", "--workers", "2"], ["pareto", "--workers", "0"]):
         with pytest.raises(SystemExit):
             main(arguments)
-        assert "--workers is 1 or more, of language, pareto, supports, tcs, adaptopk, regtopk alone" in capsys.readouterr().err
+        wanted = "--workers is 1 or more, of language, pareto, supports, tcs, adaptopk, regtopk alone"
+        assert wanted in capsys.readouterr().err
