@@ -424,7 +424,25 @@ def test_apps_that_all_fail_end_the_run_soon(clock):
     with logged() as lines:
         AsynchronousStrategy(all_of(3), SPEC, fedbuff(2)).start(timed_grid(clock, app), initial(), 3, 3600.0)
     assert clock.now < 60
-    assert any("all nodes at work answered with errors" in line for line in lines)
+    assert any("all nodes answered with errors" in line for line in lines)
+
+
+def test_one_at_work_that_fails_closes_no_round_early(tmp_path, clock):
+    """All nodes at work failed, which is one: there are others."""
+    grid = timed_grid(clock, make_app(CompressionMod(state_dir=tmp_path)), (1.0, 1.0))
+    bad = ClientApp()
+
+    @bad.train()
+    def train(message, context):
+        raise RuntimeError("no")
+
+    grid.add(bad, partition_id=2)
+    inner = FedAvg(fraction_train=0.34, min_train_nodes=1, min_available_nodes=3)
+    strategy = AsynchronousStrategy(inner, SPEC, fedbuff(4))
+    with logged() as lines:
+        strategy.start(grid, initial(), 4, 3600.0)
+    assert not any("all nodes answered with errors" in line for line in lines)
+    assert [r.num_counted for r in strategy.ledger.rounds] == [4] * 4
 
 
 def test_one_node_that_fails_holds_nobody_up(tmp_path, clock, received):

@@ -210,10 +210,9 @@ def test_another_node_takes_a_client_over_only_from_one_that_is_gone():
 def test_the_server_may_know_who_nodes_are(setup):
     _, _, _, grid, _ = setup
     strategy = CompressedStrategy(FedAvg(), SPEC, client_id_of=lambda info: {"node-0": 0, "node-1": 9}[info.name])
-    with logged() as lines:
-        one_round(strategy, grid, 1, initial())
-    assert strategy.ledger.rounds[-1].num_counted == 1
-    assert any("says that it is client 1, expected client 9" in line for line in lines)
+    assert sorted(told(m).client for m in one_round(strategy, grid, 1, initial())) == [0, 9]
+    assert strategy.ledger.rounds[-1].num_counted == 2
+    assert sorted(answer_of(reply).client for reply in grid.replies) == [0, 9]
 
 
 # --- the model, changed; a run, resumed -----------------------------------------------------------
@@ -310,5 +309,7 @@ def test_what_is_told_of_an_earlier_incarnation_is_about_none_of_ours(setup):
         assert strategy._conversation.counted(0).holds(0)
         assert member_of(folder, "run-1", 0).client.pending_sequences == (0,)
         one_round(strategy, grid, 5)
-        assert member_of(folder, "run-1", 0).client.pending_sequences == (1,)
+        assert member_of(folder, "run-1", 0).client.pending_sequences == (0, 1)  # the server hears of it only now
+        one_round(strategy, grid, 6)
+        assert member_of(folder, "run-1", 0).client.pending_sequences == (2,)
         assert audit(strategy, folder, books, 0, counted[0]) <= 1e-6

@@ -57,6 +57,7 @@ def instructions(draw):
         draw(st.none() | st.builds(Counted, eight, runs())),
         blobs,
         draw(st.none() | st.binary(max_size=30)),
+        draw(st.none() | numbers),
     )
 
 
@@ -71,7 +72,7 @@ answers = st.builds(
 
 
 names = st.from_regex(r"[a-z0-9][a-zA-Z0-9._-]{0,30}", fullmatch=True)
-steps = st.builds(Step, names, eight, st.integers(2, PROPOSAL), st.binary(max_size=50), st.binary(max_size=50))
+steps = st.builds(Step, names, eight, numbers, st.integers(2, PROPOSAL), st.binary(max_size=50), st.binary(max_size=50))
 step_answers = st.builds(StepAnswer, eight, numbers, numbers, st.binary(max_size=50))
 
 
@@ -100,15 +101,17 @@ def test_refusals_come_back(reason):
 
 def test_the_bytes_are_these():
     """Written by hand: magic, version, kind; then flags and fields in their order."""
-    told = Instruction("c", b"B" * 8, "s", b"LLLL", 300, 3, False, "n", None, 5, Counted(b"I" * 8, ((1, 2),)), (b"xy",))
-    expected = b"GWF\x01\x01" + b"\x0c" + b"\x01c" + b"B" * 8 + b"\x01s" + b"LLLL" + b"\xac\x02" + b"\x03" + b"\x01n"
-    expected += b"\x05" + b"I" * 8 + b"\x01\x01\x01" + b"\x01" + b"\x02xy"
+    told = Instruction(
+        "c", b"B" * 8, "s", b"LLLL", 300, 3, False, "n", None, 5, Counted(b"I" * 8, ((1, 2),)), (b"xy",), client=130
+    )
+    expected = b"GWF\x02\x01" + b"\x2c" + b"\x01c" + b"B" * 8 + b"\x01s" + b"LLLL" + b"\xac\x02" + b"\x03" + b"\x01n"
+    expected += b"\x05" + b"I" * 8 + b"\x01\x01\x01" + b"\x01" + b"\x02xy" + b"\x82\x01"
     assert told.encode() == expected
     answer = Answer(b"B" * 8, 130, b"I" * 8, 3, blob=b"xy")
-    step = Step("c", b"B" * 8, 3, b"xy", b"abc")
-    assert step.encode() == b"GWF\x01\x04" + b"\x01c" + b"B" * 8 + b"\x03" + b"\x03abc" + b"xy"
-    assert StepAnswer(b"B" * 8, 130, 1, b"xy").encode() == b"GWF\x01\x05" + b"B" * 8 + b"\x82\x01" + b"\x01" + b"xy"
-    assert answer.encode() == b"GWF\x01\x02" + b"\x02" + b"B" * 8 + b"\x82\x01" + b"I" * 8 + b"\x03" + b"xy"
+    step = Step("c", b"B" * 8, 9, 3, b"xy", b"abc")
+    assert step.encode() == b"GWF\x02\x04" + b"\x01c" + b"B" * 8 + b"\x09" + b"\x03" + b"\x03abc" + b"xy"
+    assert StepAnswer(b"B" * 8, 130, 1, b"xy").encode() == b"GWF\x02\x05" + b"B" * 8 + b"\x82\x01" + b"\x01" + b"xy"
+    assert answer.encode() == b"GWF\x02\x02" + b"\x02" + b"B" * 8 + b"\x82\x01" + b"I" * 8 + b"\x03" + b"xy"
 
 
 @given(st.binary(max_size=80), instructions(), answers, steps, step_answers, st.data())
@@ -122,7 +125,7 @@ def test_reading_is_total_and_strict(junk, told, answer, step, step_answer, data
         position = data.draw(st.integers(0, len(good) - 1))
         changed = bytearray(good)
         changed[position] ^= data.draw(st.integers(1, 255))
-        for bad in (junk, good[:position], bytes(changed), good + junk, b"GWF\x01\x01" + junk, b"GWF\x01\x02" + junk):
+        for bad in (junk, good[:position], bytes(changed), good + junk, b"GWF\x02\x01" + junk, b"GWF\x02\x02" + junk):
             try:
                 found = read(bad)
             except gw.DecodeError:
@@ -135,8 +138,8 @@ def test_reading_is_total_and_strict(junk, told, answer, step, step_answer, data
     [
         (b"", gw.Truncated, "magic"),
         (b"XXXXXXX", gw.Malformed, "no header"),
-        (b"GWF\x02\x01", gw.UnsupportedVersion, "install the same gradwire at both ends"),
-        (b"GWF\x01\x02", gw.Malformed, "kind"),
+        (b"GWF\x01\x01", gw.UnsupportedVersion, "install the same gradwire at both ends"),
+        (b"GWF\x02\x02", gw.Malformed, "kind"),
     ],
 )
 def test_errors_say_what(data, error, said):

@@ -355,7 +355,7 @@ def test_a_client_is_not_told_to_send_more_than_its_spec_implies(tmp_path, sums)
     def lied_to(given, context):
         found = find_carrier(given.content)
         if found is not None and is_step(found.data) and (told := read_step(found.data)).number == 3:
-            lie = Step(told.conversation, told.birth, 3, told.message, pack_support(np.arange(43), 210))
+            lie = Step(told.conversation, told.birth, told.client, 3, told.message, pack_support(np.arange(43), 210))
             given.content[found.key] = ArrayRecord({"gradwire": make_carrier(lie.encode())})
         return app(given, context)
 
@@ -390,7 +390,7 @@ def test_a_client_proposes_once_and_when_it_is_time(tmp_path, spec, step, what, 
         asked = next(m for m in of_node if m.metadata.message_type == "train" and step_of(m) > 1)
         found = find_carrier(asked.content)
         told = read_step(found.data)
-        carrier = make_carrier(Step(told.conversation, told.birth, PROPOSAL, b"").encode())
+        carrier = make_carrier(Step(told.conversation, told.birth, told.client, PROPOSAL, b"").encode())
         asked.content[found.key] = ArrayRecord({"gradwire": carrier})
         asked.content["config"] = config(1)
         reply = node.run(asked)

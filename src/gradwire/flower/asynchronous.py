@@ -146,8 +146,8 @@ class AsynchronousStrategy(CompressedStrategy):
         self.summary()
         if evaluate is not None:
             _note(result.evaluate_metrics_serverapp, 0, evaluate(0, result.arrays))
-        if len(self._ledger.rounds) == self.rounds_done < num_rounds:
-            self._ledger.begin()
+        if self.rounds_done < num_rounds:
+            self._begin_round()
         heard, roster = time.monotonic(), Roster(grid)
         while self.rounds_done < num_rounds:
             if self._unsaved:  # what a client is told to be counted must be, whatever happens to this process
@@ -187,11 +187,11 @@ class AsynchronousStrategy(CompressedStrategy):
     def _is_stuck(self, seconds: float) -> bool:
         """Whether the open round must be closed with what there is: nothing comes, or nothing but errors."""
         conversation, post = self._opened()
-        failing = 0 < self._at_work <= len(post.failing)
-        if failing and post.without_mod and not conversation.version and not self._buffer:
+        failing = bool(post.online) and post.online <= post.failing
+        if failing and post.without_mod and not conversation.heard:
             raise ProtocolError(WITHOUT_MOD)
         if failing:
-            _log.warning("gradwire: all nodes at work answered with errors: the round is closed with what there is")
+            _log.warning("gradwire: all nodes answered with errors: the round is closed with what there is")
             post.failing.clear()
         elif seconds > self._timeout:
             _log.warning("gradwire: nothing came for %g seconds: the round is closed with what there is", seconds)
@@ -228,7 +228,7 @@ class AsynchronousStrategy(CompressedStrategy):
 
     def _step(self, result: Result, evaluate: Evaluate | None) -> None:
         """Close the round, evaluate, and write what came of it."""
-        form = common_form(self._buffer)  # of metrics: what has others is in the sum, but not in their mean
+        form = common_form(self._buffer)  # of metrics: who has others is in the sum, but not in their mean
         alike = [reply for reply in self._buffer if form_of(reply) == form]
         metrics = self._close(self.rounds_done + 1, alike, self._errors)
         self._buffer, self._errors, self._unsaved = [], [], True
@@ -238,7 +238,12 @@ class AsynchronousStrategy(CompressedStrategy):
             _note(result.evaluate_metrics_serverapp, index, evaluate(index, result.arrays))
         self._end_round()
         if self.rounds_done != self._num_rounds:
-            self._ledger.begin()
+            self._begin_round()
+
+    @property
+    def _patience(self) -> int:
+        """None: whoever was given up and is sent a newer model is told what was counted."""
+        return 0
 
     def _check(self, inner: Strategy) -> None:
         check_strategy(inner, self.spec, self.downlink, max_staleness=0)

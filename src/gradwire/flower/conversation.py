@@ -37,7 +37,6 @@ class Conversation:
         payloads_per_round: how many of one client and round are counted; None for any number.
 
     Attributes:
-        num_rounds: rounds of the whole run, where known.
         birth: 8 bytes that tell it from another of the same name.
     """
 
@@ -53,7 +52,6 @@ class Conversation:
     ) -> None:
         self.name = name
         self.model = model
-        self.num_rounds: int | None = None
         self.birth = secrets.token_bytes(8)
         self.server = Server(
             spec, model.layout, seed, downlink, max_staleness=max_staleness, payloads_per_round=payloads_per_round
@@ -63,6 +61,20 @@ class Conversation:
         self._slots: dict[int, dict[bytes, int]] = {}
         self._taken: set[int] = set()
         self._num_slots = 0
+
+    @property
+    def num_rounds(self) -> int | None:
+        """Rounds of the whole run, where known: schedules of both ways go by it."""
+        return self.server.num_rounds
+
+    @num_rounds.setter
+    def num_rounds(self, value: int | None) -> None:
+        self.server.num_rounds = value
+
+    @property
+    def heard(self) -> bool:
+        """Whether any client ever answered."""
+        return bool(self._slots)
 
     @property
     def version(self) -> int:
@@ -104,7 +116,9 @@ class Conversation:
         incarnation, slot = list(known.items())[-1]
         return Counted(incarnation, self.server.counted(slot)[-NUM_RUNS:])
 
-    def instruct(self, client: int | None, held: int | None, weighted_by: str, num_bytes: int | None) -> Instruction:
+    def instruct(
+        self, client: int | None, held: int | None, weighted_by: str, num_bytes: int | None, *, settling: bool = True
+    ) -> Instruction:
         """Make what a client is told.
 
         Args:
@@ -112,6 +126,7 @@ class Conversation:
             held: the version it holds; None where it needs the model.
             weighted_by: the metric that is its weight.
             num_bytes: what its payload may take.
+            settling: whether it is told what became of its payloads, which is then final.
 
         Returns:
             The instruction: with blobs where these lead from there to here in fewer bytes than the model takes.
@@ -131,7 +146,7 @@ class Conversation:
             weighted_by,
             self.num_rounds,
             num_bytes,
-            None if client is None else self.counted(client),
+            self.counted(client) if settling and client is not None else None,
             blobs,
         )
 

@@ -38,9 +38,9 @@ PROPOSAL = 6
 """Number of the step, between the second and the third, in which a leader proposes the round's coordinates."""
 
 _MAGIC = b"GWF"
-_VERSION = 1
+_VERSION = 2
 _INSTRUCTION, _ANSWER, _REFUSAL, _STEP, _STEP_ANSWER = 1, 2, 3, 4, 5
-_FULL, _NUM_ROUNDS, _NUM_BYTES, _COUNTED, _INVITATION = 1, 2, 4, 8, 16
+_FULL, _NUM_ROUNDS, _NUM_BYTES, _COUNTED, _INVITATION, _CLIENT = 1, 2, 4, 8, 16, 32
 _RESYNC, _BLOB = 1, 2
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
@@ -50,7 +50,7 @@ class Counted:
     """Which payloads of one client the server counted.
 
     Attributes:
-        incarnation: 8 bytes, of whose payloads this tells; none was counted of another incarnation that is told this.
+        incarnation: 8 bytes, of whose payloads this tells; another incarnation learns nothing from it.
         runs: the newest closed runs of their numbers, increasing and apart, at most ``NUM_RUNS``.
     """
 
@@ -85,6 +85,7 @@ class Instruction:
         counted: what became of the payloads of the client; None where the server does not know yet who it is.
         blobs: the downlink blobs of the last rounds, in order, up to this version.
         invitation: to a secure sum of the round's payloads; None where these are counted one by one.
+        client: the number of the client, where the server knows better than it does.
 
     Example:
         >>> from gradwire.flower.header import Instruction, read_instruction
@@ -106,6 +107,7 @@ class Instruction:
     counted: Counted | None = None
     blobs: tuple[bytes, ...] = ()
     invitation: bytes | None = None
+    client: int | None = None
 
     @property
     def first(self) -> int:
@@ -120,6 +122,7 @@ class Instruction:
             | _NUM_BYTES * (self.num_bytes is not None)
             | _COUNTED * (self.counted is not None)
             | _INVITATION * (self.invitation is not None)
+            | _CLIENT * (self.client is not None)
         )
         out = [_start(_INSTRUCTION), varint(flags), _text(self.conversation), self.birth, _text(self.spec), self.layout]
         out += [varint(self.seed), varint(self.version), _text(self.weighted_by)]
@@ -135,6 +138,8 @@ class Instruction:
             out += [varint(len(blob)), blob]
         if self.invitation is not None:
             out += [varint(len(self.invitation)), self.invitation]
+        if self.client is not None:
+            out.append(varint(self.client))
         return b"".join(out)
 
 
@@ -193,6 +198,7 @@ class Step:
     Attributes:
         conversation: its name.
         birth: the conversation's.
+        client: its number.
         number: 2 to 5, or ``PROPOSAL``, to a leader before the third; the first is an instruction with an
             invitation.
         message: of ``SecureServer``: the client's roster, deliveries, survivors or what others confirmed; nothing for
@@ -201,20 +207,21 @@ class Step:
 
     Example:
         >>> from gradwire.flower.header import Step, read_step
-        >>> told = Step("trial", bytes(8), 2, b"abc")
+        >>> told = Step("trial", bytes(8), 7, 2, b"abc")
         >>> read_step(told.encode()) == told
         True
     """
 
     conversation: str
     birth: bytes
+    client: int
     number: int
     message: bytes
     support: bytes = b""
 
     def encode(self) -> bytes:
         """Return the bytes ``read_step`` reads."""
-        start = _start(_STEP) + _text(self.conversation) + self.birth + varint(self.number)
+        start = _start(_STEP) + _text(self.conversation) + self.birth + varint(self.client) + varint(self.number)
         return start + varint(len(self.support)) + self.support + self.message
 
 
@@ -249,11 +256,12 @@ def read_step(data: bytes) -> Step:
     reader = Reader(memoryview(data))
     _kind(reader, (_STEP,))
     conversation, birth = _read_name(reader), bytes(reader.take(8, "birth"))
+    client = reader.varint("client", below=2**63)
     number = reader.varint("step", below=PROPOSAL + 1)
     if number < 2:
         raise Malformed(f"step must be from 2 to {PROPOSAL}, got {number}")
     support = bytes(reader.take(reader.varint("length of the support"), "support"))
-    return Step(conversation, birth, number, bytes(reader.take(reader.remaining, "message")), support)
+    return Step(conversation, birth, client, number, bytes(reader.take(reader.remaining, "message")), support)
 
 
 def read_step_answer(data: bytes) -> StepAnswer:
@@ -283,7 +291,7 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
         refusal = Refusal(_read_text(reader, "reason"))
         _end(reader)
         return refusal
-    flags = reader.varint("flags", below=32)
+    flags = reader.varint("flags", below=64)
     conversation = _read_name(reader)
     birth, spec = bytes(reader.take(8, "birth")), _read_text(reader, "spec")
     layout = bytes(reader.take(4, "layout"))
@@ -301,6 +309,7 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
     invitation = None
     if flags & _INVITATION:
         invitation = bytes(reader.take(reader.varint("length of the invitation"), "invitation"))
+    client = reader.varint("client", below=2**63) if flags & _CLIENT else None
     _end(reader)
     return Instruction(
         conversation,
@@ -316,6 +325,7 @@ def read_instruction(data: bytes) -> Instruction | Refusal:
         counted,
         tuple(blobs),
         invitation,
+        client,
     )
 
 

@@ -66,6 +66,7 @@ class Ledger:
         self.rounds: list[RoundBytes] = []
         self.runs: list[str] = []
         self._out = out
+        self._num_written = 0
         self._began = time.monotonic()
         if out is not None:
             try:
@@ -96,20 +97,54 @@ class Ledger:
             if found is not None and (attribute == "loss" or 0 <= found <= 1):
                 setattr(now, attribute, float(found))
 
-    def write_round(self, names: dict[int, str]) -> None:
-        """Append the round under way to metrics.jsonl; ``names`` says of nodes which client they are."""
-        if self._out is None or not self.rounds:
+    def write_rounds(self, num_rounds: int, names: dict[int, str]) -> None:
+        """Append to metrics.jsonl what it lacks of so many rounds; ``names`` says of nodes which client they are."""
+        if self._out is None:
             return
-        now = self.rounds[-1]
+        lines = [self._line(index, names) for index in range(self._num_written, num_rounds)]
+        with (self._out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
+        self._num_written = max(self._num_written, num_rounds)
+
+    def resume(self, num_rounds: int) -> None:
+        """Go on after so many rounds, with the file of a process that may have been killed at any time.
+
+        What it measured after it saved its state is taken from metrics.jsonl; rounds that are run again are taken out.
+        """
+        self._num_written = 0
+        path = None if self._out is None else self._out / "metrics.jsonl"
+        if path is None or not path.exists():
+            return
+        kept: list[str] = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                line = json.loads(text)
+                ours = line["method"] == self.method and line["seed"] == self.seed
+                index = int(line["round"])
+            except (ValueError, LookupError, TypeError):
+                continue  # the end of a line that was being written
+            if ours and index >= num_rounds:
+                continue
+            if ours:
+                self._num_written = index + 1
+                row = self.rounds[index]
+                row.accuracy = line.get("accuracy") if row.accuracy is None else row.accuracy
+                row.loss = line.get("loss") if row.loss is None else row.loss
+            kept.append(text)
+        write_atomically(path, "".join(text + "\n" for text in kept).encode())
+
+    def _line(self, index: int, names: dict[int, str]) -> dict[str, Any]:
+        """A round's line of metrics.jsonl."""
+        now = self.rounds[index]
         clients: dict[str, dict[str, int]] = {}
         for node_id, ways in now.by_node.items():
             entry = clients.setdefault(names.get(node_id, f"node {node_id}"), {})
             for way, num_bytes in ways.items():
                 entry[way] = entry.get(way, 0) + num_bytes
-        line = {
+        return {
             "method": self.method,
             "seed": self.seed,
-            "round": len(self.rounds) - 1,
+            "round": index,
             "accuracy": now.accuracy,
             "loss": now.loss,
             "uplink_bytes": now.uplink,
@@ -118,8 +153,6 @@ class Ledger:
             "num_received": now.num_counted,
             "clients": clients,
         }
-        with (self._out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
     def write_summary(self, model: Model, num_rounds: int | None, names: dict[int, str]) -> None:
         """Replace summary.json by one of the rounds so far."""

@@ -18,7 +18,16 @@ from gradwire.compressors.compressor import Compressor, Vector
 from gradwire.compressors.spec import parse
 from gradwire.errors import ConfigError, ProtocolError, StateError, UpdateError
 from gradwire.flower.carrier import NAME, Found, find_carrier, kind_of, make_carrier, with_content, without_carrier
-from gradwire.flower.header import NO_INCARNATION, NUM_RUNS, Answer, Instruction, Refusal, is_step, read_instruction
+from gradwire.flower.header import (
+    NO_INCARNATION,
+    NUM_RUNS,
+    Answer,
+    Counted,
+    Instruction,
+    Refusal,
+    is_step,
+    read_instruction,
+)
 from gradwire.flower.model import Model
 from gradwire.flower.state import ContextStore, FolderStore, Member, Place, default_folder
 
@@ -60,7 +69,8 @@ class CompressionMod:
         spec: what to compress with, a ``Compressor`` or its text; the server's when None. One that is given must be
             the server's.
         client_id: this client's number, or a function of the context that gives it. By default ``client-id`` of the
-            node's config, else ``partition-id``, else a number made of the node's id.
+            node's config, else what the server's ``client_id_of`` says, else ``partition-id``, else a number made of
+            the node's id.
         state: ``"disk"`` keeps what was not sent yet in files; ``"context"`` in the context that Flower keeps in
             memory, as it is needed where the simulation engine runs on several machines.
         state_dir: where the files are; ``$GRADWIRE_STATE`` by default, else ``gradwire`` in Flower's home.
@@ -123,7 +133,7 @@ class CompressionMod:
         if isinstance(told, Refusal):
             raise ProtocolError(told.reason)
         self._check_spec(told)
-        client_id = self._number(context)
+        client_id = self._number(context, told.client)
         store = self._store(context)
         with store.open(told.conversation, client_id) as place:
             known = place.read()
@@ -175,20 +185,37 @@ class CompressionMod:
         folder = default_folder() if self._state_dir is None else self._state_dir
         return FolderStore(folder, self._keep_days, synced=not _is_simulated(context))
 
-    def _number(self, context: Context) -> int:
-        """This client's number."""
-        if callable(self._client_id):
-            return check_integer("client_id", self._client_id(context), 0, 2**63 - 1)
-        if self._client_id is not None:
-            return check_integer("client_id", self._client_id, 0, 2**63 - 1)
-        for key in ("client-id", "partition-id"):
-            if key in context.node_config:
-                return check_integer(f"node config's {key}", context.node_config[key], 0, 2**63 - 1)
+    def _number(self, context: Context, told: int | None) -> int:
+        """This client's number: the one it was given here, else the one the server told, else one of the node's."""
+        given = self._given_number(context)
+        if told is not None:
+            if given is not None and given != told:
+                raise ConfigError(
+                    f"the ServerApp's client_id_of says that this node is client {told}, here it is client {given}: "
+                    "leave client_id and client-id out, or give the same number"
+                )
+            return told
+        if given is not None:
+            return given
+        if "partition-id" in context.node_config:
+            return _checked("node config's partition-id", context.node_config["partition-id"])
         _log.warning(
             "gradwire: this node has neither client-id nor partition-id in --node-config: it goes by its node id, "
             "another one after a restart without authentication, and what it still had to send is then lost"
         )
         return context.node_id >> 1
+
+    def _given_number(self, context: Context) -> int | None:
+        """The number that the app or the node's config gives this client; None where neither does."""
+        if self._client_id is not None:
+            return _checked("client_id", self._client_id(context) if callable(self._client_id) else self._client_id)
+        if "client-id" in context.node_config:
+            return _checked("node config's client-id", context.node_config["client-id"])
+        return None
+
+
+def _checked(name: str, number: Any) -> int:
+    return check_integer(name, number, 0, 2**63 - 1)
 
 
 def _is_simulated(context: Context) -> bool:
@@ -205,7 +232,9 @@ def _followed(
         member = None
     if member is not None:
         _check_same(member, told)
-    unsettled = member is not None and told.counted is None and len(member.client.pending_sequences) >= NUM_RUNS
+    unsettled = (
+        member is not None and _verdict(member, told) is None and len(member.client.pending_sequences) >= NUM_RUNS
+    )
     if told.full and not unsettled:
         return _restarted(member, told, client_id, content, found)
     if member is None:
@@ -257,13 +286,17 @@ def _check_same(member: Member, told: Instruction) -> None:
 
 def _settle(member: Member, told: Instruction) -> None:
     """Take back what the server did not count, and number the next payload past all it did."""
-    counted, client = told.counted, member.client
+    counted, client = _verdict(member, told), member.client
     if counted is None:
         return
-    ours = counted.incarnation == member.incarnation
-    client.settle({number: ours and counted.holds(number) for number in client.pending_sequences})
-    if ours and counted.next > client.sequence:
+    client.settle({number: counted.holds(number) for number in client.pending_sequences})
+    if counted.next > client.sequence:
         client.skip_to(counted.next)
+
+
+def _verdict(member: Member, told: Instruction) -> Counted | None:
+    """What the server says of this state's payloads; None where it knows no client, or the client by another state."""
+    return told.counted if told.counted is not None and told.counted.incarnation == member.incarnation else None
 
 
 def asked(message: Message, context: Context, call_next: CallNext, key: str, model: Model) -> Message:

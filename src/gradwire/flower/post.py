@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from gradwire.checks import check_integer
 from gradwire.errors import ConfigError, DecodeError, LimitExceeded, ProtocolError, visible
 from gradwire.flower.binding import Bindings
 from gradwire.flower.carrier import (
@@ -84,8 +85,10 @@ class Post:
         weighted_by: the metric that is a client's weight.
         budget: client, None where it is not known -> what its payload may take.
         client_id_of: Flower's node info -> client, where the server knows; None otherwise.
+        patience: how many rounds late a payload may come: for so long its client is told nothing that would be final.
 
     Attributes:
+        online: nodes that were there when messages were last sent or came.
         failing: nodes whose last answer was an error, or refused.
         without_mod: replies to a train instruction of nodes without ``CompressionMod``, so far.
     """
@@ -97,12 +100,14 @@ class Post:
         weighted_by: str,
         budget: Budget,
         client_id_of: Callable[[Any], int] | None,
+        patience: int = 0,
     ) -> None:
         self._conversation = conversation
         self._ledger = ledger
         self._weighted_by = weighted_by
         self._budget = budget
         self._client_id_of = client_id_of
+        self._rounds_late = patience
         self._bindings = Bindings()
         self._open: list[Sent] = []
         self._late: dict[str, Sent] = {}
@@ -110,10 +115,11 @@ class Post:
         self._voided = 0
         self._told: dict[int, int] = {}
         self._expected: dict[int, int] = {}
-        self._online: set[int] = set()
+        self._unknown: dict[int, str] = {}
         self._grid: Grid | None = None
         self._until = self._patience = 0.0
         self._invitations: Mapping[int, bytes] = {}
+        self.online: set[int] = set()
         self.failing: set[int] = set()
         self.without_mod = 0
 
@@ -155,9 +161,9 @@ class Post:
         self._grid, self._patience, self._until = grid, timeout, time.monotonic() + timeout
         self._invitations = invitations
         self._clock += 1
-        self._online = set(grid.get_node_ids())
+        self.online = set(grid.get_node_ids())
         if self._client_id_of is not None:
-            self._expected = {info.node_id: self._client_id_of(info) for info in grid.get_nodes()}
+            self._look_up(self._client_id_of, grid.get_nodes())
         out: list[Message] = []
         for message in messages:
             if not message.content.array_records:
@@ -200,7 +206,7 @@ class Post:
         waiting = [sent.message.metadata.message_id for sent in self._open]
         replies = list(grid.pull_messages(waiting)) if waiting else []
         if replies:
-            self._online = set(grid.get_node_ids())
+            self.online = set(grid.get_node_ids())
         found, errors = self._take(replies)
         now = time.monotonic()
         self._until = now + self._patience
@@ -212,6 +218,17 @@ class Post:
     def drain(self, grid: Grid) -> list[Reply]:
         """Read what came since it was given up; payloads that nothing was said about yet are returned."""
         return self._fresh(self._pull_late(grid))
+
+    def _look_up(self, client_id_of: Callable[[Any], int], infos: Iterable[Any]) -> None:
+        """Learn which clients the nodes are; one that the user's function has no number for is not counted."""
+        self._expected, self._unknown = {}, {}
+        for info in infos:
+            try:
+                self._expected[info.node_id] = check_integer("client", client_id_of(info), 0, 2**63 - 1)
+            except Exception as error:  # the function is the user's, and one node must not end the others' run
+                said = f"node {info.node_id} is none that client_id_of knows: {type(error).__name__}: {error}"
+                self._unknown[info.node_id] = visible(said)
+                _log.warning("gradwire: %s", self._unknown[info.node_id])
 
     def _pull_late(self, grid: Grid) -> list[_Read]:
         """Read what came since it was given up."""
@@ -246,7 +263,7 @@ class Post:
             return []
         _log.info("gradwire: %d of %d nodes need the whole model", len(behind), len(found))
         self._clock += 1
-        again = [self._instruct(read.sent.original) for read in behind]
+        again = [self._instruct(read.sent.original, asked=True) for read in behind]
         self._open += again
         return [sent.message for sent in again]
 
@@ -258,7 +275,15 @@ class Post:
         given_up = set(map(id, silent))
         self._open = [sent for sent in self._open if id(sent) not in given_up]
 
-    def _instruct(self, message: Message) -> Sent:
+    def _awaited(self, node_id: int, trains: bool) -> bool:
+        """Whether a payload of a node that is late now may still be counted when the next ones are read."""
+        oldest = self._conversation.version + trains - self._rounds_late
+        return any(
+            sent.trains and sent.version is not None and sent.version >= oldest and sent.node_id == node_id
+            for sent in self._late.values()
+        )
+
+    def _instruct(self, message: Message, *, asked: bool = False) -> Sent:
         """Make one message: an instruction, or the refusal of a node that is not counted."""
         node_id = message.metadata.dst_node_id
         records = message.content.array_records
@@ -267,13 +292,18 @@ class Post:
         ((key, _),) = records.items()
         node = self._bindings.of(node_id)
         rest = dict(message.content.items())
-        if (reason := self._bindings.refusal(node_id, self._online)) is not None:
+        reason = self._unknown.get(node_id) or self._bindings.refusal(node_id, self.online)
+        if reason is not None:
             content = RecordDict({**rest, key: ArrayRecord({NAME: make_carrier(Refusal(reason).encode())})})
             self._ledger.add(node_id, "other", count_bytes(content))
             return Sent(instruction_of(message, content), message, self._clock, self._until, None)
-        client = node.client if node.client is not None else self._expected.get(node_id)
-        told = self._conversation.instruct(client, node.believed, self._weighted_by, self._budget(client))
-        told = replace(told, invitation=self._invitations.get(node_id))
+        expected = self._expected.get(node_id)
+        client = node.client if node.client is not None else expected
+        settling = asked or not self._awaited(node_id, kind_of(message) == "train")
+        told = self._conversation.instruct(
+            client, node.believed, self._weighted_by, self._budget(client), settling=settling
+        )
+        told = replace(told, client=expected, invitation=self._invitations.get(node_id))
         if client is not None and told.counted is not None:
             self._told[client] = self._clock
         record = self._conversation.model.record() if told.full else ArrayRecord()
@@ -339,7 +369,9 @@ class Post:
                 raise ProtocolError("it answers where it was told that it is not counted")
             if not answer.resync and answer.version != sent.version:
                 raise ProtocolError(f"it says that it holds version {answer.version}, expected {sent.version}")
-            self._bindings.claim(node_id, answer.client, self._online, self._expected.get(node_id))
+            if sent.trains and without_carrier(content).array_records:
+                raise ProtocolError("it holds arrays beside gradwire's, which are not checked as an update is")
+            self._bindings.claim(node_id, answer.client, self.online, self._expected.get(node_id))
         except (ProtocolError, DecodeError) as error:
             _log.warning(
                 "gradwire: refused what node %d sent: %s: %s", node_id, type(error).__name__, visible(str(error))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
 from gradwire.aggregation.aggregator import LARGEST_WEIGHT
 from gradwire.compressors.compressor import Vector
@@ -61,10 +61,9 @@ def weight_of(reply: Reply, weighted_by: str) -> float:
 
 
 def form_of(reply: Reply) -> tuple[Any, ...]:
-    """Return what must be alike in all replies of a round: keys, names of metrics, lengths of those that are lists."""
+    """Return what must be alike in all replies of a round: keys, names of metrics, and which of them are lists."""
     (key, metrics), *_ = reply.message.content.metric_records.items()
-    lengths = sorted((name, len(v) if isinstance(v, list) else -1) for name, v in metrics.items())
-    return reply.key, key, tuple(lengths)
+    return reply.key, key, tuple(sorted((name, isinstance(value, list)) for name, value in metrics.items()))
 
 
 def common_form(replies: Iterable[Reply]) -> tuple[Any, ...] | None:
@@ -86,7 +85,7 @@ def as_mean(
         mean: (d,) float32.
 
     Returns:
-        The reply; its metrics are their weighted means.
+        The reply; its metrics are their weighted means, of lists the mean of those of the commonest length.
     """
     first = replies[0]
     metric_key = next(iter(first.message.content.metric_records))
@@ -98,33 +97,52 @@ def as_mean(
 
 def as_dense(reply: Reply, model: Model, update: Vector) -> Message:
     """Make a reply as the app gave it to the mod: the model moved by what was counted of its update."""
-    records: dict[str, Any] = {reply.key: model.record(model.vector + update), **reply.message.content}
+    records: dict[str, Any] = {reply.key: model.record(model.vector + update)}
+    beside = reply.message.content.items()
+    records |= {key: record for key, record in beside if key != reply.key and not isinstance(record, ArrayRecord)}
     return with_content(reply.message, RecordDict(records))
 
 
 @contextmanager
-def metrics_over(owner: Any, replies: Sequence[Reply]) -> Iterator[None]:
-    """Let a strategy's function for train metrics see every client's, while the strategy sees one merged reply."""
-    function = getattr(owner, "train_metrics_aggr_fn", None)
-    if function is None or not replies:
+def metrics_over(owner: Any, replies: Sequence[Reply], merged: bool) -> Iterator[None]:
+    """Let a strategy's function for train metrics see every client's, though the strategy sees one merged reply.
+
+    Flower's own raises where two clients have lists of other lengths, which would let one end the run: its mean is
+    taken as ``as_mean`` takes it.
+    """
+    function: Any = getattr(owner, "train_metrics_aggr_fn", None)
+    flower_s = (getattr(function, "__module__", None) or "").startswith("flwr.")
+    if not replies or not (flower_s or (function is not None and merged)):
         yield
         return
     contents = [reply.message.content for reply in replies]
-    owner.train_metrics_aggr_fn = lambda _, weighted_by: function(contents, weighted_by)
+    owner.train_metrics_aggr_fn = _mean_over if flower_s else lambda _, weighted_by: function(contents, weighted_by)
     try:
         yield
     finally:
         owner.train_metrics_aggr_fn = function
 
 
+def _mean_over(contents: Sequence[RecordDict], weighted_by: str) -> MetricRecord:
+    """The mean of metrics as Flower takes it, without the weight."""
+    records = [next(iter(content.metric_records.values())) for content in contents]
+    mean = _mean_metrics(records, [float(record[weighted_by]) for record in records])  # type: ignore[arg-type]
+    del mean[weighted_by]
+    return mean
+
+
 def _mean_metrics(records: Sequence[MetricRecord], weights: Sequence[float]) -> MetricRecord:
-    total = sum(weights)
     out = MetricRecord()
     for name, first in records[0].items():
-        values: list[Any] = [record[name] for record in records]
+        pairs: list[tuple[float, Any]] = [(w, record[name]) for w, record in zip(weights, records, strict=True)]
         if isinstance(first, list):
-            columns = zip(*values, strict=True)
-            out[name] = [sum(w * v for w, v in zip(weights, column, strict=True)) / total for column in columns]
+            length = Counter(len(value) for _, value in pairs).most_common(1)[0][0]
+            alike = [(w, value) for w, value in pairs if len(value) == length]
+            out[name] = [_mean([(w, value[i]) for w, value in alike]) for i in range(length)]
         else:
-            out[name] = sum(w * v for w, v in zip(weights, values, strict=True)) / total
+            out[name] = _mean(pairs)
     return out
+
+
+def _mean(pairs: Sequence[tuple[float, float]]) -> float:
+    return sum(w * value for w, value in pairs) / sum(w for w, _ in pairs)

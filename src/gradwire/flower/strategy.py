@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ from gradwire.flower.conversation import Conversation
 from gradwire.flower.header import check_conversation
 from gradwire.flower.kinds import check_strategy, owner_of, takes_mean, warnings_of
 from gradwire.flower.ledger import Ledger
+from gradwire.flower.memory import memory_of, restore_memory
 from gradwire.flower.model import Model
 from gradwire.flower.post import Budget, Post
-from gradwire.flower.replies import Reply, as_dense, as_mean, common_form, form_of, lacks_mod, metrics_over, weight_of
+from gradwire.flower.replies import Reply, as_dense, as_mean, common_form, form_of, metrics_over, weight_of
 from gradwire.rng import Key
 from gradwire.saved import from_saved, reading_state
 from gradwire.wire import decode
@@ -35,7 +35,6 @@ __all__ = ["TIMEOUT", "WITHOUT_MOD", "CompressedStrategy"]
 
 _log = logging.getLogger("flwr")
 _FORMAT = 1
-_MEMORY = ("m_t", "v_t", "momentum_vector")
 TIMEOUT = 3600.0
 """Seconds that Flower waits for replies unless told."""
 WITHOUT_MOD = (
@@ -65,7 +64,8 @@ class CompressedStrategy(Strategy):
         seed: seed of what is drawn at random.
         conversation: under this name the clients keep what they did not send yet; ``run-<run id>`` by default.
         out: a folder for metrics.jsonl and summary.json, which ``gradwire report`` draws.
-        state_file: written after each round; where it exists at the start, the run goes on from there.
+        state_file: written at the start, after each round, and before clients are told of what came late; where it
+            exists at the start, the run goes on from there.
 
     Raises:
         ConfigError: on what cannot work together, before the run starts.
@@ -116,7 +116,7 @@ class CompressedStrategy(Strategy):
         self._num_rounds: int | None = None
         self._timeout = TIMEOUT
         self._before = 0
-        self._resumed = False
+        self._late: list[Reply] = []
 
     @property
     def ledger(self) -> Ledger:
@@ -168,6 +168,7 @@ class CompressedStrategy(Strategy):
             self._evaluating(evaluate_fn),
         )
         self._end_round()
+        self._save()
         return result if result.arrays else Result(arrays=initial_arrays)
 
     def _check(self, inner: Strategy) -> None:
@@ -177,13 +178,27 @@ class CompressedStrategy(Strategy):
     def _begin(self, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float) -> ArrayRecord:
         """Begin a run, or go on with the one that was saved; the model it starts from."""
         if self._conversation is None and self._state_file is not None and self._state_file.exists():
-            self.load_state_dict(read_state(self._state_file))
+            self._resume(self._state_file, arrays)
         self._before, self._num_rounds, self._timeout = self.rounds_done, num_rounds, timeout
         if self._conversation is not None and self._record is not None:
             _log.info("gradwire: goes on after round %d with the saved model", self.rounds_done)
             arrays = self._record
+            self._ledger.resume(self.rounds_done)
         self._open(grid, arrays)
+        self._save()
         return arrays
+
+    def _resume(self, path: Path, arrays: ArrayRecord) -> None:
+        """Load the state of a run that is this one."""
+        state = read_state(path)
+        try:
+            with reading_state():
+                saved = Model.from_state(from_saved(state)["conversation"]["model"])
+            if (said := Model.from_record(arrays).difference(saved)) is not None:
+                raise StateError(f"initial_arrays (here) are another model than the run's (there): {said}")
+            self.load_state_dict(state)
+        except StateError as error:
+            raise StateError(f"state_file {path}: {error}; move it away to begin anew") from None
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -191,10 +206,11 @@ class CompressedStrategy(Strategy):
         """Configure a round of training: the inner strategy's messages, with blobs in place of models."""
         self._end_round()
         _, post = self._open(grid, arrays)
-        self._ledger.begin()
-        for reply in post.drain(grid):
-            if self.max_staleness:
-                self._receive(reply, None)
+        self._begin_round()
+        late = post.drain(grid)
+        self._late = [reply for reply in late if self.max_staleness and self._receive(reply, None)]
+        if self._late:  # what a client is told to be counted must be, whatever happens to this process
+            self._save()
         messages = self.inner.configure_train(server_round + self._before, self._current(), config, grid)
         return post.send(messages, grid, self._timeout)
 
@@ -204,11 +220,14 @@ class CompressedStrategy(Strategy):
         """Count what came and close the round."""
         conversation, post = self._opened()
         answers, errors = post.collect(replies)
-        if post.without_mod and not answers and not conversation.version and all(map(lacks_mod, errors)):
+        if post.without_mod and not conversation.heard:
             raise ProtocolError(WITHOUT_MOD)
         usable = [reply for reply in answers if reply.answer.blob is not None and self._has_metrics(reply)]
         form = common_form(usable)
         counted = [reply for reply in usable if self._receive(reply, form)]
+        if not counted:  # what came late is all there is, if anything
+            form = common_form(self._late)
+            counted = [reply for reply in self._late if form_of(reply) == form]
         metrics = self._close(server_round + self._before, counted, errors)
         self._save()
         return self._record, metrics
@@ -245,7 +264,11 @@ class CompressedStrategy(Strategy):
     def _save(self) -> None:
         """Write the state, where it has a file."""
         if self._state_file is not None:
-            write_state(self._state_file, self.state_dict())
+            try:
+                write_state(self._state_file, self.state_dict())
+            except OSError as error:
+                said = f"state_file {self._state_file}: cannot be written: {error.strerror or error}"
+                raise ConfigError(said) from None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -253,7 +276,7 @@ class CompressedStrategy(Strategy):
         """Configure a round of evaluation, on models that travel as blobs, too."""
         _, post = self._open(grid, arrays)
         if not self._ledger.rounds:
-            self._ledger.begin()
+            self._begin_round()
         messages = list(self.inner.configure_evaluate(server_round + self._before, self._current(), config, grid))
         return post.send(messages, grid, self._timeout)
 
@@ -269,7 +292,8 @@ class CompressedStrategy(Strategy):
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of everything that a later run needs to go on: arrays and plain values only.
 
-        Of the inner strategy the moments, the momentum and an adaptive clipping norm are kept, as Flower's own have.
+        Of the inner strategy what Flower's own remember is kept: moments, momentum, an adaptive clipping norm, and what
+        of a privacy budget is spent.
 
         Raises:
             StateError: before the first round.
@@ -280,7 +304,7 @@ class CompressedStrategy(Strategy):
             "format": _FORMAT,
             "rounds_done": self.rounds_done,
             "conversation": self._conversation.state_dict(),
-            "inner": _memory_of(self.inner),
+            "inner": memory_of(self.inner),
             "ledger": self._ledger.state_dict(),
         }
 
@@ -288,7 +312,8 @@ class CompressedStrategy(Strategy):
         """Go on where ``state_dict`` was taken, in a new run: the clients find what they had under the same name.
 
         Args:
-            state: from ``state_dict`` of a strategy with the same spec, downlink and kind of inner strategy.
+            state: from ``state_dict`` of a strategy with the same spec, downlink, seed and kind of inner strategy, and
+                the same conversation where this one names one.
 
         Raises:
             StateError: on a state of something else; nothing is changed then.
@@ -301,14 +326,14 @@ class CompressedStrategy(Strategy):
                 state["conversation"], self.spec, self.downlink, self.max_staleness, self.payloads_per_round
             )
             rounds_done = check_integer("rounds_done", state["rounds_done"], 0)
-            memory = dict(state["inner"])
+            if conversation.server.seed != self.seed:
+                raise StateError(f"it is of a run with seed {conversation.server.seed}, this one has seed {self.seed}")
+            if self._name is not None and conversation.name != self._name:
+                raise StateError(f"it is of conversation {conversation.name!r}, this run's is {self._name!r}")
+            restore_memory(self.inner, state["inner"], rounds_done)
         self._conversation, self._post = conversation, None
-        self._name, self.seed, self.rounds_done = conversation.name, conversation.server.seed, rounds_done
+        self._name, self.rounds_done = conversation.name, rounds_done
         self._ledger.load_state_dict(state["ledger"])
-        for name, value in memory.items():
-            owner = owner_of(self.inner, name)
-            if owner is not None:
-                setattr(owner, name, value)
         self._keep_model()
 
     def _open(self, grid: Grid, arrays: ArrayRecord) -> tuple[Conversation, Post]:
@@ -334,9 +359,21 @@ class CompressedStrategy(Strategy):
         self._conversation.num_rounds = self._num_rounds
         if self._post is None:
             self._ledger.ran(grid.run.run_id)
-            self._post = Post(self._conversation, self._ledger, self.weighted_by_key, self._budget, self._client_id_of)
+            self._post = Post(
+                self._conversation,
+                self._ledger,
+                self.weighted_by_key,
+                self._budget,
+                self._client_id_of,
+                self._patience,
+            )
             self._log_start()
         return self._conversation, self._post
+
+    @property
+    def _patience(self) -> int:
+        """For how many rounds a client is told nothing of what it sent, since a payload may still come."""
+        return self.max_staleness
 
     def _opened(self) -> tuple[Conversation, Post]:
         if self._conversation is None or self._post is None:
@@ -388,12 +425,11 @@ class CompressedStrategy(Strategy):
             messages = [as_mean(counted, weights, self.weighted_by_key, model, mean)]
         else:
             messages = [as_dense(reply, model, self._update_of(reply)) for reply in counted]
-        owner = owner_of(self.inner, "train_metrics_aggr_fn")
-        with metrics_over(owner, counted) if as_means else nullcontext():
+        with metrics_over(owner_of(self.inner, "train_metrics_aggr_fn"), counted, merged=as_means):
             arrays, metrics = self.inner.aggregate_train(server_round, [*messages, *errors])
         if arrays is None:
-            if (as_means and not counted) or not conversation.server.aggregator.num_received:
-                return mean, metrics  # what came late is all there is, if anything
+            if self._late or (as_means and not counted) or not conversation.server.aggregator.num_received:
+                return mean, metrics  # what was counted late, if anything, stays counted
             raise _NothingAggregated
         new = model.flatten(arrays)
         delta = new - model.vector
@@ -428,11 +464,16 @@ class CompressedStrategy(Strategy):
 
         return evaluate
 
+    def _begin_round(self) -> None:
+        """Begin the ledger of a round; one that was begun before this process was killed goes on."""
+        if len(self._ledger.rounds) == self.rounds_done:
+            self._ledger.begin()
+
     def _end_round(self) -> None:
         """Write what is known of the round before, evaluation included."""
-        if self._post is None or self._conversation is None or len(self._ledger.rounds) <= self._before:
+        if self._post is None or self._conversation is None or not self.rounds_done:
             return
-        self._ledger.write_round(self._post.names)
+        self._ledger.write_rounds(self.rounds_done, self._post.names)
         self._ledger.write_summary(self._conversation.model, self._num_rounds, self._post.names)
 
     def _log_start(self) -> None:
@@ -485,22 +526,7 @@ def _as_budget(num_bytes: int | Mapping[int, int] | Budget | None) -> Budget:
         budgets = {check_integer("client", client, 0): check_bytes(value) for client, value in num_bytes.items()}
         if not budgets:
             raise ConfigError("num_bytes must name a client, got an empty dict")
-        least = min(value for value in budgets.values() if value is not None)
+        least = min((value for value in budgets.values() if value is not None), default=None)
         return lambda client: least if client is None else budgets.get(client)
     value = check_bytes(num_bytes)
     return lambda client: value
-
-
-def _memory_of(inner: Strategy) -> dict[str, Any]:
-    """What Flower's own strategies remember between rounds, copied."""
-    memory: dict[str, Any] = {}
-    for name in _MEMORY:
-        owner = owner_of(inner, name)
-        value = None if owner is None else getattr(owner, name)
-        if isinstance(value, dict):
-            memory[name] = {key: np.array(array) for key, array in value.items()}
-        elif isinstance(value, list):
-            memory[name] = [np.array(array) for array in value]
-    if (adaptive := owner_of(inner, "target_clipped_quantile")) is not None:
-        memory["clipping_norm"] = float(adaptive.clipping_norm)
-    return memory

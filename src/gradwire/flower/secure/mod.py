@@ -89,7 +89,7 @@ class SecureMod(CompressionMod):
     def _answered(self, message: Message, context: Context, call_next: CallNext, found: Found) -> Message:
         """Answer a later step: what is kept is replaced before the answer leaves."""
         step = read_step(found.data)
-        client_id = self._number(context)
+        client_id = self._number(context, step.client)
         with self._store(context).open(step.conversation, client_id) as place:
             member, secrets = place.read(), place.read_secrets()
             if member is None or secrets is None or member.birth != step.birth:

@@ -19,8 +19,9 @@ from gradwire.errors import ConfigError, DecodeError, Duplicate, LimitExceeded, 
 from gradwire.flower.carrier import NAME, count_bytes, find_carrier, instruction_of, make_carrier, with_content
 from gradwire.flower.header import NO_INCARNATION, PROPOSAL, Answer, Step, StepAnswer, read_step_answer
 from gradwire.flower.kinds import takes_mean
+from gradwire.flower.model import Model
 from gradwire.flower.post import Post
-from gradwire.flower.replies import Reply, lacks_mod
+from gradwire.flower.replies import Reply
 from gradwire.flower.secure.conversation import SecureConversation
 from gradwire.flower.secure.support import Support, check_spec, check_terms, support_of
 from gradwire.flower.strategy import WITHOUT_MOD, CompressedStrategy
@@ -136,11 +137,9 @@ class SecureStrategy(CompressedStrategy):
             )
 
     def _begin(self, grid: Grid, arrays: ArrayRecord, num_rounds: int, timeout: float) -> ArrayRecord:
-        arrays = super()._begin(grid, arrays, num_rounds, timeout)
-        conversation, _ = self._opened_secure()
-        self._most_kept = check_spec(self.spec, conversation.model.layout, self.terms, self.seed)
+        self._most_kept = check_spec(self.spec, Model.from_record(arrays).layout, self.terms, self.seed)
         self._train_timeout = timeout
-        return arrays
+        return super()._begin(grid, arrays, num_rounds, timeout)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -149,7 +148,7 @@ class SecureStrategy(CompressedStrategy):
         self._end_round()
         self._open(grid, arrays)
         conversation, post = self._opened_secure()
-        self._ledger.begin()
+        self._begin_round()
         post.drain(grid)
         messages = list(self.inner.configure_train(server_round + self._before, self._current(), config, grid))
         dealt = deal([message.metadata.dst_node_id for message in messages], self.terms)
@@ -200,8 +199,8 @@ class SecureStrategy(CompressedStrategy):
         by_node = {m.metadata.dst_node_id: m for m in messages if m.metadata.dst_node_id in group_of}
         invitations = {node_id: session.groups.invitations[group_of[node_id]] for node_id in by_node}
         out = post.send(by_node.values(), session.grid, self.step_timeout, invitations)
-        answers, errors = post.collect(session.grid.send_and_receive(out, timeout=self.step_timeout))
-        if post.without_mod and not answers and not conversation.version and all(map(lacks_mod, errors)):
+        answers, _ = post.collect(session.grid.send_and_receive(out, timeout=self.step_timeout))
+        if post.without_mod and not conversation.heard:
             raise ProtocolError(WITHOUT_MOD)
         for reply in answers:
             client, keys = reply.answer.client, reply.answer.blob or b""
@@ -270,7 +269,8 @@ class SecureStrategy(CompressedStrategy):
         session.sent = []
         for client, message in told.items():
             original, key = session.originals[client], session.keys[client]
-            carrier = make_carrier(Step(conversation.name, conversation.birth, number, message, support).encode())
+            step = Step(conversation.name, conversation.birth, client, number, message, support)
+            carrier = make_carrier(step.encode())
             rest = dict(original.content.items()) if number in (_MASKED, PROPOSAL) else {}
             content = RecordDict({**rest, key: ArrayRecord({NAME: carrier})})
             self._ledger.add(original.metadata.dst_node_id, "downlink", count_bytes(content))
