@@ -278,7 +278,7 @@ def test_no_memory_for_the_bytes(monkeypatch):
 
     server = gw.Server(gw.dense(), LAYOUT, downlink=gw.ef(gw.topk(0.1)))
     server.receive(gw.Client(gw.dense(), LAYOUT).compress(updates(5)[0]))
-    monkeypatch.setattr(client_module, "encode", none_left)
+    monkeypatch.setattr(client_module, "write", none_left)
     for send in (client.compress, lambda update: client.packets(update, 200)):
         with pytest.raises(MemoryError):
             send(updates(4)[0])

@@ -115,7 +115,7 @@ def test_unweighted_averaging_would_be_noticed(digits):
 def test_weights_are_the_clients_examples(digits, monkeypatch):
     sim = simulation(digits, partition="dirichlet:0.3")
     given = {"compress": {}, "receive": {}}
-    compress, receive = Client.compress, Server.receive
+    compress, receive = Client.compress_opened, Server.receive
 
     def spy_compress(self, update, weight=1.0, **options):
         given["compress"][self.client_id] = weight
@@ -125,7 +125,7 @@ def test_weights_are_the_clients_examples(digits, monkeypatch):
         given["receive"][client_id] = weight
         return receive(self, blob, client_id=client_id, weight=weight)
 
-    monkeypatch.setattr(Client, "compress", spy_compress)
+    monkeypatch.setattr(Client, "compress_opened", spy_compress)
     monkeypatch.setattr(Server, "receive", spy_receive)
     run(sim)
     expected = {i: len(s) for i, s in enumerate(sim.federation.shards)}
@@ -209,13 +209,13 @@ def test_the_model_is_what_the_blobs_alone_give(digits, monkeypatch):
 @pytest.mark.parametrize("method", ["ef(topk(0.01))", "ef(randk(0.02))", "ef(uniform(4))"])
 def test_nothing_is_lost_between_residual_and_server(digits, monkeypatch, method):
     """Law 1 in the simulator: what was sent plus the residual is the sum of the raw updates."""
-    raw, compress = {}, Client.compress
+    raw, compress = {}, Client.compress_opened
 
     def spy(self, update, **options):
         raw[self.client_id] = raw.get(self.client_id, 0) + np.asarray(update, np.float64)
         return compress(self, update, **options)
 
-    monkeypatch.setattr(Client, "compress", spy)
+    monkeypatch.setattr(Client, "compress_opened", spy)
     seam = Seam(monkeypatch)
     sim = simulation(digits, method, rounds=8)
     run(sim)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gradwire as gw
+from gradwire import wire
 from gradwire.files import archive as files
 from gradwire.files.dtypes import DTYPES
 from gradwire.files.safetensors_io import SafetensorsReader
@@ -92,6 +93,16 @@ def test_decodes_as_ever(name):
     if expected["d"] < 2**20:
         dense = gw.decompress(payload, reference_of(name))
         assert dense.tobytes() == dense_of(expected["d"], indices, bits).tobytes()
+
+
+@pytest.mark.parametrize("name", BLOBS)
+def test_what_is_written_is_what_is_read(name):
+    """Who hosts both ends may leave out the reading."""
+    written = wire.write(gw.decode(read(name)))
+    opened = wire.read(written.blob)
+    assert written.payload == opened.payload
+    for what in ("blob", "header_bytes", "support_bytes", "values_bytes", "support_name", "values_name"):
+        assert getattr(written, what) == getattr(opened, what)
 
 
 @pytest.mark.parametrize("name", BLOBS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from gradwire.layout import Layout, as_update
 from gradwire.payload import Fielded, Payload
 from gradwire.rng import Key
 from gradwire.saved import check_memory, check_state, copy_memory, from_saved, reading_state, to_bytes, to_saved
-from gradwire.wire import decode, encode
+from gradwire.wire import Opened, decode, write
 from gradwire.wire.packets import cut_packets
 
 __all__ = ["Client"]
@@ -164,17 +165,51 @@ class Client:
             UpdateError: on NaN, Inf, a wrong length or dtype.
             ConfigError: on a weight, round, budget or support that cannot be, or a compressor that takes no support.
         """
+        return self.compress_opened(update, weight, round, num_bytes, support).blob
+
+    def compress_opened(
+        self,
+        update: Any,
+        weight: float = 1.0,
+        round: int | None = None,
+        num_bytes: int | None = None,
+        support: Any = None,
+    ) -> Opened:
+        """As ``compress``, for whoever hosts both ends: the server need not read what is written here.
+
+        Args:
+            update: as for ``compress``.
+            weight: as for ``compress``.
+            round: as for ``compress``.
+            num_bytes: as for ``compress``.
+            support: as for ``compress``.
+
+        Returns:
+            The blob, what it says and where its bytes go; ``Server.receive`` takes it in place of the blob.
+
+        Raises:
+            UpdateError: as ``compress``.
+            ConfigError: as ``compress``.
+
+        Example:
+            >>> import numpy as np, gradwire as gw
+            >>> layout = gw.Layout.flat(2)
+            >>> server = gw.Server(gw.topk(0.5), layout)
+            >>> server.receive(gw.Client(gw.topk(0.5), layout).compress_opened(np.array([4, 1], np.float32)))
+            >>> server.close_round().update.tolist()
+            [4.0, 0.0]
+        """
         num_bytes = check_bytes(num_bytes)
         chosen = None if support is None else check_support(support, self.layout.num_parameters)
         if chosen is not None and num_bytes is not None:
             raise ConfigError("a payload of a given support has the bytes it has: leave num_bytes out")
 
-        def write(payload: Payload) -> tuple[bytes, ...]:
+        def whole(payload: Payload) -> tuple[Opened, ...]:
             if chosen is not None:
                 _check_inside(payload, chosen, self.layout.num_parameters, self.compressor)
-            return (encode(payload),)
+            return (write(payload),)
 
-        return self._send(update, weight, round, num_bytes, write, chosen)[0]
+        return self._send(update, weight, round, num_bytes, whole, chosen)[0]
 
     def propose(self, update: Any, weight: float = 1.0, round: int | None = None) -> NDArray[np.int64]:
         """Tell which coordinates this client would send of an update; nothing is sent and nothing remembered.
@@ -223,8 +258,8 @@ class Client:
             ConfigError: on an mtu too small for one entry, or a weight or round that cannot be.
         """
         mtu = check_integer("mtu", mtu, 1)
-        blobs = self._send(update, weight, round, None, lambda payload: tuple(map(encode, cut_packets(payload, mtu))))
-        return list(blobs)
+        opened = self._send(update, weight, round, None, lambda payload: tuple(map(write, cut_packets(payload, mtu))))
+        return list(map(attrgetter("blob"), opened))  # calls nothing that could fail now
 
     def _send(
         self,
@@ -232,15 +267,16 @@ class Client:
         weight: float,
         round: int | None,
         num_bytes: int | None,
-        write: Callable[[Payload], tuple[bytes, ...]],
+        written: Callable[[Payload], tuple[Opened, ...]],
         support: NDArray[np.int64] | None = None,
-    ) -> tuple[bytes, ...]:
+    ) -> tuple[Opened, ...]:
         """Compress and write; what is remembered changes once the bytes exist, or not at all."""
         before = self._standing
         state = before.state.attempt()
         try:
             payload, after = self._compress(update, weight, round, num_bytes, state, support)
-            blobs = write(payload)
+            opened = written(payload)
+            blobs = tuple(map(attrgetter("blob"), opened))
             leans_on = None if payload.reference_digest is None else before.reference
             fielded = any(isinstance(part.support, Fielded) for part in payload.parts)
             self._standing = replace(
@@ -257,7 +293,7 @@ class Client:
             self._standing = before
             state.journal.undo()
             raise
-        return blobs
+        return opened
 
     def _compress(
         self,

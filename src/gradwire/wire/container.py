@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from gradwire.wire.fields import decode_field, encode_field
 from gradwire.wire.limits import Limits
 from gradwire.wire.reader import Reader, varint
 
-__all__ = ["decode", "encode", "inspect"]
+__all__ = ["Opened", "decode", "encode", "inspect", "read", "write"]
 
 MAGIC = b"GW"
 VERSION = 1
@@ -66,46 +66,7 @@ def encode(payload: Payload) -> bytes:
         >>> gw.decode(gw.encode(payload)) == payload
         True
     """
-    several = len(payload.parts) > 1
-    flags = (
-        (DOWNLINK if payload.sum_weights is not None else 0)
-        | (REFERENCE if payload.reference_digest is not None else 0)
-        | (SEVERAL_PARTS if several else 0)
-        | (PACKET if payload.packet is not None else 0)
-        | (FIELD if payload.shipped_field is not None else 0)
-    )
-    out = bytearray(MAGIC)
-    out += bytes([VERSION, flags])
-    out += varint(payload.d) + varint(payload.round) + varint(payload.sequence)
-    out += payload.layout_digest
-    if payload.reference_digest is not None:
-        out += payload.reference_digest
-    if payload.sum_weights is not None:
-        out += struct.pack("<d", payload.sum_weights)
-    if payload.packet is not None:
-        out += varint(payload.packet[0]) + varint(payload.packet[1])
-    if several:
-        out += varint(len(payload.parts))
-    coded = covered = looked_at = 0
-    for part in payload.parts:
-        covered += part.length
-        looked_at = covered if isinstance(part.support, (Dithered, Fielded)) else looked_at
-        if several:
-            out += varint(part.length)
-        for codec, data in _sections(part, payload.coder):
-            out.append(codec)
-            out += data
-        coded += part.values.num_coded
-    if payload.shipped_field is not None:
-        out += encode_field(payload.shipped_field)
-        coded += payload.shipped_field.levels.size
-    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
-    missing = needed - len(out)
-    if missing > 0:
-        out[3] |= PADDED
-        out += bytes(missing)
-    out += struct.pack("<I", zlib.crc32(out))
-    return bytes(out)
+    return write(payload).blob
 
 
 def _sections(part: Part, coder: str) -> list[tuple[int, bytes]]:
@@ -120,6 +81,15 @@ def _sections(part: Part, coder: str) -> list[tuple[int, bytes]]:
         return together
     apart = _apart(part, "auto")
     return apart if together is None or _size(apart) <= _size(together) else together
+
+
+def _sizes_of(sections: list[tuple[int, bytes]], num_bytes: int) -> _Sizes:
+    """Where the bytes of a part are that takes so many."""
+    support_name, last = index.NAMES[sections[0][0]], sections[-1]
+    if len(sections) == 1:
+        return _Sizes(support_name, "none", num_bytes, 0)
+    values_bytes = 1 + len(last[1])
+    return _Sizes(support_name, values.name_of(last[0]), num_bytes - values_bytes, values_bytes)
 
 
 def _size(sections: list[tuple[int, bytes]]) -> int:
@@ -158,7 +128,7 @@ def decode(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A blob that was read: who hosts many ends in one process hands it on, so that it is not read again.
+    """A blob and what it says: who hosts many ends in one process hands it on, so that it is not read again.
 
     Attributes:
         blob: the bytes.
@@ -175,6 +145,14 @@ class Opened:
     values_bytes: int
     _sizes: tuple[_Sizes, ...]
 
+    @classmethod
+    def of(cls, blob: bytes, payload: Payload, sizes: Sequence[_Sizes], padding: int) -> Opened:
+        """Add up what the parts take."""
+        support_bytes = sum(s.support_bytes for s in sizes)
+        values_bytes = sum(s.values_bytes for s in sizes) + padding
+        header_bytes = len(blob) - support_bytes - values_bytes
+        return cls(blob, payload, header_bytes, support_bytes, values_bytes, tuple(sizes))
+
     @property
     def support_name(self) -> str:
         """How coordinates are written, in all parts."""
@@ -184,6 +162,70 @@ class Opened:
     def values_name(self) -> str:
         """How numbers are written, in all parts."""
         return _join(size.values_name for size in self._sizes)
+
+
+def write(payload: Payload) -> Opened:
+    """Turn a payload into the bytes that travel, and see where they go: what ``read`` of them would give.
+
+    Args:
+        payload: from ``Compressor.compress``; kept as it is, not copied.
+
+    Returns:
+        The blob, as ``encode`` makes it, and the payload.
+
+    Example:
+        >>> import numpy as np, gradwire as gw
+        >>> from gradwire.wire import read, write
+        >>> compressor = gw.topk(0.5)
+        >>> payload, _ = compressor.compress(np.array([3.0, 1.0], np.float32), compressor.init(gw.Layout.flat(2)))
+        >>> opened = write(payload)
+        >>> opened.values_bytes == read(opened.blob).values_bytes
+        True
+    """
+    several = len(payload.parts) > 1
+    flags = (
+        (DOWNLINK if payload.sum_weights is not None else 0)
+        | (REFERENCE if payload.reference_digest is not None else 0)
+        | (SEVERAL_PARTS if several else 0)
+        | (PACKET if payload.packet is not None else 0)
+        | (FIELD if payload.shipped_field is not None else 0)
+    )
+    out = bytearray(MAGIC)
+    out += bytes([VERSION, flags])
+    out += varint(payload.d) + varint(payload.round) + varint(payload.sequence)
+    out += payload.layout_digest
+    if payload.reference_digest is not None:
+        out += payload.reference_digest
+    if payload.sum_weights is not None:
+        out += struct.pack("<d", payload.sum_weights)
+    if payload.packet is not None:
+        out += varint(payload.packet[0]) + varint(payload.packet[1])
+    if several:
+        out += varint(len(payload.parts))
+    coded = covered = looked_at = 0
+    sizes: list[_Sizes] = []
+    for part in payload.parts:
+        covered += part.length
+        looked_at = covered if isinstance(part.support, (Dithered, Fielded)) else looked_at
+        start = len(out)
+        if several:
+            out += varint(part.length)
+        sections = _sections(part, payload.coder)
+        for codec, data in sections:
+            out.append(codec)
+            out += data
+        sizes.append(_sizes_of(sections, len(out) - start))
+        coded += part.values.num_coded
+    if payload.shipped_field is not None:
+        out += encode_field(payload.shipped_field)
+        coded += payload.shipped_field.levels.size
+    needed = max(-(-coded // Limits.max_expansion), -(-looked_at // (Limits.max_expansion * LOOKED_AT)))
+    missing = needed - len(out)
+    if missing > 0:
+        out[3] |= PADDED
+        out += bytes(missing)
+    out += struct.pack("<I", zlib.crc32(out))
+    return Opened.of(bytes(out), payload, sizes, max(0, missing))
 
 
 def read(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> Opened:
@@ -207,10 +249,7 @@ def read(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> 
         (0, 0)
     """
     data, payload, sizes, padding = _read(blob, limits or Limits())
-    support_bytes = sum(s.support_bytes for s in sizes)
-    values_bytes = sum(s.values_bytes for s in sizes) + padding
-    header_bytes = len(data) - support_bytes - values_bytes
-    return Opened(data, payload, header_bytes, support_bytes, values_bytes, tuple(sizes))
+    return Opened.of(data, payload, sizes, padding)
 
 
 def inspect(blob: bytes | bytearray | memoryview, limits: Limits | None = None) -> dict[str, Any]:

@@ -69,7 +69,7 @@ class Road:
     def __init__(self, monkeypatch, counting=Server):
         self.counting = counting
         self.raw, self.accepted, self.results, self.sent = {}, [], [], []
-        compress, packets, receive = Client.compress, Client.packets, Inbox.receive
+        compress, packets, receive = Client.compress_opened, Client.packets, Inbox.receive
         close = Server.close_round
         road = self
 
@@ -80,9 +80,9 @@ class Road:
             if of_a_region:
                 return compress(client, update, *of_a_region, **options)
             note(client, update)
-            blob = compress(client, update, **options)
-            road.sent.append((client.client_id, options.get("num_bytes"), len(blob)))
-            return blob
+            opened = compress(client, update, **options)
+            road.sent.append((client.client_id, options.get("num_bytes"), len(opened.blob)))
+            return opened
 
         def spy_packets(client, update, mtu, **options):
             note(client, update)
@@ -97,7 +97,7 @@ class Road:
             road.results.append(close(server))
             return road.results[-1]
 
-        monkeypatch.setattr(Client, "compress", spy_compress)
+        monkeypatch.setattr(Client, "compress_opened", spy_compress)
         monkeypatch.setattr(Client, "packets", spy_packets)
         monkeypatch.setattr(Inbox, "receive", spy_receive)
         monkeypatch.setattr(Server, "close_round", spy_close)
@@ -457,12 +457,12 @@ def test_the_way_to_the_server_takes_time(digits, tmp_path):
 
 
 def test_a_poisoned_client_is_outvoted(digits, monkeypatch):
-    compress = Client.compress
+    compress = Client.compress_opened
 
     def poisoned(client, update, **options):
         return compress(client, np.full_like(update, 1e6) if client.client_id == 0 else update, **options)
 
-    monkeypatch.setattr(Client, "compress", poisoned)
+    monkeypatch.setattr(Client, "compress_opened", poisoned)
     settings = {"rounds": 30, "partition": "iid", "evaluate_every": 30}
     accuracies = {}
     for rule in ("mean()", "median()", "trimmed_mean(0.2)"):

@@ -316,15 +316,15 @@ class Federation:
             update[: self.layout.num_parameters] *= np.float32(scale)
         with self.watch:
             if self.experiment.mtu is not None:
-                blobs = client.packets(update, self.experiment.mtu, weight=weight, round=index)
+                packets = client.packets(update, self.experiment.mtu, weight=weight, round=index)
+                opened = [read(packet, self._limits) for packet in packets]
             else:
                 try:
-                    blobs = [client.compress(update, weight=weight, round=index, num_bytes=num_bytes)]
+                    opened = [client.compress_opened(update, weight=weight, round=index, num_bytes=num_bytes)]
                 except ConfigError:
                     if num_bytes is None:
                         raise
-                    blobs = [client.compress(update, weight=weight, round=index)]
-            opened = [read(blob, self._limits) for blob in blobs]
+                    opened = [client.compress_opened(update, weight=weight, round=index)]
         member.pending.append(sequence)
         self.traffic.num_sent += 1
         if self.measures_residuals and client.residual is not None:
@@ -346,7 +346,7 @@ class Federation:
         if self.controls.keeps_what_is_lost:
             member.variate += change
         with self.watch:
-            return read(member.control.compress(change, weight=1.0, round=index), self._limits)
+            return member.control.compress_opened(change, weight=1.0, round=index)
 
     # ---- servers
 
