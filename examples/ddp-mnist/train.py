@@ -45,21 +45,28 @@ if options.spec != "none":
     state = register(model, options.spec, fallback=not options.repeatable)  # all there is to it
 
 first = 0
-kept = None if options.folder is None else options.folder / f"worker-{rank}.pt"
-if kept is not None and kept.exists():
-    saved = torch.load(kept)
-    first = saved["step"]
-    module.load_state_dict(saved["model"])
-    if state is not None:
-        state.load_state_dict(saved["exchange"])
+kept: dict[int, Path] = {}  # this worker's states, by step
+if options.folder is not None:
+    kept = {int(path.stem.rpartition("-")[2]): path for path in options.folder.glob(f"worker-{rank}-step-*.pt")}
+    everyone: list[set[int]] = [set()] * world
+    dist.all_gather_object(everyone, set(kept))
+    if common := set.intersection(*everyone):  # a crash while states were written leaves some workers with one more
+        first = max(common)
+        saved = torch.load(kept[first])
+        module.load_state_dict(saved["model"])
+        if state is not None:
+            state.load_state_dict(saved["exchange"])
 
 for step in range(first, options.steps):
-    if kept is not None and step % options.save_every == 0 and step > first:
+    if options.folder is not None and step % options.save_every == 0 and step > first:
+        path = options.folder / f"worker-{rank}-step-{step}.pt"
         exchange = None if state is None else state.state_dict()
-        written = kept.with_suffix(".new")
-        torch.save({"step": step, "model": module.state_dict(), "exchange": exchange}, written)
-        os.replace(written, kept)
-        dist.barrier()  # nobody is more than one state ahead
+        torch.save({"model": module.state_dict(), "exchange": exchange}, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+        dist.barrier()  # from here on all have this one, and need none before
+        for other in set(kept) - {step}:
+            kept.pop(other).unlink()
+        kept[step] = path
     if os.environ.get("STOP_AT") == str(step) and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0" and rank == 1:
         os.kill(os.getpid(), 9)  # what a crash would do
     generator = torch.Generator().manual_seed(1000 * step + rank)

@@ -320,7 +320,7 @@ def local(
     settings = {"lr": 0.7, "momentum": 0.9, "nesterov": True}
     outer_optimizer = torch.optim.SGD(module.parameters(), **settings) if outer else None
     engine = LocalSGD(module, optimizer, spec, sync_every, outer_optimizer=outer_optimizer, fallback=False)
-    vectors, hashes, errors = [engine._before.numpy().copy()], [], []
+    vectors, hashes, errors = [], [], []
     pseudo = []
     share = engine._worker.mean
 
@@ -330,6 +330,7 @@ def local(
 
     engine._worker.mean = watched
     with engine:
+        vectors.append(engine._before.numpy().copy())
         for step in range(num_steps):
             optimizer.zero_grad()
             generator = torch.Generator().manual_seed(100 * step + dist.get_rank())

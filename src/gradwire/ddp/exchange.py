@@ -117,13 +117,13 @@ class Exchange:
         """Whether nothing is exchanged any more."""
         return self._open is None
 
-    def close(self) -> None:
-        """Give the group back, its threads and sockets, once all workers are here, who all call this."""
+    def close(self, waits: bool = True) -> None:
+        """Give the group back, its threads and sockets, once all workers are here, who all call this; or at once."""
         group, self._open = self._open, None
         if group is None:
             return
         try:
-            if not self._has_lost:
+            if waits and not self._has_lost:
                 self._store.set(f"closed {self.rank}", "")
                 self._store.wait([f"closed {rank}" for rank in range(self.num_workers)], self._timeout)
         except RuntimeError:  # they ended, or never come: nobody is left who could read from the sockets

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -37,7 +38,8 @@ class CommState:
     """What DDP's hook knows and remembers: ``(CommState(compressor), hook)`` goes where a state and a hook are taken.
 
     Nothing is exchanged before the first backward pass. Where the model is not given, tensors are known by their
-    place in it instead of by name.
+    place in it instead of by name, as DDP's buckets have them in its very first backward pass: give the model to a
+    state that is registered later.
 
     Args:
         compressor: a ``Compressor`` or its text, the same at all workers.
@@ -162,8 +164,18 @@ class CommState:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *reason: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *reason: object) -> None:
+        if self._worker is not None:  # after an error nobody is waited for: the others hear of it at once
+            self._worker.exchange.close(waits=kind is None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copy what it was made of, as DDP copies a model without its group: it has met nobody, and owes nothing."""
+        return partial(
+            CommState,
+            seed=self._seed,
+            fallback=self._fallback,
+            on_nonfinite="propagate" if self._propagates else "raise",
+        ), (self.compressor,)
 
     def meet(self) -> None:
         """Meet the other workers now, where the model is known; all of them call this.
@@ -180,10 +192,11 @@ class CommState:
         places = dict(zip(map(id, named.values()), layout.tensors, strict=True))
         exchange = Exchange.beside(self._group)
         self._device = _device_of(named, self.compressor)
-        worker = Worker(self.compressor, layout, exchange, self._seed, self._fallback, self._device)
-        if self._saved is not None:
-            worker.load_state_dict(self._saved)
-        self._saved, self._places, self._worker = None, places, worker
+        self._worker = Worker(self.compressor, layout, exchange, self._seed, self._fallback, self._device)
+        self._places = places
+        saved, self._saved = self._saved, None
+        if saved is not None:
+            self._worker.load_state_dict(saved)
 
     def take(self, bucket: Any) -> torch.futures.Future[Tensor]:
         """Take a bucket of gradients, and give what will hold their mean.
@@ -247,12 +260,17 @@ class CommState:
         """Note where a bucket's gradients belong in the vector."""
         if self._worker is None:
             return
+        if bucket[1].is_sparse:
+            raise ConfigError("a gradient is a sparse tensor, which has no places to compress: use sparse=False")
         start = time.perf_counter()
         self._scale = 1.0 if self._scaler is None else float(self._scaler.get_scale())
         for parameter, gradient in zip(bucket[2], bucket[3], strict=True):
             place = self._places.get(id(parameter))
             if place is None:
-                raise ConfigError(f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given")
+                raise ConfigError(
+                    f"a gradient of shape {tuple(gradient.shape)} is of no parameter of the model given: where one was "
+                    "frozen after DDP was made, wrap the module in DDP anew, and register then"
+                )
             if place.num_elements:
                 flat = gradient.reshape(-1)
                 flat = _on_host(flat) if self._device is None else flat.to(self._device, torch.float32)
@@ -264,9 +282,14 @@ class CommState:
         if self._worker is None and self._error is None:
             # DDP's first buckets hold the parameters from the last to the first, each bucket in the model's order
             parameters = [p for bucket, _ in reversed(self._waiting) for p in bucket[2]]
-            self._begin({str(number): parameter for number, parameter in enumerate(parameters)})
-            for bucket, _ in self._waiting:
-                self._keep(bucket)
+            try:
+                self._begin({str(number): parameter for number, parameter in enumerate(parameters)})
+                for bucket, _ in self._waiting:
+                    self._keep(bucket)
+            except Exception as failure:  # of a state that cannot be loaded: the others have met, and wait
+                if self._worker is None:
+                    raise
+                self._error = failure
         worker, error = self._worker, self._error
         if worker is None:
             raise ProtocolError("the workers did not meet") if error is None else error
@@ -278,13 +301,28 @@ class CommState:
             update: list[Any] = _fewer([piece.numpy() for piece in pieces])
         else:  # what a failed exchange takes out of the residual again
             update = [torch.cat(pieces)] if pieces else []
-        mean = worker.mean(update, error)
+        mean = worker.mean(update, error, self._check_halves if self._halves() else None)
         start = time.perf_counter()
         for bucket, _ in self._waiting:
             self._write(bucket, mean, self._scale)
         worker.computing += time.perf_counter() - start
         for bucket, future in self._emptied():
             future.set_result(bucket[1])
+
+    def _halves(self) -> list[_Bucket]:
+        return [bucket for bucket, _ in self._waiting if bucket[1].dtype == torch.float16]
+
+    def _check_halves(self, mean: Reference) -> None:
+        """Refuse a mean that float16 gradients would hold as infinite."""
+        most = torch.finfo(torch.float16).max / self._scale
+        for parameter in (p for bucket in self._halves() for p in bucket[2]):
+            place = self._places[id(parameter)]
+            low, high = place.offset, place.stop
+            if mean.indices is not None:
+                low, high = np.searchsorted(mean.indices, [low, high])
+            largest = float(np.abs(mean.numbers[low:high]).max(initial=0.0))
+            if largest > most:
+                raise UpdateError(f"gradient {place.name!r} is float16 and cannot hold its mean, {largest:g}")
 
     def _emptied(self) -> list[_Waiting]:
         waiting, self._waiting, self._pieces, self._error = self._waiting, [], {}, None
@@ -318,14 +356,17 @@ class CommState:
         """Let DDP come to its end, with zeros, and raise then; or go on with gradients that are not finite."""
         propagates = self._propagates and isinstance(error, UpdateError)
         for bucket, future in self._emptied():
-            bucket[1].fill_(torch.nan if propagates else 0.0)
+            if bucket[1].is_sparse:
+                bucket[1].zero_()
+            else:
+                bucket[1].fill_(torch.nan if propagates else 0.0)
             future.set_result(bucket[1])
 
         def raise_it() -> None:
             raise error
 
-        if not propagates and not _at_the_end(raise_it):
-            raise error
+        if not propagates:  # outside of a backward pass it is a worker that joined early, and the others raise it
+            _at_the_end(raise_it)
 
 
 def hook(
@@ -367,6 +408,8 @@ def _divide(buffer: Tensor, number: int) -> bool:
 
     What is finite then adds up to what is finite over so many workers.
     """
+    if not buffer.numel():
+        return True
     pieces = [buffer[start : start + _CACHED] for start in range(0, buffer.numel(), _CACHED)]
     sums = torch.stack([piece.div_(number).sum() for piece in pieces])
     return bool(sums.isfinite().all()) or bool(buffer.isfinite().all())

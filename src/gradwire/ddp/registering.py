@@ -93,6 +93,11 @@ def _check_model(model: Any) -> None:
         raise ConfigError(
             "DDP(mixed_precision=...) has a hook of its own: leave it out, and use torch.autocast instead"
         )
+    if model._delay_all_reduce_params:
+        raise ConfigError(
+            "DDP(delay_all_reduce_named_params=...) sums some gradients by itself: leave it out, or have DDP ignore "
+            "those parameters"
+        )
     if model._comm_hooks:
         name = getattr(model._comm_hooks[0][0], "__qualname__", "one")
         raise ConfigError(f"the model has the hook {name} already, and DDP takes one: wrap the module in DDP anew")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import gradwire.errors
 from gradwire.aggregation.mean import mean_of
 from gradwire.checks import check_flag, check_integer
 from gradwire.compressors.compressor import Compressor, Phases, Round, State, Vector, decompress, joined
-from gradwire.compressors.feedback import ef, momentum_correction
+from gradwire.compressors.feedback import ef
 from gradwire.compressors.references import Reference, as_reference
 from gradwire.compressors.sparsify import dense
 from gradwire.compressors.summing import num_summed
@@ -33,6 +34,8 @@ from gradwire.saved import check_memory, check_state, copy_memory, from_saved, r
 from gradwire.wire import Limits, decode, encode
 
 __all__ = ["Worker"]
+
+_log = logging.getLogger("gradwire")
 
 STATE_FORMAT = 1
 _LONGEST_TEXT = 1000  # characters of an error that the others are told
@@ -111,7 +114,8 @@ class Worker:
         self._agree(fallback)
         measured = fallback and self._whole is not None and exchange.num_workers > 1
         self._choice = Choice(exchange.link() if measured else None, layout.d, exchange.num_workers)
-        self._was_dense = self._loaded = self._said = False
+        self._was_dense = self._said = False
+        self._compares = True
 
     def _agree(self, fallback: bool) -> None:
         """Compare what must be the same at all workers."""
@@ -140,13 +144,19 @@ class Worker:
         """Whether nothing is remembered that a whole update would have to take along: its sum is all there is."""
         return self._choice.dense and self._was_dense
 
-    def mean(self, pieces: Sequence[Any], error: Exception | None = None) -> Reference:
+    def mean(
+        self,
+        pieces: Sequence[Any],
+        error: Exception | None = None,
+        check: Callable[[Reference], None] | None = None,
+    ) -> Reference:
         """Return the mean of all workers' updates, each as its compressor sends it.
 
         Args:
             pieces: float32 vectors that are this worker's update, one after the other, or one tensor on ``device``; not
                 modified, and not to be modified before this returns.
             error: why there is no update at this worker, or None.
+            check: raises where the mean cannot be taken; the same at all workers.
 
         Returns:
             The mean, given by few numbers where it is sparse.
@@ -158,10 +168,12 @@ class Worker:
         attempt = self._state.attempt()
         exchanged = {"gather": self._gathered, "phases": self._in_phases, "dense": self._summed}[path]
         try:
-            if self._loaded:  # some may have loaded another state, or none
-                self._loaded = False
-                self._hear(b"", error)
+            if self._compares:
+                self._compares = False
+                self._compare(error)
             mean, after, held = exchanged(pieces, attempt, error)
+            if check is not None:
+                check(mean)
             self._state, self._held = State(self.layout, after.memory), held
             self._was_dense = path == "dense"
         except BaseException:  # an interrupt or no memory, too
@@ -172,6 +184,18 @@ class Worker:
             spent = self.computing + time.perf_counter() - start - (self.exchange.waited - waited)
             self._computed, self.computing = 0.0 if path == "dense" else spent, 0.0
         return mean
+
+    def _compare(self, error: Exception | None) -> None:
+        """Compare where all workers are: some may have loaded another state, or none."""
+        held = "none" if self._held is None else reference_digest(self._held.blob).hex()
+        told = f"seed {self.seed}\nreference {held}\nsums {self._choice.summed}"
+        for rank, other in enumerate(self._hear(told.encode(), error)):
+            for here, there in zip(told.split("\n"), other.body.decode().split("\n"), strict=True):
+                if here != there:
+                    raise ProtocolError(
+                        f"all workers must go on from states of one run: {here!r} at worker {self.exchange.rank}, "
+                        f"{there!r} at worker {rank}"
+                    )
 
     def skip(self) -> None:
         """Count a step in which the caller summed whole updates itself: see ``is_plain``."""
@@ -244,11 +268,14 @@ class Worker:
             return
         self._said = True
         if self.exchange.rank == 0:
-            warnings.warn(
+            said = (
                 f"from step {self.step + 1} on gradients are summed whole, which takes less time on this link than "
-                f"{self.compressor}; it is measured again from time to time, and fallback=False never does it",
-                stacklevel=2,
+                f"{self.compressor}; it is measured again from time to time, and fallback=False never does it"
             )
+            try:
+                warnings.warn(said, stacklevel=2)
+            except UserWarning:  # made an error, which would have one worker leave a step that all others make
+                _log.warning("%s", said)
 
     def _next_held(self, mean: Reference) -> _Held | None:
         """The next step's reference, which is what a server would have sent down, and its name."""
@@ -347,19 +374,20 @@ class Worker:
         ranks = range(len(messages))
         if any(message.spec != self._spec for message in messages):
             raise ConfigError("all workers must have the same compressor, and they have not any more")
+        for rank, message in zip(ranks, messages, strict=True):
+            if message.failed:
+                self._raise(rank, message, error)
         if any(message.step != self.step for message in messages):
             steps = ", ".join(f"{message.step} at worker {rank}" for rank, message in zip(ranks, messages, strict=True))
             raise ProtocolError(f"all workers must be at the same step: {steps}; load a state of the same step at each")
-        for rank, message in zip(ranks, messages, strict=True):
-            if message.failed:
-                self._raise(rank, message.body.decode(errors="replace"), error)
         return messages
 
-    def _raise(self, rank: int, told: str, error: Exception | None) -> NoReturn:
+    def _raise(self, rank: int, message: Message, error: Exception | None) -> NoReturn:
+        told = message.body.decode(errors="replace")
         name, _, text = told.partition(": ")
         kind: Any = getattr(gradwire.errors, name, None)
         known = isinstance(kind, type) and issubclass(kind, GradwireError)
-        where = f"worker {rank} of {self.exchange.num_workers}, step {self.step}: "
+        where = f"worker {rank} of {self.exchange.num_workers}, step {message.step}: "
         raise (kind(where + text) if known else GradwireError(where + told)) from error
 
     def state_dict(self) -> dict[str, Any]:
@@ -398,8 +426,8 @@ class Worker:
         Raises:
             StateError: on states of something else; nothing is changed then.
         """
-        given = [from_saved(s) for s in ([state] if isinstance(state, dict) else state)]
         with reading_state():
+            given = [from_saved(s) for s in ([state] if isinstance(state, dict) else state)]
             read = [self._read(s) for s in given]
             num_old = check_integer("world_size", given[0]["world_size"], 1)
             ranks = [int(s["rank"]) for s in given]
@@ -416,7 +444,7 @@ class Worker:
         first = read[0] if isinstance(state, dict) or num_old != workers else read[here]
         memory = first.memory if num_old == workers else _joined([s.memory for s in read])
         self.step, self.seed, self._held = first.step, first.seed, first.held
-        self._state, self._was_dense, self._loaded = self._having(memory), False, True
+        self._state, self._was_dense, self._compares = self._having(memory), False, True
         self._choice.summed = first.summed and num_old == workers
 
     def _having(self, memory: dict[str, Any]) -> State:
@@ -458,9 +486,9 @@ def _joined(memories: list[dict[str, Any]]) -> dict[str, Any]:
 def _whole(compressor: Compressor, state: State) -> Compressor | None:
     """What sends whole updates and takes along all that compressor has not sent; None where nothing can."""
     memory = set(state.memory)
-    if compressor.uses_reference or not memory <= _ADDED_UP:
-        return None
-    if isinstance(compressor, (ef, momentum_correction)):
+    if compressor.uses_reference or not memory <= {"residual"}:
+        return None  # a momentum would be cleared where it is sent, and that is everywhere
+    if isinstance(compressor, ef):
         return replace(compressor, compressor=dense())
     return None if memory else dense()
 
