@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_ind_from_stats
 
+import gradwire as gw
 from gradwire.reproduce import tcs
 from gradwire.reproduce.blocks import Table, Text
-from gradwire.reproduce.run import find_config
+from gradwire.reproduce.run import find_config, reproduce
 from gradwire.reproduce.statistics import unpaired_interval
 
 SHARED = {"data": "digits", "model": "mlp", "clients": 10, "batch_size": 10, "learning_rate": 0.2, "partition": "iid"}
@@ -150,3 +151,14 @@ def test_what_is_missing_is_a_dash(missing):
     del of[missing]
     table, *_ = [block.rows for block in tcs.report(CONFIG, results(**of)) if isinstance(block, Table)]
     assert [row[5] for row in table if row[0].startswith(missing)] == ["-"]
+
+
+def test_the_paper_s_scale_asks_for_the_test_batch(tmp_path):
+    """Without it a tenth of the paper's examples would be held out of training."""
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}.bin").write_bytes(bytes(3073))
+    with pytest.raises(gw.ConfigError, match="this scale needs test_batch, which is not beside data_batch_1"):
+        reproduce("tcs", "paper", tmp_path / "out", tmp_path, 1, print, print, lambda: True)
+    assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ import queue
 import signal
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from functools import lru_cache
@@ -92,7 +92,7 @@ def reproduce(
 
     paper, config = load_paper(name), find_config(name, scale)
     for data in sorted({unit.settings["data"] for unit in paper.units(config) if "data" in unit.settings}):
-        check_data(data, data_dir)
+        _check_needs(config, data, check_data(data, data_dir))
     _open(out, {"paper": name, "scale": scale, "config": config})
     units = paper.units(config)
     started({unit.name: _file(out, unit).is_file() for unit in units})
@@ -102,6 +102,15 @@ def reproduce(
     finally:
         write_report(paper, scale, config, out)
     return complete
+
+
+def _check_needs(config: dict[str, Any], data: str, files: Mapping[str, Path]) -> None:
+    """Refuse what a configuration's numbers of examples do not hold for."""
+    there = {name.partition(".")[0] for name in files}
+    for setting in config.get("settings", ()):
+        missing = [file for file in setting.get("needs", ()) if file not in there]
+        if missing and setting["shared"]["data"] == data:
+            raise ConfigError(f"{data}: this scale needs {missing[0]}, which is not beside {', '.join(sorted(there))}")
 
 
 def read_results(out: Path, units: list[Unit]) -> dict[str, dict[str, Any]]:

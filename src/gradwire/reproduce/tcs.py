@@ -292,7 +292,7 @@ def _down_row(setting: Config, method: Config, runs: Runs) -> list[str]:
     return [
         name,
         "-" if claimed is None or claimed_topk is None else f"{100 * (claimed / claimed_topk - 1):+.1f} %",
-        "-" if up is None or not topk else f"{100 * (up / topk - 1):+.1f} %",
+        "-" if up is None or not topk or method["spec"] == "dense()" else f"{100 * (up / topk - 1):+.1f} %",
         "-" if down is None else f"{down:.4f}",
         "-" if not down or dense is None else f"{dense / down:.1f}x fewer",
         "-" if not down else f"{32 / down:.1f}x fewer",
