@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from examples import up_to
-from gradwire.kernels import models, ops, packages
+from gradwire.kernels import frequencies, models, ops, packages
 
 counts_lists = st.lists(
     st.one_of(st.just(0), st.integers(1, 20), st.integers(1, 2**40)), min_size=1, max_size=300
@@ -121,6 +121,29 @@ def test_packages_merge_compiled_as_in_the_reference(values: list[int]) -> None:
 def test_packages_merge_compiled_up_to_the_largest_alphabet() -> None:
     leaves = np.sort(np.random.default_rng(0).geometric(0.001, 4096))
     assert packages.package_merge(leaves).tolist() == models.package_merge(leaves).tolist()
+
+
+@settings(max_examples=up_to(300), deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 300), st.integers(0, 1 << 25)), min_size=1, max_size=300))
+def test_frequencies_compiled_as_in_the_reference(values: list[int]) -> None:
+    counts = np.array(values)
+    if not counts.any():
+        with pytest.raises(ValueError, match="got 0"):
+            frequencies.normalise_frequencies(counts)
+        return
+    assert frequencies.normalise_frequencies(counts).tolist() == models.normalise_frequencies(counts).tolist()
+
+
+def test_frequencies_compiled_at_the_limits() -> None:
+    rng = np.random.default_rng(0)
+    near = models.SCALED_BELOW - 1
+    for counts in (np.array([near - 1, 1]), np.array([near // 2, near // 2]), np.ones(4096, np.int64)):
+        assert frequencies.normalise_frequencies(counts).tolist() == models.normalise_frequencies(counts).tolist()
+    counts = rng.geometric(0.001, 4096)
+    assert frequencies.normalise_frequencies(counts).tolist() == models.normalise_frequencies(counts).tolist()
+    for size in (4097, 5000):
+        with pytest.raises(ValueError, match=f"got {size}"):
+            frequencies.normalise_frequencies(np.ones(size, np.int64))
 
 
 def test_huffman_lengths_limited() -> None:

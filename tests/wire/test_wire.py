@@ -21,7 +21,7 @@ from examples import up_to
 from gradwire.kernels import reference as ops
 from gradwire.payload import Every, Explicit, Floats, Seeded
 from gradwire.wire import entropy, golomb, index
-from gradwire.wire.reader import Reader
+from gradwire.wire.reader import Reader, varints
 
 # --- Golomb ---------------------------------------------------------------------------------------
 
@@ -734,3 +734,13 @@ def test_the_bound_of_a_golomb_code_is_one(gaps, shift):
     bound = golomb.least_bits(gaps.size, int(gaps.sum()))
     assert 0 < bound <= num_bits
     assert num_bits < bound + 3 * gaps.size  # and a useful one, less than three bits a gap below
+
+
+@settings(max_examples=up_to(200), deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(0, 200), st.integers(0, 2**20), st.integers(0, 2**63 - 1)), max_size=400),
+    st.integers(0, 200),
+)
+def test_many_varints_are_written_as_one_by_one(values, more):
+    values = [*values, *range(more)]
+    assert varints(np.array(values, np.int64)) == b"".join(map(varint, values))

@@ -19,8 +19,10 @@ __all__ = [
     "HUFFMAN_BITS",
     "INVALID",
     "MODEL_BITS",
+    "SCALED_BELOW",
     "ans_bits",
     "ans_num_lanes",
+    "check_num_present",
     "frequencies_sum_up",
     "huffman_codes",
     "huffman_lengths",
@@ -32,6 +34,8 @@ __all__ = [
 
 MODEL_BITS = 12
 """Bits of a frequency: frequencies sum to 2^12."""
+SCALED_BELOW = 1 << 34
+"""Counts that add up to less are scaled in 64 bits."""
 ANS_LOW = 1 << 16
 """Coder states are kept in [2^16, 2^32)."""
 ANS_LANES = 4
@@ -100,8 +104,7 @@ def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
         ValueError: when no symbol or more than 4096 symbols occur.
     """
     present = np.flatnonzero(counts)
-    if not 1 <= present.size <= _TOTAL:
-        raise ValueError(f"counts must hold 1 to {_TOTAL} symbols that occur, got {present.size}")
+    check_num_present(present.size)
     weights: list[int] = counts[present].tolist()
     total = sum(weights)
     chosen = [max(1, _TOTAL * weight // total) for weight in weights]
@@ -138,6 +141,12 @@ def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     frequencies = np.zeros(counts.size, np.uint32)
     frequencies[present] = chosen
     return frequencies
+
+
+def check_num_present(number: int) -> None:
+    """Check that so many symbols can have a frequency each."""
+    if not 1 <= number <= _TOTAL:
+        raise ValueError(f"counts must hold 1 to {_TOTAL} symbols that occur, got {number}")
 
 
 def _gain(weight: int, f: int) -> int:

@@ -408,6 +408,10 @@ def merge(
 
 def normalise_frequencies(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     """Scale counts to frequencies that sum to 4096, of nearly the least coding cost there is."""
+    if _compiled(counts.size, LOOP_FROM) and int(counts.sum()) < models.SCALED_BELOW:
+        import gradwire.kernels.frequencies as frequencies
+
+        return frequencies.normalise_frequencies(counts)
     return models.normalise_frequencies(counts)
 
 

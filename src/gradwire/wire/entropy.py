@@ -17,7 +17,7 @@ from gradwire.errors import LimitExceeded, Malformed, Truncated, UnknownCodec
 from gradwire.kernels import ops
 from gradwire.wire.golomb import golomb_parameter, read_golomb
 from gradwire.wire.limits import Limits
-from gradwire.wire.reader import Reader, varint
+from gradwire.wire.reader import Reader, varint, varints
 
 __all__ = ["CODERS", "decode_symbols", "encode_symbols"]
 
@@ -180,7 +180,7 @@ def _decode_huffman(count: int, num_symbols: int, reader: Reader) -> Symbols:
 
 def _encode_ans(stream: _Stream) -> Written:
     frequencies = ops.normalise_frequencies(stream.counts)
-    head = varint(stream.low) + varint(frequencies.size) + b"".join(map(varint, frequencies.tolist()))
+    head = varint(stream.low) + varint(frequencies.size) + varints(frequencies.astype(np.int64))
     written = head + ops.ans_encode(stream.symbols - np.uint16(stream.low), frequencies).tobytes()
     return len(written), lambda: written
 

@@ -20,7 +20,7 @@ from gradwire.wire.dithering import decode_dithered, decode_fielded, encode_dith
 from gradwire.wire.entropy import ANS, decode_symbols, encode_symbols
 from gradwire.wire.golomb import golomb_parameter, least_bits, read_golomb
 from gradwire.wire.limits import Limits
-from gradwire.wire.reader import Reader, varint
+from gradwire.wire.reader import Reader, varint, varints
 from gradwire.wire.segments import choose_segments
 
 __all__ = ["CONTEXT", "NAMES", "decode_support", "encode_support"]
@@ -175,7 +175,7 @@ def _encode_entropy(gaps: NDArray[np.int64], below: int) -> bytes | None:
     _, stream = encode_symbols(np.minimum(symbols, np.uint16(cap)), cap + 1, "ans")
     low_bits = ops.pack(gaps, b).tobytes()
     head = varint(gaps.size) + varint(b) + varint(cap)
-    return head + stream + low_bits + b"".join(varint(int(q) - cap) for q in large)
+    return head + stream + low_bits + varints(large - cap)
 
 
 def _decode_entropy(length: int, reader: Reader, limits: Limits) -> NDArray[np.int64]:

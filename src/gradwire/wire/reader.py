@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from gradwire.errors import Malformed, Truncated
 
-__all__ = ["Reader", "varint"]
+__all__ = ["Reader", "varint", "varints"]
 
 _LONGEST = 7  # bytes of an integer below 2^49
 _FEW = 128  # of them are read faster one by one
@@ -31,6 +31,33 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def varints(values: NDArray[np.int64]) -> bytes:
+    """Write integers one after the other, each as ``varint`` does.
+
+    Args:
+        values: (n,) int64, 0 or more.
+
+    Returns:
+        Their bytes.
+    """
+    if values.size < _FEW:
+        return b"".join(map(varint, values.tolist()))
+    groups = np.ones(values.size, np.int64)
+    rest = values >> 7
+    while rest.any():
+        groups += rest > 0
+        rest >>= 7
+    stops = np.cumsum(groups)
+    out = np.empty(int(stops[-1]), np.uint8)
+    starts, rest = stops - groups, values
+    for group in range(int(groups.max())):
+        here = groups > group
+        if group:
+            starts, rest, groups = starts[here], rest[here] >> 7, groups[here]
+        out[starts + group] = (rest & 0x7F) | ((groups > group + 1) << 7)
+    return out.tobytes()
 
 
 class Reader:
