@@ -24,6 +24,7 @@ from gradwire.errors import ConfigError
 from gradwire.federated.data.tasks import load_task
 from gradwire.federated.experiment import Experiment
 from gradwire.federated.simulation import Simulation
+from gradwire.wire import Opened
 
 SEEDS = (0, 1)
 SPECS = (
@@ -65,11 +66,11 @@ def _measure(spec: str, seed: int, data_dir: str | None) -> dict[str, Any]:
     receive, saved = federation.receive, []
     shipped: dict[str, int] = {}
 
-    def counted(blob: bytes, *more: Any) -> bool:
-        payload = gw.decode(blob)
+    def counted(opened: Opened, *more: Any) -> bool:
+        payload = opened.payload
         parts = resolve(payload, federation.server.reference_of(payload))
-        saved.append(len(gw.encode(replace(payload, parts=tuple(parts)))) - len(blob))
-        return receive(blob, *more)
+        saved.append(len(gw.encode(replace(payload, parts=tuple(parts)))) - len(opened.blob))
+        return receive(opened, *more)
 
     federation.receive = counted  # type: ignore[method-assign]
     for metrics in simulation.rounds():

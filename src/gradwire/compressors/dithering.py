@@ -31,6 +31,7 @@ NOISY_BITS = 0.02
 _LARGE = 1 << 20  # parameters from which time counts more than the last bytes
 _NARROWER = (4, 2)  # half octaves that are not coded then, where few fires are in them
 _FEW = 0.01
+_LISTED = 4096  # fires up to which a plain list is tried, too
 _TRIED = 8
 _BITS_A_FIRE = 5.5
 _SMALLEST = 2.0**-149
@@ -218,7 +219,16 @@ def _part(values: Vector, round: Round, mean: float, step: float, golden: bool) 
         if ops.outside(found[0], level - narrower, which).mean() <= _FEW:
             level -= narrower
             break
-    return Part(Dithered(values.size, found[0], key, level, golden), multiples)
+    dithered = Part(Dithered(values.size, found[0], key, level, golden), multiples)
+    if found[0].size > _LISTED:
+        return dithered
+    listed = Part(Explicit(values.size, found[0]), multiples)
+    return listed if _size(listed) < _size(dithered) else dithered
+
+
+def _size(part: Part) -> int:
+    """Bytes of a payload of one part, what it is filled up with included."""
+    return len(encode(Payload(part.length, (part,))))
 
 
 def _shorter(support: Dithered, field: Field | None) -> Dithered | Fielded:

@@ -251,7 +251,10 @@ class Inbox:
         leant_on = self.compressor.uses_reference
         references = {**self._references, reference_digest(blob): blob} if leant_on else {}
         self._references = dict(list(references.items())[-(self.max_staleness + 1) :])
-        fields = self._fields if shipped is None else {**self._fields, shipped.digest: shipped}
+        fields = dict(self._fields)
+        if shipped is not None:
+            fields.pop(shipped.digest, None)  # one that comes again is the newest
+            fields[shipped.digest] = shipped
         self._fields = dict(list(fields.items())[-HELD:])
         self._accepted, self._arrived, self._clipped, self._sample = [], {}, [], None
         self._pieces, self._senders = pieces, senders

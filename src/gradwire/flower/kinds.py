@@ -120,12 +120,14 @@ def warnings_of(inner: Strategy, spec: Compressor, d: int | None = None) -> list
     if not takes_mean(inner):
         said.append(f"{name} looks at each reply, which is made dense for it: that takes a model's memory a client")
     noisy, momentum = noisy_dither(spec, d), _momentum(inner, "server_momentum")
-    if noisy is not None and momentum:
-        said.append(
-            f"{name} has a momentum of {momentum:g}, which multiplies the rounding noise of {noisy}: below "
-            f"{NOISY_BITS:g} bits a parameter that may grow until training is lost; take 0.02 to 0.04 bits, as "
-            "dither(density=0.004) to dither(density=0.008), or no momentum"
-        )
+    if noisy is not None and 0 < momentum < 1:
+        rate = getattr(owner_of(inner, "server_learning_rate"), "server_learning_rate", 1.0)
+        if (gain := float(rate) / (1 - momentum)) > 1:
+            said.append(
+                f"{name} has a momentum of {momentum:g}, which multiplies the rounding noise of {noisy} by {gain:g}: "
+                f"below {NOISY_BITS:g} bits a parameter that may grow until training is lost; take 0.02 to 0.04 bits, "
+                "as dither(density=0.004) to dither(density=0.008), or a server_learning_rate of at most 1 - momentum"
+            )
     sparse = any(isinstance(part, Sparsifier) and not isinstance(part, dense) for part in _parts(spec))
     if not sparse:
         return said

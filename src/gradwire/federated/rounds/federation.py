@@ -111,6 +111,7 @@ class Federation:
         self.control_fates: dict[int, dict[int, Vector]] = {}
         self.lengths: list[list[int]] = []
         self.last_blobs: list[bytes] = []
+        self.shipped: tuple[int, bytes] | None = None  # the round and blob of the newest field
         self._downlinks: list[Downlink] = []
         self.conservation_error = 0.0
         self._shares = round_shares(compressor, self.budget, self.layout.num_parameters, e.rounds)
@@ -251,6 +252,8 @@ class Federation:
             if sum(missed) <= whole:
                 self.traffic.add(client_id, "downlink", missed[0])
                 self.traffic.add(client_id, "other", sum(missed[1:]))
+                if self.shipped is not None and member.version <= self.shipped[0] < now - 1:
+                    member.client.end_round(self.shipped[1], {})  # for its field; nothing is said of payloads
             else:
                 self.traffic.add(client_id, "other", whole)
             member.owed_bytes += min(sum(missed), whole)
@@ -439,6 +442,8 @@ class Federation:
         if self.ledger is not None:
             self.ledger.close(clipped)
         self.lengths.append([len(blob) for blob in self.last_blobs])
+        if self.server.compressor.uses_field and self._read_downlinks()[0].payload.shipped_field is not None:
+            self.shipped = result.round, result.blob
         self.model += result.applied
         self._compare(result.update)
         return result

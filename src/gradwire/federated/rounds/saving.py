@@ -41,6 +41,7 @@ def save_federation(f: Federation) -> dict[str, Any]:
         "conservation_error": f.conservation_error,
         "lengths": [list(lengths) for lengths in f.lengths],
         "last_blobs": [np.frombuffer(blob, np.uint8).copy() for blob in f.last_blobs],
+        "shipped": None if f.shipped is None else [f.shipped[0], np.frombuffer(f.shipped[1], np.uint8).copy()],
         "moved": None if f.moved is None else np.packbits(f.moved),
         "frozen": f.trainer.frozen_digest,
         **f.members.state_dict(f.server.round),
@@ -79,6 +80,11 @@ def _load_downlinks(f: Federation, state: dict[str, Any]) -> None:
     rounds, num_roads = f.server.round, 1 if f.controls is None else 2
     f.lengths = [[saved_integer("lengths", n) for n in lengths] for lengths in state["lengths"]]
     f.last_blobs = [to_bytes(blob) for blob in state["last_blobs"]]
+    f.shipped = None
+    if state["shipped"] is not None:
+        f.shipped = saved_integer("shipped", state["shipped"][0]), to_bytes(state["shipped"][1])
+        if f.shipped[0] >= rounds or decode(f.shipped[1]).shipped_field is None:
+            raise StateError("state's shipped must be a round before the open one, and a blob with a field")
     if [len(lengths) for lengths in f.lengths] != [num_roads] * rounds:
         raise StateError(f"state's lengths must be of {rounds} rounds and {num_roads} roads, got {len(f.lengths)}")
     if len(f.last_blobs) != (num_roads if rounds else 0):
