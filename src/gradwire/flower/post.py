@@ -221,14 +221,15 @@ class Post:
 
     def _look_up(self, client_id_of: Callable[[Any], int], infos: Iterable[Any]) -> None:
         """Learn which clients the nodes are; one that the user's function has no number for is not counted."""
-        self._expected, self._unknown = {}, {}
+        told, self._expected, self._unknown = self._unknown, {}, {}
         for info in infos:
             try:
                 self._expected[info.node_id] = check_integer("client", client_id_of(info), 0, 2**63 - 1)
             except Exception as error:  # the function is the user's, and one node must not end the others' run
                 said = f"node {info.node_id} is none that client_id_of knows: {type(error).__name__}: {error}"
                 self._unknown[info.node_id] = visible(said)
-                _log.warning("gradwire: %s", self._unknown[info.node_id])
+                if info.node_id not in told:  # once a node, not once a message
+                    _log.warning("gradwire: %s", self._unknown[info.node_id])
 
     def _pull_late(self, grid: Grid) -> list[_Read]:
         """Read what came since it was given up."""
