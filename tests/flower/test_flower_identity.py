@@ -272,7 +272,8 @@ def test_states_survive_the_disk_and_are_refused_elsewhere(setup, tmp_path):
         with pytest.raises(gw.StateError):
             other.load_state_dict(state)
         assert other.arrays is None
-    for broken in ({}, {**state, "format": 9}, {**state, "conversation": {}}, {**state, "rounds_done": -1}):
+    wrong = ({"format": 9}, {"conversation": {}}, {"rounds_done": -1}, {"ledger": {"rounds": [[1]]}})
+    for broken in ({}, *({**state, **one} for one in wrong)):
         with pytest.raises(gw.StateError):
             twin.load_state_dict(broken)
 

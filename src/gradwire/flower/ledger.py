@@ -195,9 +195,10 @@ class Ledger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where ``state_dict`` was taken."""
-        self.rounds, self.runs = [], [str(run_id) for run_id in state["runs"]]
+        rounds: list[RoundBytes] = []
         for uplink, downlink, other, num_counted, accuracy, loss, nodes in state["rounds"]:
             row = RoundBytes(uplink, downlink, other, num_counted=num_counted, accuracy=accuracy, loss=loss)
             for node in nodes:
                 row.by_node[int(node)] = defaultdict(int)
-            self.rounds.append(row)
+            rounds.append(row)
+        self.rounds, self.runs = rounds, [str(run_id) for run_id in state["runs"]]

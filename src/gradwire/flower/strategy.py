@@ -331,9 +331,9 @@ class CompressedStrategy(Strategy):
             if self._name is not None and conversation.name != self._name:
                 raise StateError(f"it is of conversation {conversation.name!r}, this run's is {self._name!r}")
             restore_memory(self.inner, state["inner"], rounds_done)
+            self._ledger.load_state_dict(state["ledger"])
         self._conversation, self._post = conversation, None
         self._name, self.rounds_done = conversation.name, rounds_done
-        self._ledger.load_state_dict(state["ledger"])
         self._keep_model()
 
     def _open(self, grid: Grid, arrays: ArrayRecord) -> tuple[Conversation, Post]:
